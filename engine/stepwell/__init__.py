@@ -1,0 +1,60 @@
+"""stepwell: an embedded, event-sourced, append-only checkpoint log for long-running agents."""
+
+from stepwell.audit import Breach, Report
+from stepwell.errors import (
+    CapacityError,
+    ClosedError,
+    ConflictError,
+    CorruptionError,
+    DiskFullError,
+    EventTooLargeError,
+    ForkedError,
+    FormatError,
+    MapFullError,
+    NewerFormatError,
+    NotALogError,
+    ReadOnlyError,
+    StepwellError,
+    UsageError,
+)
+from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.fold import PendingWrite
+from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes
+from stepwell.patch import apply, compose, diff, parse
+
+__all__ = [
+    "Breach",
+    "CapacityError",
+    "ClosedError",
+    "Commit",
+    "ConflictError",
+    "CorruptionError",
+    "DiskFullError",
+    "Event",
+    "EventTooLargeError",
+    "FeedEntry",
+    "ForkedError",
+    "FormatError",
+    "Log",
+    "MapFullError",
+    "NewerFormatError",
+    "NotALogError",
+    "PendingWrite",
+    "ReadOnlyError",
+    "Report",
+    "Sequence",
+    "Snapshot",
+    "Step",
+    "StepCommitted",
+    "StepwellError",
+    "Thread",
+    "ThreadSummary",
+    "UsageError",
+    "Write",
+    "WritesRecorded",
+    "apply",
+    "changes",
+    "compose",
+    "diff",
+    "parse",
+]

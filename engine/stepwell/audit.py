@@ -1,0 +1,275 @@
+"""The check of every invariant (SPEC.md, section 11).
+
+Events are read in order and checked one by one; from them every derived row is computed anew, by code that
+shares nothing with the code that wrote it, and compared with what is stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from stepwell import codec
+from stepwell import format as fmt
+from stepwell.errors import CorruptionError, FormatError
+from stepwell.events import (
+    Event,
+    LaneOpened,
+    StepCommitted,
+    ThreadDeleted,
+    ThreadOpened,
+    ThreadPruned,
+    WritesRecorded,
+)
+from stepwell.fold import EMPTY, State, fold
+from stepwell.patch import Content, Patch, PatchError, Ref, map_content
+from stepwell.storage import FeedRow, LaneRow, Storage, ThreadRow, pack_feed, pack_name, pack_row
+from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
+
+_PAGE_EVENTS = 256
+
+
+class Breach(NamedTuple):
+    """One invariant that does not hold.
+
+    Attributes:
+        invariant: Its name in SPEC.md, section 11.
+        thread: Number of the thread; None if it is not one thread's.
+        sequence: Where in the thread; None if it is not one event's.
+        what: What was found.
+    """
+
+    invariant: str
+    thread: int | None
+    sequence: int | None
+    what: str
+
+
+class Report(NamedTuple):
+    """What an audit found.
+
+    Attributes:
+        threads: Number of threads, deleted ones included.
+        events: Number of events.
+        breaches: Every invariant that does not hold; empty for a sound log.
+    """
+
+    threads: int
+    events: int
+    breaches: list[Breach]
+
+
+def audit(storage: Storage) -> Report:
+    """Check every invariant of a log.
+
+    Appends of other threads and processes may go on meanwhile, but can show as breaches of what is derived.
+    """
+    expected: dict[tuple[str, bytes], bytes] = {}
+    breaches: list[Breach] = []
+    events = 0
+    threads = storage.event_threads()
+    commits: dict[int, FeedRow] = {}
+    for number in threads:
+        thread = _Thread(storage, number, breaches)
+        thread.read()
+        events += thread.events
+        expected.update(thread.rows())
+        for commit, row in thread.commits.items():
+            if commit in commits:
+                breaches.append(Breach("I7", number, row.first, f"commit {commit} stands in two threads"))
+            commits[commit] = row
+    expected.update({(FEED, fmt.number_key(commit)): pack_feed(row) for commit, row in commits.items()})
+    for table, key, value in storage.derived():
+        wanted = expected.pop((table, key), None)
+        if wanted != value:
+            what = "should not be there" if wanted is None else "differs from what the events say"
+            breaches.append(Breach("I6", None, None, f"a row of {table} {what}: {key.hex()}"))
+    for table, key in expected:
+        breaches.append(Breach("I6", None, None, f"a row of {table} is missing: {key.hex()}"))
+    return Report(len(threads), events, breaches)
+
+
+class _Thread:
+    """One thread, read from its first event to its last."""
+
+    def __init__(self, storage: Storage, number: int, breaches: list[Breach]) -> None:
+        self._storage = storage
+        self._number = number
+        self._breaches = breaches
+        self._lanes: dict[int, LaneRow] = {}
+        self._lane_names: dict[int, str] = {}
+        self._index: dict[bytes, bytes] = {}
+        self._payload_bytes: dict[int, int] = {}
+        self._steps: dict[int, int] = {}
+        self._states: dict[int, State] = {0: EMPTY}
+        self._followers: Counter[int] = Counter()
+        self._first_of_id: dict[tuple[int, str], int] = {}
+        self._id: str | None = None
+        self._deleted = False
+        self._row = ThreadRow(number, b"", 0)
+        self.events = 0
+        self.commits: dict[int, FeedRow] = {}
+
+    def read(self) -> None:
+        self._count_followers()
+        after = 0
+        while True:
+            page = self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False)
+            for sequence, record in page:
+                self._event(sequence, record)
+            if len(page) < _PAGE_EVENTS:
+                return
+            after = page[-1][0]
+
+    def _count_followers(self) -> None:
+        """How many steps are based on each, so that a state is held no longer than it is needed."""
+        after = 0
+        while page := self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False):
+            for _, record in page:
+                if len(record) >= fmt.HEADER_BYTES:
+                    header = fmt.read_header(record)
+                    if header.kind == fmt.KIND_STEP:
+                        self._followers[header.base] += 1
+            after = page[-1][0]
+
+    def _breach(self, invariant: str, sequence: int, what: str) -> None:
+        self._breaches.append(Breach(invariant, self._number, sequence, what))
+
+    def _event(self, sequence: int, record: bytes) -> None:
+        self.events += 1
+        try:
+            header, event, payload = codec.decode(self._number, sequence, record)
+        except (CorruptionError, FormatError) as error:
+            self._breach("I2", sequence, str(error))
+            return
+        row = self._row
+        if not row.first:
+            row.first, row.last = sequence, sequence - 1
+            row.created_at = header.created_at
+            self._opening(sequence, event)
+        if sequence != row.last + 1:
+            self._breach("I1", sequence, f"it follows {row.last}")
+        try:
+            fmt.verify(self._number, sequence, record, row.chain)
+        except ValueError as error:
+            self._breach("I3", sequence, str(error))
+        row.last, row.chain, row.updated_at = sequence, header.chain, header.created_at
+        row.stored_bytes += len(record)
+        self._payload_bytes[sequence] = len(payload)
+        self._commit(header.commit, sequence)
+        if isinstance(event, LaneOpened):
+            self._lane(header.lane, event, sequence)
+        elif isinstance(event, StepCommitted):
+            self._step(header, event, sequence)
+        elif isinstance(event, WritesRecorded):
+            row.writes += 1
+            self._known_lane(header.lane, sequence)
+            for write in event.writes:
+                self._references(write.value, sequence)
+            key = fmt.id_key(event.step_id)
+            self._index[fmt.index_key(self._number, header.lane, key, fmt.INDEX_WRITES, sequence)] = b""
+
+    def _opening(self, sequence: int, event: Event) -> None:
+        """The first event names the thread and says where its hash chain begins."""
+        if isinstance(event, ThreadOpened) and sequence == 1:
+            self._id = event.thread_id
+        elif isinstance(event, ThreadPruned) and sequence == event.through + 1:
+            self._id, self._row.chain = event.thread_id, event.chain
+        elif isinstance(event, ThreadDeleted) and sequence == event.through + 1:
+            self._deleted, self._row.chain = True, event.chain
+        else:
+            self._breach("I1", sequence, f"a thread cannot begin with {type(event).__name__}")
+
+    def _commit(self, commit: int, sequence: int) -> None:
+        before = self.commits.get(commit)
+        if before is None:
+            if self.commits and commit < max(self.commits):
+                self._breach("I7", sequence, f"commit {commit} comes after a later one")
+            self.commits[commit] = FeedRow(commit, self._number, sequence, sequence)
+        else:
+            self.commits[commit] = before._replace(last=sequence)
+
+    def _lane(self, lane: int, event: LaneOpened, sequence: int) -> None:
+        if lane != len(self._lanes) + 1:
+            self._breach("I4", sequence, f"lane {lane} is opened as number {len(self._lanes) + 1}")
+        self._row.lanes += 1
+        name_key = fmt.name_key(self._number, event.lane.encode())
+        self._lanes[lane] = LaneRow(name_key[8:])
+        self._lane_names[lane] = event.lane
+
+    def _known_lane(self, lane: int, sequence: int) -> LaneRow:
+        if lane not in self._lanes:
+            self._breach("I4", sequence, f"lane {lane} was never opened")
+            self._lanes[lane] = LaneRow(b"")
+        return self._lanes[lane]
+
+    def _step(self, header: fmt.Header, event: StepCommitted, sequence: int) -> None:
+        lane = self._known_lane(header.lane, sequence)
+        kind = fmt.INDEX_STEP
+        if event.hidden:
+            kind = fmt.INDEX_HIDDEN_STEP
+        else:
+            original = self._first_of_id.setdefault((header.lane, event.step_id), sequence)
+            replaces = original != sequence
+            if replaces != bool(header.flags & fmt.FLAG_REPLACES):
+                self._breach("I5", sequence, "the flag for a step that was committed before is wrong")
+            if header.previous != (original if replaces else lane.tip):
+                self._breach("I5", sequence, f"it follows step {header.previous} of its lane")
+            if replaces:
+                lane.replaced += 1
+                lane.head = sequence if original == lane.tip else lane.head
+            else:
+                lane.head = lane.tip = sequence
+                lane.steps += 1
+                self._row.steps += 1
+        parent_key = b"" if event.parent_id is None else fmt.id_key(event.parent_id)
+        key = fmt.id_key(event.step_id)
+        self._index[fmt.index_key(self._number, header.lane, key, kind, sequence)] = parent_key
+        self._references(event.channels, sequence)
+        self._references(event.fields, sequence)
+        self._fold(header, event, sequence)
+
+    def _fold(self, header: fmt.Header, event: StepCommitted, sequence: int) -> None:
+        if event.base and self._steps.get(event.base) != header.lane:
+            self._breach("I5", sequence, f"its base {event.base} is no step of its lane")
+        base = self._states.get(event.base)
+        if base is not None:
+            try:
+                self._states[sequence] = fold(base, event, event.base)
+            except PatchError as error:
+                self._breach("I5", sequence, f"it does not fit its base {event.base}: {error}")
+        self._steps[sequence] = header.lane
+        self._followers[event.base] -= 1
+        for done in (event.base, sequence):
+            if done and not self._followers[done]:
+                self._states.pop(done, None)
+
+    def _references(self, patch: Patch, sequence: int) -> None:
+        def check(content: Content) -> Content:
+            if isinstance(content, Ref):
+                end = content.start + content.length
+                if end > self._payload_bytes.get(content.sequence, -1) or content.sequence > sequence:
+                    self._breach("I8", sequence, f"it refers to bytes that event {content.sequence} does not hold")
+            return content
+
+        map_content(patch, check)
+
+    def rows(self) -> dict[tuple[str, bytes], bytes]:
+        """Every derived row of the thread but its part of the feed."""
+        number = self._number
+        rows: dict[tuple[str, bytes], bytes] = {}
+        row = self._row
+        row.deleted = self._deleted
+        if self._id is not None:
+            name = self._id.encode()
+            name_key = fmt.name_key(0, name)
+            row.name_hash = name_key[8:]
+            rows[NAMES, name_key] = pack_name(number, name)
+        rows[THREADS, fmt.number_key(number)] = pack_row(row)
+        for lane, lane_row in self._lanes.items():
+            rows[LANES, fmt.lane_key(number, lane)] = pack_row(lane_row)
+        for lane, lane_name in self._lane_names.items():
+            name = lane_name.encode()
+            rows[NAMES, fmt.name_key(number, name)] = pack_name(lane, name)
+        rows.update({(INDEX, key): value for key, value in self._index.items()})
+        return rows

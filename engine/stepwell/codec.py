@@ -1,0 +1,341 @@
+"""Events to record bodies and back; the one place that knows how a body is laid out.
+
+    body     = skeleton length u32, skeleton, payload; as one zstandard frame if that is smaller
+    skeleton = the event in msgpack, its larger contents replaced by references
+    payload  = those contents, one after the other
+
+Content that the log holds already is written as a reference to the event that holds it (`Known`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+import msgspec
+import zstandard
+
+from stepwell import format as fmt
+from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
+from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.patch import (
+    Array,
+    Blob,
+    Content,
+    Map,
+    Merge,
+    New,
+    Patch,
+    Ref,
+    Value,
+    cut_content,
+    map_content,
+    map_pieces,
+)
+
+# Shorter contents stay in the skeleton: a reference would not be smaller.
+SMALLEST_DETACHED_BYTES: Final = 32
+# Shorter elements are not looked for one by one.
+SMALLEST_REMEMBERED_BYTES: Final = 64
+COMPRESSION_LEVEL: Final = 3
+
+_LENGTH_BYTES: Final = 4
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)  # type: ignore[arg-type]
+
+Known = Callable[[bytes], Ref | None]
+"""Where the log holds content with this digest, or None."""
+
+
+class Fresh(NamedTuple):
+    """Content that a body holds for the first time."""
+
+    digest: bytes
+    start: int
+    length: int
+
+
+class Body(NamedTuple):
+    """An event ready to be committed.
+
+    Attributes:
+        kind: What storage files the record under.
+        data: The body as it will stand on disk.
+        compressed: Whether `data` is a zstandard frame.
+        fresh: What later events may refer to.
+    """
+
+    kind: int
+    data: bytes
+    compressed: bool
+    fresh: list[Fresh]
+
+
+def digest_of(content: bytes) -> bytes:
+    """The 16 bytes by which equal content is found again."""
+    return blake2b(content, digest_size=16).digest()
+
+
+def encode(event: Event, known: Known | None = None) -> Body:
+    """Lay an event out as a body.
+
+    Args:
+        event: The event; references in it must name events of the same thread.
+        known: Finds content that the log holds already; None writes everything out.
+
+    Raises:
+        EventTooLargeError: The event cannot be held by a log.
+    """
+    packer = _Packer(known)
+    kind: int = type(event).__struct_config__.tag  # type: ignore[assignment]
+    if isinstance(event, StepCommitted):
+        skeleton: Event = StepCommitted(
+            event.step_id,
+            event.parent_id,
+            packer.merge(event.channels),
+            packer.merge(event.fields),
+        )
+    elif isinstance(event, WritesRecorded):
+        writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
+        skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    else:
+        skeleton = event
+    head = _encoder.encode(skeleton)
+    size = _LENGTH_BYTES + len(head) + packer.size
+    if size > fmt.MAX_BODY_BYTES:
+        raise EventTooLargeError(
+            f"an event of {size:,} bytes exceeds the limit of {fmt.MAX_BODY_BYTES:,}; "
+            "split the value over several channels or keep it outside the state"
+        )
+    body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
+    smaller = _compress(body)
+    if len(smaller) < len(body):
+        return Body(kind, smaller, True, packer.fresh)
+    return Body(kind, body, False, packer.fresh)
+
+
+class _Packer:
+    """Moves contents from one event's values into its payload."""
+
+    def __init__(self, known: Known | None) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.fresh: list[Fresh] = []
+        self._known = known
+        self._here: dict[bytes, Ref] = {}
+
+    def merge(self, merge: Merge) -> Merge:
+        packed = map_pieces(merge, self._content, self._run)
+        assert isinstance(packed, Merge)
+        return packed
+
+    def value(self, value: Value) -> Value:
+        packed = map_pieces(value, self._content, self._run)
+        assert isinstance(packed, Blob | Array | Map)
+        return packed
+
+    def _content(self, content: Content) -> Content:
+        if isinstance(content, Ref):
+            return content
+        if len(content) < SMALLEST_DETACHED_BYTES:
+            return content
+        digest = digest_of(content)
+        return self._find(digest) or self._place(content, digest)
+
+    def _run(self, piece: New) -> tuple[New, ...]:
+        content = piece.content
+        if isinstance(content, Ref) or len(content) < SMALLEST_DETACHED_BYTES:
+            return (New(piece.lengths, self._content(content)),)
+        digest = digest_of(content)
+        found = self._find(digest)
+        if found:
+            return (New(piece.lengths, found),)
+        if len(content) < len(piece.lengths) * SMALLEST_REMEMBERED_BYTES or len(piece.lengths) == 1:
+            return (New(piece.lengths, self._place(content, digest)),)
+        return self._elements(piece.lengths, content, digest)
+
+    def _elements(self, lengths: tuple[int, ...], content: bytes, digest: bytes) -> tuple[New, ...]:
+        """Look for each element of a run, and lay out those that are not known side by side."""
+        edges = list(accumulate(lengths, initial=0))
+        runs: list[tuple[list[int], Ref]] = []
+        for index, length in enumerate(lengths):
+            element = content[edges[index] : edges[index + 1]]
+            element_digest = digest_of(element)
+            ref = self._find(element_digest) or self._place(element, element_digest)
+            if runs:
+                sizes, last = runs[-1]
+                if last.sequence == ref.sequence and last.start + last.length == ref.start:
+                    sizes.append(length)
+                    runs[-1] = (sizes, Ref(last.sequence, last.start, last.length + length))
+                    continue
+            runs.append(([length], ref))
+        if len(runs) == 1:
+            ref = runs[0][1]
+            if ref.sequence == 0:
+                self.fresh.append(Fresh(digest, ref.start, ref.length))
+        return tuple(New(tuple(sizes), ref) for sizes, ref in runs)
+
+    def _find(self, digest: bytes) -> Ref | None:
+        found = self._here.get(digest)
+        if found is None and self._known is not None:
+            found = self._known(digest)
+        return found
+
+    def _place(self, content: bytes, digest: bytes) -> Ref:
+        ref = Ref(0, self.size, len(content))
+        self.parts.append(content)
+        self.size += len(content)
+        self._here[digest] = ref
+        self.fresh.append(Fresh(digest, ref.start, ref.length))
+        return ref
+
+
+class Decoded(NamedTuple):
+    """A record taken apart: its header, its event with references made absolute, its payload."""
+
+    header: fmt.Header
+    event: Event
+    payload: bytes
+
+
+def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded:
+    """Check a record and take it apart.
+
+    Args:
+        thread: Number of the thread that the record was read from.
+        sequence: Where in the thread it was read.
+        record: Header and body.
+        lane: The namespace behind the header's lane number.
+
+    Raises:
+        CorruptionError: The record is not what was written at this place.
+        NewerFormatError: A newer version of the library wrote it.
+    """
+    header, body = _open(thread, sequence, record)
+    head_end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
+    try:
+        event = _decoder.decode(body[_LENGTH_BYTES:head_end])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
+
+    def absolute(content: Content) -> Content:
+        if isinstance(content, Ref) and content.sequence == 0:
+            return Ref(sequence, content.start, content.length)
+        return content
+
+    if isinstance(event, StepCommitted):
+        channels, fields = map_content(event.channels, absolute), map_content(event.fields, absolute)
+        assert isinstance(channels, Merge)
+        assert isinstance(fields, Merge)
+        event = StepCommitted(
+            event.step_id,
+            event.parent_id,
+            channels,
+            fields,
+            lane,
+            Sequence(header.base),
+            bool(header.flags & fmt.FLAG_HIDDEN),
+            header.created_at,
+        )
+    elif isinstance(event, WritesRecorded):
+        writes = tuple(Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in event.writes)
+        event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
+    elif not isinstance(event, LaneOpened):
+        event = msgspec.structs.replace(event, created_at=header.created_at)
+    else:
+        event = LaneOpened(event.lane, header.created_at)
+    return Decoded(header, event, body[head_end:])
+
+
+def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
+    """Check a record and give its payload, which references of other events point into."""
+    _, body = _open(thread, sequence, record)
+    return body[_LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES]) :]
+
+
+def lane_of(thread: int, sequence: int, record: bytes) -> int:
+    """The lane number in a record's header."""
+    try:
+        return fmt.read_header(record).lane
+    except ValueError as error:
+        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+
+
+def with_patches(event: StepCommitted, channels: Merge, fields: Merge) -> StepCommitted:
+    """The same step with other patches."""
+    return msgspec.structs.replace(event, channels=channels, fields=fields)
+
+
+def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecorded:
+    """The same event with other writes."""
+    return msgspec.structs.replace(event, writes=writes)
+
+
+def resolve(patch: Patch, read: Callable[[Ref], bytes]) -> Patch:
+    """The same patch with every reference replaced by the bytes behind it."""
+    return map_content(patch, lambda content: read(content) if isinstance(content, Ref) else content)
+
+
+def slice_payload(payload: bytes, ref: Ref, thread: int) -> bytes:
+    """The bytes that a reference names, out of the payload of its event."""
+    if ref.start + ref.length > len(payload):
+        raise CorruptionError(
+            f"a reference to bytes {ref.start} to {ref.start + ref.length} of a payload of {len(payload)}",
+            thread=thread,
+            sequence=ref.sequence,
+        )
+    content = cut_content(payload, ref.start, ref.start + ref.length)
+    assert isinstance(content, bytes)
+    return content
+
+
+def _value(patch: Patch) -> Value:
+    assert isinstance(patch, Blob | Array | Map)
+    return patch
+
+
+def _open(thread: int, sequence: int, record: bytes) -> tuple[fmt.Header, bytes]:
+    try:
+        fmt.verify(thread, sequence, record)
+        header = fmt.read_header(record)
+    except ValueError as error:
+        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
+            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
+        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+    body = record[fmt.HEADER_BYTES :]
+    if header.flags & fmt.FLAG_COMPRESSED:
+        body = _decompress(body, thread, sequence)
+    return header, body
+
+
+# Compressors may not be shared between threads at the same moment, and LangGraph starts new threads for
+# every run, so they wait in lists (whose pop and append are atomic) instead of in thread-locals.
+_compressors: list[zstandard.ZstdCompressor] = []
+_decompressors: list[zstandard.ZstdDecompressor] = []
+
+
+def _compress(body: bytes) -> bytes:
+    try:
+        compressor = _compressors.pop()
+    except IndexError:
+        compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+    data = compressor.compress(body)
+    _compressors.append(compressor)
+    return data
+
+
+def _decompress(data: bytes, thread: int, sequence: int) -> bytes:
+    try:
+        decompressor = _decompressors.pop()
+    except IndexError:
+        decompressor = zstandard.ZstdDecompressor()
+    try:
+        if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
+            raise CorruptionError("the frame claims an impossible size", thread=thread, sequence=sequence)
+        body = decompressor.decompress(data)
+    except zstandard.ZstdError as error:
+        raise CorruptionError(f"the body cannot be decompressed: {error}", thread=thread, sequence=sequence) from error
+    _decompressors.append(decompressor)
+    return body

@@ -1,0 +1,174 @@
+"""Where the log holds content: the memory that lets an append refer to bytes instead of repeating them.
+
+What a step takes over from its task's writes is usually what was recorded a moment ago.  This memory maps
+the digest of each content that was appended lately to the place where it stands, per thread.  It is a
+cache: forgetting costs space on disk, never correctness.
+
+An append is encoded in its caller's thread.  Only if it holds the same content as one that is still on its
+way into the log must it wait for its turn, since only the writer knows where that one will stand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Sequence as Several
+from typing import Final
+
+from stepwell import codec
+from stepwell import format as fmt
+from stepwell.codec import Fresh
+from stepwell.events import Event, StepCommitted, WritesRecorded
+from stepwell.patch import Ref
+from stepwell.storage import Committed, Entry
+
+_LARGEST_MEMORY: Final = 1 << 16  # contents; about 300 bytes each
+
+
+class Place:
+    """The event that holds some content.
+
+    Attributes:
+        number: Its thread's number, once known.
+        sequence: Its sequence, once known; the group that it belongs to may still fail.
+        durable: Whether it is in the log for good.
+        failed: Whether it never will be.
+    """
+
+    __slots__ = ("durable", "failed", "number", "sequence")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.sequence = 0
+        self.durable = False
+        self.failed = False
+
+
+class NotYetPlaced(Exception):
+    """The content stands in an event whose sequence is not known yet."""
+
+
+class ContentMemory:
+    """The latest contents of all threads of one log."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[tuple[str, bytes], tuple[Place, int, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, thread_id: str, digest: bytes, incarnation: int | None = None, first: int = 0) -> tuple[int, Ref] | None:
+        """A reference to content with this digest, and the number of the thread that holds it.
+
+        Args:
+            thread_id: The thread.
+            digest: Digest of the content.
+            incarnation: The thread's number, which only the writer knows for sure, and only when it is the
+                append's turn; None accepts durable content of any.
+            first: Sequence of the thread's oldest event.
+
+        Raises:
+            NotYetPlaced: An event that is on its way into the log holds it; ask again when it is your turn.
+        """
+        with self._lock:
+            found = self._places.get((thread_id, digest))
+            if found is None:
+                return None
+            place, start, length = found
+            if incarnation is None and not place.durable and not place.failed:
+                raise NotYetPlaced
+            stale = incarnation is not None and (place.number != incarnation or place.sequence < first)
+            if place.failed or stale:
+                del self._places[thread_id, digest]
+                return None
+            self._places.move_to_end((thread_id, digest))
+            return place.number, Ref(place.sequence, start, length)
+
+    def remember(self, thread_id: str, place: Place, fresh: Iterable[Fresh]) -> None:
+        """Note what an event holds that no event before it did."""
+        with self._lock:
+            for digest, start, length in fresh:
+                self._places[thread_id, digest] = (place, start, length)
+            while len(self._places) > _LARGEST_MEMORY:
+                self._places.popitem(last=False)
+
+
+def settle(places: Iterable[Place], *, durable: bool) -> None:
+    """Tell places what became of their events."""
+    for place in places:
+        place.durable, place.failed = durable, not durable
+
+
+class Encoding:
+    """The entries of one append, with what the log holds already left out.
+
+    Attributes:
+        places: Where each event will stand.
+    """
+
+    def __init__(self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int) -> None:
+        self.places = [Place() for _ in events]
+        self._memory = memory
+        self._thread_id = thread_id
+        self._events = events
+        self._now = now
+        self._number: int | None = None
+        self._oldest = 0
+        self._early: list[Entry] | None = None
+        try:
+            self._early = self._encode(None, 0)
+        except NotYetPlaced:
+            pass
+
+    def entries(self, number: int, first: int) -> list[Entry]:
+        """The entries, for a thread of this number whose oldest event stands at `first`."""
+        if self._early is not None and (
+            not self._oldest or (self._number == number and self._oldest >= first)
+        ):
+            return self._early
+        return self._encode(number, first)
+
+    def locate(self, committed: Committed) -> None:
+        """Note where the events stand, before that is durable."""
+        for place, sequence in zip(self.places, committed.sequences, strict=True):
+            place.number, place.sequence = committed.number, sequence
+
+    def _encode(self, incarnation: int | None, first: int) -> list[Entry]:
+        self._number, self._oldest = incarnation, 0
+        bodies = [codec.encode(event, lambda digest: self._known(digest, incarnation, first)) for event in self._events]
+        for place, body in zip(self.places, bodies, strict=True):
+            self._memory.remember(self._thread_id, place, body.fresh)
+        return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]
+
+    def _known(self, digest: bytes, incarnation: int | None, first: int) -> Ref | None:
+        found = self._memory.find(self._thread_id, digest, incarnation, first)
+        if found is None:
+            return None
+        number, ref = found
+        if self._number is None:
+            self._number = number
+        if number != self._number:
+            return None  # the thread was deleted and opened again in between: one of the two is gone
+        self._oldest = min(self._oldest or ref.sequence, ref.sequence)
+        return ref
+
+
+def entry(event: Event, body: codec.Body, now: int) -> Entry:
+    """An event and its body as storage wants them."""
+    created_at = event.created_at or now
+    if isinstance(event, StepCommitted):
+        parent_key = b"" if event.parent_id is None else fmt.id_key(event.parent_id)
+        return Entry(
+            event.lane,
+            body.kind,
+            body.data,
+            body.compressed,
+            created_at,
+            event.base,
+            fmt.id_key(event.step_id),
+            parent_key,
+            event.hidden,
+        )
+    if isinstance(event, WritesRecorded):
+        key = fmt.id_key(event.step_id)
+        return Entry(event.lane, body.kind, body.data, body.compressed, created_at, step_key=key)
+    return Entry(None, body.kind, body.data, body.compressed, created_at)

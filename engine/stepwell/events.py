@@ -1,0 +1,145 @@
+"""The facts that a log is made of.
+
+Each event is immutable.  `StepCommitted` and `WritesRecorded` are what agents produce; the others are rare
+and say what happened to a thread as a whole.  Fields that storage must know without decoding (lane, time,
+base) travel in the record's header and come back from there.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType, TypeAlias
+
+import msgspec
+
+from stepwell import format as fmt
+from stepwell.patch import Merge, Value
+
+Sequence = NewType("Sequence", int)
+"""Position of an event in its thread, from 1, no gaps, in commit order.  0 stands for "before the first"."""
+
+Commit = NewType("Commit", int)
+"""Position of an append in the whole log, from 1, in commit order."""
+
+NOWHERE: Final = Sequence(0)
+
+
+class Write(msgspec.Struct, array_like=True, frozen=True):
+    """One value that a task returned for one channel.
+
+    Attributes:
+        index: Position in the task's writes.  Of two with the same task and index, the first counts if the
+            index is 0 or more, the last if it is negative.
+        channel: Name of the channel.
+        value: What was returned.
+    """
+
+    index: int
+    channel: str
+    value: Value
+
+
+class StepCommitted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_STEP):
+    """A checkpoint: the state of one lane after one step, as a patch.
+
+    Attributes:
+        step_id: Name of the step, unique in its lane; committing it again replaces what it shows.
+        parent_id: The step that it follows, which need not be in the log (yet).
+        channels: What changed in the channels since `base`.
+        fields: What changed in what the adapter keeps about the step beside its channels.
+        lane: Namespace of the graph that took the step.
+        base: The step whose state the patches apply to; 0 is the empty state.
+        hidden: Kept only for what descends from it: no list shows it.
+        created_at: Unix time in nanoseconds; 0 lets the log set it.
+    """
+
+    step_id: str
+    parent_id: str | None
+    channels: Merge
+    fields: Merge
+    lane: str = ""
+    base: Sequence = NOWHERE
+    hidden: bool = False
+    created_at: int = 0
+
+
+class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_WRITES):
+    """What one task returned, waiting for the step after `step_id` to take it over.
+
+    Attributes:
+        step_id: The step that the task ran on; it may be committed later than this.
+        task_id: Name of the task.
+        task_path: Where the task stands among its step's tasks, as sort key.
+        writes: What it returned, in order.
+        lane: Namespace of the graph that ran the task.
+        created_at: Unix time in nanoseconds; 0 lets the log set it.
+    """
+
+    step_id: str
+    task_id: str
+    task_path: str
+    writes: tuple[Write, ...]
+    lane: str = ""
+    created_at: int = 0
+
+
+class ThreadOpened(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_OPENED):
+    """The first event of a thread: its name."""
+
+    thread_id: str
+    created_at: int = 0
+
+
+class LaneOpened(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_LANE_OPENED):
+    """The first event of a lane: its name."""
+
+    lane: str
+    created_at: int = 0
+
+
+class ThreadCopied(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_COPIED):
+    """Everything before this event was copied from another thread."""
+
+    source_thread_id: str
+    through: Sequence
+    created_at: int = 0
+
+
+class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_PRUNED):
+    """The first event of a thread that was rewritten: all up to `through` is gone, what was kept follows.
+
+    Attributes:
+        thread_id: The thread's name.
+        through: Sequence of the last event that was removed.
+        chain: The hash chain after that event, from which this one goes on.
+        pruned_at: Unix time in nanoseconds of the pruning; `created_at` stays the thread's first time.
+    """
+
+    thread_id: str
+    through: Sequence
+    chain: bytes
+    pruned_at: int
+    created_at: int = 0
+
+
+class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_DELETED):
+    """All that is left of a deleted thread.
+
+    Attributes:
+        through: Sequence of the last event that was removed.
+        chain: The hash chain after that event.
+    """
+
+    through: Sequence
+    chain: bytes
+    created_at: int = 0
+
+
+Event: TypeAlias = (
+    StepCommitted
+    | WritesRecorded
+    | ThreadOpened
+    | LaneOpened
+    | ThreadCopied
+    | ThreadPruned
+    | ThreadDeleted
+)

@@ -1,0 +1,213 @@
+"""Every key and byte on disk, as constants and pure functions (SPEC.md, sections 3 to 5).
+
+All integers are big-endian and of fixed width, so that the order of keys is the order of numbers and no
+key of one thread can be a prefix of another's.  Names of any length and characters are interned: their
+16-byte hash stands in keys, the name itself stands once in the `names` table.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+# On disk: never renumber.
+FORMAT_VERSION: Final = 1  # what this library writes
+OLDEST_READABLE_VERSION: Final = 1
+
+KIND_THREAD_OPENED: Final = 1
+KIND_LANE_OPENED: Final = 2
+KIND_STEP: Final = 3
+KIND_WRITES: Final = 4
+KIND_THREAD_COPIED: Final = 5
+KIND_THREAD_PRUNED: Final = 6
+KIND_THREAD_DELETED: Final = 7
+
+FLAG_COMPRESSED: Final = 1  # the body is one zstandard frame
+FLAG_REPLACES: Final = 2  # the step's id was committed before in this lane; `previous` names the first time
+FLAG_HIDDEN: Final = 4  # the step is kept for what descends from it, and shown to nobody
+KNOWN_FLAGS: Final = FLAG_COMPRESSED | FLAG_REPLACES | FLAG_HIDDEN
+
+CHAIN_BYTES: Final = 16
+CHECKSUM_BYTES: Final = 8
+_DIGEST_BYTES: Final = 24  # the first 8 are the checksum, all 24 go into the chain
+CHAIN_SEED: Final = bytes(CHAIN_BYTES)
+
+# version, kind, flags, zero, lane, commit, created_at, base, previous
+_HEADER = struct.Struct(">BBBBIQQQQ")
+_COVERED_BYTES: Final = _HEADER.size  # 40: what the checksum covers of the header
+HEADER_BYTES: Final = _COVERED_BYTES + CHECKSUM_BYTES + CHAIN_BYTES  # 64
+
+# The largest event body before compression.  LMDB holds values up to 4 GiB, but above 2 GiB single
+# write calls have failed on some systems.
+MAX_BODY_BYTES: Final = 1 << 30
+
+
+class Header(NamedTuple):
+    """The fixed part of a record: what storage must know without decoding the body."""
+
+    version: int
+    kind: int
+    flags: int
+    lane: int
+    commit: int
+    created_at: int
+    base: int
+    previous: int
+    checksum: bytes
+    chain: bytes
+
+
+def stamp(
+    thread: int,
+    sequence: int,
+    kind: int,
+    flags: int,
+    lane: int,
+    commit: int,
+    created_at: int,
+    base: int,
+    previous: int,
+    body: bytes,
+    chain: bytes,
+) -> tuple[bytes, bytes]:
+    """Build a record and the chain hash after it.
+
+    The checksum covers the record's place (thread, sequence) as well as its bytes, so that a record read
+    from another place is found out; the chain covers everything before it.
+    """
+    covered = _HEADER.pack(FORMAT_VERSION, kind, flags, 0, lane, commit, created_at, base, previous)
+    digest = _digest(thread, sequence, covered, body)
+    after = blake2b(chain + digest, digest_size=CHAIN_BYTES).digest()
+    return b"".join((covered, digest[:CHECKSUM_BYTES], after, body)), after
+
+
+def read_header(record: bytes) -> Header:
+    """Take a record's header apart without checking anything but its length."""
+    if len(record) < HEADER_BYTES:
+        raise ValueError(f"a record has at least {HEADER_BYTES} bytes, this one has {len(record)}")
+    version, kind, flags, _, lane, commit, created_at, base, previous = _HEADER.unpack_from(record)
+    checksum = bytes(record[_COVERED_BYTES : _COVERED_BYTES + CHECKSUM_BYTES])
+    chain = bytes(record[_COVERED_BYTES + CHECKSUM_BYTES : HEADER_BYTES])
+    return Header(version, kind, flags, lane, commit, created_at, base, previous, checksum, chain)
+
+
+def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> None:
+    """Raise ValueError unless the record is what was written at this place.
+
+    Args:
+        thread: Number of the thread that the record was read from.
+        sequence: Where in the thread it was read.
+        record: Header and body.
+        chain: The chain hash before this record; None checks the record alone.
+    """
+    header = read_header(record)
+    digest = _digest(thread, sequence, record[:_COVERED_BYTES], record[HEADER_BYTES:])
+    if digest[:CHECKSUM_BYTES] != header.checksum:
+        raise ValueError("the checksum does not match")
+    if chain is not None and blake2b(chain + digest, digest_size=CHAIN_BYTES).digest() != header.chain:
+        raise ValueError("the hash chain is broken before this event")
+    if header.version > FORMAT_VERSION or record[3] or header.flags & ~KNOWN_FLAGS:
+        raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
+
+
+def _digest(thread: int, sequence: int, covered: bytes, body: bytes) -> bytes:
+    hasher = blake2b(_THREAD_AND_SEQUENCE.pack(thread, sequence), digest_size=_DIGEST_BYTES)
+    hasher.update(covered)
+    hasher.update(body)
+    return hasher.digest()
+
+
+# --- keys ---
+
+_NUMBER = struct.Struct(">Q")
+_THREAD_AND_SEQUENCE = struct.Struct(">QQ")
+_THREAD_AND_LANE = struct.Struct(">QI")
+_INDEX_TAIL = struct.Struct(">BQ")
+
+ID_KEY_BYTES: Final = 1 + 16  # form, UUID or hash
+INDEX_KEY_BYTES: Final = 8 + 4 + ID_KEY_BYTES + 1 + 8  # thread, lane, id, kind, sequence
+
+_FORM_UUID: Final = b"\x00"
+_FORM_HASHED: Final = b"\x01"
+
+# Kinds of index entries, in the order in which a scan of one step meets them.
+INDEX_STEP: Final = 0
+INDEX_HIDDEN_STEP: Final = 1
+INDEX_WRITES: Final = 2
+
+
+def number_key(number: int) -> bytes:
+    """Key of `threads` (a thread's number) and of `feed` (a commit number)."""
+    return _NUMBER.pack(number)
+
+
+def read_number(key: bytes) -> int:
+    """Inverse of `number_key`."""
+    (number,) = _NUMBER.unpack(key)
+    return int(number)
+
+
+def event_key(thread: int, sequence: int) -> bytes:
+    """Key of `events`."""
+    return _THREAD_AND_SEQUENCE.pack(thread, sequence)
+
+
+def read_event_key(key: bytes) -> tuple[int, int]:
+    """Inverse of `event_key`."""
+    thread, sequence = _THREAD_AND_SEQUENCE.unpack(key)
+    return thread, sequence
+
+
+def lane_key(thread: int, lane: int) -> bytes:
+    """Key of `lanes`."""
+    return _THREAD_AND_LANE.pack(thread, lane)
+
+
+def read_lane_key(key: bytes) -> tuple[int, int]:
+    """Inverse of `lane_key`."""
+    thread, lane = _THREAD_AND_LANE.unpack(key)
+    return thread, lane
+
+
+def name_key(owner: int, name: bytes) -> bytes:
+    """Key of `names`: owner 0 holds thread ids, owner N the lane names of thread N."""
+    return _NUMBER.pack(owner) + blake2b(name, digest_size=16).digest()
+
+
+def id_key(identifier: str) -> bytes:
+    """The fixed-width stand-in for a step id: its own 16 bytes if it is a UUID in text, else its hash.
+
+    UUIDs keep their order, and the form byte keeps a hash from ever equalling a UUID.
+    """
+    if len(identifier) == 36:
+        digits = identifier.replace("-", "")
+        if len(digits) == 32 and digits.isalnum():
+            try:
+                raw = bytes.fromhex(digits)
+            except ValueError:
+                raw = b""
+            if raw and identifier == _uuid_text(raw):
+                return _FORM_UUID + raw
+    return _FORM_HASHED + blake2b(identifier.encode(), digest_size=16).digest()
+
+
+def _uuid_text(raw: bytes) -> str:
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def index_prefix(thread: int, lane: int, step_key: bytes) -> bytes:
+    """What all index entries of one step id begin with."""
+    return _THREAD_AND_LANE.pack(thread, lane) + step_key
+
+
+def index_key(thread: int, lane: int, step_key: bytes, kind: int, sequence: int) -> bytes:
+    """Key of `index`."""
+    return index_prefix(thread, lane, step_key) + _INDEX_TAIL.pack(kind, sequence)
+
+
+def read_index_tail(key: bytes) -> tuple[int, int]:
+    """Kind and sequence of an index entry."""
+    kind, sequence = _INDEX_TAIL.unpack_from(key, INDEX_KEY_BYTES - _INDEX_TAIL.size)
+    return kind, sequence

@@ -1,0 +1,447 @@
+"""Log and Thread: the public face of the engine; joins the writer, the reader and the storage."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Several
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from stepwell import audit as auditing
+from stepwell import pruning, reader
+from stepwell import format as fmt
+from stepwell.content import ContentMemory, Encoding, Place
+from stepwell.errors import ReadOnlyError, UsageError
+from stepwell.events import Commit, Event, Sequence, StepCommitted
+from stepwell.fold import PendingWrite
+from stepwell.patch import Merge, Value, diff_entries, parse
+from stepwell.storage import Append, Copy, Delete, Storage, ThreadRow
+from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.memory import MemoryStorage
+from stepwell.writer import Ticket, Writer
+
+_END: Final = 1 << 62
+_PAGE_ROWS: Final = 256
+
+IN_MEMORY: Final = ":memory:"
+
+
+class Snapshot(NamedTuple):
+    """What one lane holds after one of its steps, as bytes.
+
+    Attributes:
+        sequence: The step's position in its thread.
+        step_id: Name of the step.
+        parent_id: Name of the step that it follows.
+        lane: The lane's name.
+        created_at: Unix time in nanoseconds at which the step was committed.
+        channels: Type and payload of each channel that has a value.
+        fields: Type and payload of what the adapter keeps about the step beside its channels.
+        values: The channels as values with their content as bytes, which `changes` compares with.
+    """
+
+    sequence: Sequence
+    step_id: str
+    parent_id: str | None
+    lane: str
+    created_at: int
+    channels: dict[str, tuple[str, bytes]]
+    fields: dict[str, tuple[str, bytes]]
+    values: dict[str, Value]
+
+
+class Step(NamedTuple):
+    """One step of a thread, without its state."""
+
+    sequence: Sequence
+    step_id: str
+    parent_id: str | None
+    lane: str
+    created_at: int
+
+
+class ThreadSummary(NamedTuple):
+    """What the catalogue knows of a thread.
+
+    Attributes:
+        thread_id: The thread.
+        events: Number of its events.
+        steps: Number of its steps that lists show.
+        writes: Number of its events that record writes.
+        lanes: Number of its lanes.
+        stored_bytes: Bytes of its records.
+        created_at: Unix time in nanoseconds of its first event.
+        updated_at: Unix time in nanoseconds of its newest event.
+    """
+
+    thread_id: str
+    events: int
+    steps: int
+    writes: int
+    lanes: int
+    stored_bytes: int
+    created_at: int
+    updated_at: int
+
+
+class FeedEntry(NamedTuple):
+    """One append, in the order of the whole log.
+
+    Attributes:
+        commit: Its position in the log.
+        thread_id: The thread that it went to; None if the thread was deleted.
+        first: Sequence of its first event.
+        last: Sequence of its last event.
+    """
+
+    commit: Commit
+    thread_id: str | None
+    first: Sequence
+    last: Sequence
+
+
+class Log:
+    """An append-only log of threads in one file.
+
+    Thread-safe.  Several logs on one file in one process share what they can; several processes may have
+    the file open, and each sees what the others have committed as soon as it is committed.
+
+    >>> log = Log.open(":memory:")
+    >>> thread = log.thread("demo")
+    >>> step = StepCommitted("s1", None, changes({"notes": ("text", b"hello")}), changes({}))
+    >>> thread.append([step])
+    3
+    >>> thread.state().channels
+    {'notes': ('text', b'hello')}
+    >>> log.close()
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.content = ContentMemory()
+        self._writer = Writer(storage)
+        _open_logs.add(self)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
+        """Open a log, or create it.
+
+        Args:
+            path: The file; ":memory:" is a log of its own that is gone when it is closed.
+            read_only: Refuse every change, and do not create the file.
+
+        Raises:
+            UsageError: The directory, or with `read_only` the file, does not exist.
+            NotALogError: There is something else at `path`; it is left as it is.
+            NewerFormatError: A newer version of the library wrote it.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
+        if os.fspath(path) == IN_MEMORY:
+            return cls(MemoryStorage())
+        return cls(LmdbStorage(path, read_only=read_only))
+
+    @property
+    def path(self) -> str:
+        """Where the log lies."""
+        return self.storage.path
+
+    def thread(self, thread_id: str) -> Thread:
+        """A handle on a thread, which need not exist yet: its first append opens it."""
+        return Thread(self, thread_id)
+
+    def threads(self, *, prefix: str = "") -> Iterator[ThreadSummary]:
+        """All threads whose id begins with `prefix`, in the order in which they were opened."""
+        after = 0
+        while True:
+            page = self.storage.threads(after, _PAGE_ROWS)
+            for thread_id, row in page:
+                if thread_id.startswith(prefix):
+                    yield _summary(thread_id, row)
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1][1].number
+
+    def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
+        """Every append after a commit number, over all threads, in commit order, up to now.
+
+        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.
+        """
+        names = {row.number: thread_id for thread_id, row in self._rows()}
+        while True:
+            page = self.storage.feed(after, _PAGE_ROWS)
+            for row in page:
+                yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1].commit
+
+    def _rows(self) -> Iterator[tuple[str, ThreadRow]]:
+        after = 0
+        while page := self.storage.threads(after, _PAGE_ROWS):
+            yield from page
+            after = page[-1][1].number
+
+    def audit(self) -> auditing.Report:
+        """Check every invariant, and rebuild every derived table to compare it with what is stored."""
+        return auditing.audit(self.storage)
+
+    def submit(self, operation: Append | Delete | Copy, places: Several[Place] = ()) -> Ticket:
+        """Queue an operation behind all that were submitted before."""
+        if self.storage.read_only:
+            raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
+        return self._writer.submit(operation, places)
+
+    def close(self) -> None:
+        """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
+        self._writer.close()
+        self.storage.close()
+        _open_logs.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Thread:
+    """One agent history.  A handle costs nothing and holds nothing."""
+
+    def __init__(self, log: Log, thread_id: str) -> None:
+        if not isinstance(thread_id, str):
+            raise UsageError(
+                f"a thread id is a str, not {type(thread_id).__name__}: {thread_id!r}; pass str(...) of it"
+            )
+        check_text("thread id", thread_id)
+        self.log = log
+        self.id = thread_id
+
+    # --- writing ---
+
+    def append(self, events: Several[Event], *, expected_head: int | None = None) -> Sequence:
+        """Append events to the end of this thread, all or none.
+
+        When this returns, the events survive a power cut (SPEC, G1).  When it raises, the thread is as it
+        was.  The first append of a thread, and the first of a lane, put an event of their own before.
+
+        Args:
+            events: In the order they happened.  An empty list changes nothing.
+            expected_head: The last sequence that the thread must have (0: it must not exist); None appends
+                after whatever is there.
+
+        Returns:
+            The sequence of the last event appended; 0 if there was none.
+
+        Raises:
+            ConflictError: The thread is not at `expected_head`, or a base is not in it.
+            CapacityError: There is no room.
+        """
+        sequences = self.begin_append(events, expected_head=expected_head).result().sequences
+        return Sequence(sequences[-1] if sequences else 0)
+
+    def begin_append(
+        self, events: Several[Event], *, expected_head: int | None = None, incarnation: int = 0
+    ) -> Ticket:
+        """Start an append; the ticket's `result()`, or awaiting it, ends it.
+
+        Args:
+            events: In the order they happened.
+            expected_head: As for `append`.
+            incarnation: The number of the thread that bases and references in the events belong to, for a
+                caller who remembers them over a time in which the thread may have been deleted; 0 for any.
+        """
+        now = time.time_ns()
+        encoding = Encoding(self.log.content, self.id, events, now)
+        operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
+        return self.log.submit(operation, encoding.places)
+
+    def delete(self) -> None:
+        """Remove the thread and everything that it holds; its id is free again.
+
+        Durable when it returns.  A thread that does not exist is no error.
+        """
+        self.log.submit(Delete(self.id, time.time_ns())).result()
+
+    def copy_to(self, target_id: str) -> None:
+        """Copy the whole thread to a new id: O(events), atomic, nothing is decoded.
+
+        A thread that does not exist is no error, and makes none.
+
+        Raises:
+            ConflictError: There is a thread with that id.
+        """
+        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
+
+    def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
+        """Rewrite the thread so that only some steps are left, with the writes that wait for them.
+
+        Atomic and durable when it returns.  What is kept reads as before; sequences are new.
+
+        Args:
+            keep: Sequences of the steps to keep.
+            retain: Sequences of steps to keep hidden, each with the channels whose values and writes are
+                kept for what descends from it.
+
+        Raises:
+            ConflictError: Somebody appended meanwhile; nothing was changed.
+        """
+        row = self.row()
+        if row is not None:
+            operation = pruning.plan(self.log.storage, self.id, row, frozenset(keep), retain or {})
+            self.log.submit(operation).result()
+
+    # --- reading ---
+
+    def row(self) -> ThreadRow | None:
+        """The catalogue's row; None if the thread does not exist."""
+        return self.log.storage.thread(self.id)
+
+    def summary(self) -> ThreadSummary | None:
+        """What the catalogue knows of the thread; None if it does not exist."""
+        row = self.row()
+        return None if row is None else _summary(self.id, row)
+
+    def state(self, at: int | str | None = None, *, lane: str = "") -> Snapshot | None:
+        """What a lane holds after one of its steps.
+
+        Args:
+            at: A sequence, a step id, or None for the head.
+            lane: The lane; a sequence brings its own.
+
+        Returns:
+            The state; None if there is no such step.
+
+        Raises:
+            CorruptionError: An event that the state depends on is damaged.
+        """
+        row = self.row()
+        sequence = None if row is None else self._locate(row.number, at, lane)
+        if row is None or sequence is None:
+            return None
+        if isinstance(at, int):
+            record = self.log.storage.read(row.number, [sequence])[sequence]
+            lane = next(iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), "")
+        state = reader.states(self.log.storage, row.number, [sequence])[sequence]
+        payloads = reader.Payloads(self.log.storage, row.number)
+        return Snapshot(
+            state.sequence,
+            state.step_id,
+            state.parent_id,
+            lane,
+            state.created_at,
+            reader.typed(state.channels, payloads),
+            reader.typed(state.fields, payloads),
+            {name: reader.resolved_value(value, payloads.read) for name, value in state.channels.items()},
+        )
+
+    def _locate(self, number: int, at: int | str | None, lane: str) -> int | None:
+        storage = self.log.storage
+        if isinstance(at, int):
+            record = storage.read(number, [at]).get(at)
+            return at if record is not None and fmt.read_header(record).kind == fmt.KIND_STEP else None
+        found = storage.lane(number, lane)
+        if found is None:
+            return None
+        if at is None:
+            return found[1].head or None
+        step = storage.find(number, found[0], [fmt.id_key(at)])[0]
+        return step.step if step.step and not step.hidden else None
+
+    def events(self, *, after: int = 0, reverse: bool = False) -> Iterator[tuple[Sequence, Event]]:
+        """All events with a sequence above `after`, in order or newest first, with their content as bytes."""
+        row = self.row()
+        if row is None:
+            return
+        payloads = reader.Payloads(self.log.storage, row.number)
+        for sequence, event in reader.events(self.log.storage, row.number, after, _END, reverse=reverse):
+            yield sequence, reader.resolved(event, payloads.read)
+
+    def steps(self, *, lane: str | None = None) -> Iterator[Step]:
+        """The steps of one lane, or of all, newest first; a step that was committed again stands once."""
+        storage = self.log.storage
+        row = self.row()
+        found = None if row is None or lane is None else storage.lane(row.number, lane)
+        if row is None or (lane is not None and found is None):
+            return
+        before = 0
+        while True:
+            page = storage.steps(row.number, found[0] if found else None, before, _PAGE_ROWS)
+            for sequence, event in reader.decoded(storage, row.number, page):
+                assert isinstance(event, StepCommitted)
+                yield Step(sequence, event.step_id, event.parent_id, event.lane, event.created_at)
+            if len(page) < _PAGE_ROWS:
+                return
+            before = page[-1][0]
+
+    def forks(self, *, lane: str = "") -> Iterator[tuple[str, list[Step]]]:
+        """Every step of a lane that more than one step follows, oldest first: its id and what follows it."""
+        followers: dict[str, list[Step]] = {}
+        for step in self.steps(lane=lane):
+            if step.parent_id is not None:
+                followers.setdefault(step.parent_id, []).insert(0, step)
+        for parent_id, steps in sorted(followers.items(), key=lambda item: item[1][0].sequence):
+            if len(steps) > 1:
+                yield parent_id, steps
+
+    def writes(self, step_id: str, *, lane: str = "") -> list[PendingWrite]:
+        """The writes that wait for the step after `step_id`, in the order in which it takes them over."""
+        storage = self.log.storage
+        row = self.row()
+        found = None if row is None else storage.lane(row.number, lane)
+        if row is None or found is None:
+            return []
+        sequences = storage.find(row.number, found[0], [fmt.id_key(step_id)])[0].writes
+        payloads = reader.Payloads(storage, row.number)
+        return [
+            PendingWrite(
+                pending.task_path,
+                pending.task_id,
+                reader.resolved_write(pending.write, payloads.read),
+            )
+            for pending in reader.writes(storage, row.number, sequences, lane)
+        ]
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise UsageError unless the text can be stored."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
+
+
+def changes(
+    new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None
+) -> Merge:
+    """The patch that turns `old` into `new`, for a StepCommitted.
+
+    Args:
+        new: Type and payload of everything that there shall be.
+        old: What there is at the step that the patch is based on, with its content as bytes
+            (`Snapshot.values`); None is the empty state.
+    """
+    parsed = {name: parse(type_, payload) for name, (type_, payload) in new.items()}
+    return diff_entries(old or {}, parsed) or Merge()
+
+
+def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
+    events = row.last - row.first + 1
+    times = row.created_at, row.updated_at
+    return ThreadSummary(thread_id, events, row.steps, row.writes, row.lanes, row.stored_bytes, *times)
+
+
+_open_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_logs() -> None:
+    """What was submitted is committed before the interpreter ends."""
+    for log in list(_open_logs):
+        log.close()

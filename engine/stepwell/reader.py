@@ -1,0 +1,205 @@
+"""State at a point, and the bytes behind it.
+
+Nothing here holds a transaction: each question to the storage is answered whole, and what is built from the
+answers is plain data.  A branch is folded forward once, however many of its states are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+from stepwell import codec
+from stepwell.errors import ConflictError, CorruptionError
+from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.fold import EMPTY, PendingWrite, State, fold, fold_writes
+from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of
+from stepwell.storage import Record, Storage
+
+_PAGE_EVENTS: Final = 256
+_PAYLOADS_HELD_BYTES: Final = 1 << 25
+
+
+class Payloads:
+    """The payloads of one thread's events, read as they are needed; the latest are held."""
+
+    def __init__(self, storage: Storage, thread: int) -> None:
+        self._storage = storage
+        self._thread = thread
+        self._held: dict[int, bytes] = {}
+        self._held_bytes = 0
+
+    def read(self, ref: Ref) -> bytes:
+        """The bytes behind a reference."""
+        payload = self._held.get(ref.sequence)
+        if payload is None:
+            self.fetch((ref.sequence,))
+            payload = self._held[ref.sequence]
+        return codec.slice_payload(payload, ref, self._thread)
+
+    def fetch(self, sequences: Iterable[int]) -> None:
+        """Read some events' payloads in one round trip, unless they are held already."""
+        wanted = sorted({sequence for sequence in sequences if sequence not in self._held})
+        if not wanted:
+            return
+        records = self._storage.read(self._thread, wanted)
+        if self._held_bytes > _PAYLOADS_HELD_BYTES:
+            self._held.clear()
+            self._held_bytes = 0
+        for sequence in wanted:
+            if sequence not in records:
+                raise missing(self._storage, self._thread, sequence)
+            payload = codec.payload_of_record(self._thread, sequence, records[sequence])
+            self._held[sequence] = payload
+            self._held_bytes += len(payload)
+
+    def payload(self, value: Value) -> bytes:
+        """The bytes that a value was parsed from."""
+        self.fetch(ref.sequence for ref in references(value))
+        return payload_of(value, self.read)
+
+
+def references(value: Value) -> Iterator[Ref]:
+    """Every reference in a value."""
+    if isinstance(value, Blob):
+        if isinstance(value.content, Ref):
+            yield value.content
+    elif isinstance(value, Array):
+        for piece in value.pieces:
+            if isinstance(piece.content, Ref):
+                yield piece.content
+    else:
+        for item in value.entries.values():
+            yield from references(item)
+
+
+def missing(storage: Storage, thread: int, sequence: int) -> ConflictError | CorruptionError:
+    """The error for an event that should be there: was it pruned since, or is it lost?"""
+    oldest = storage.scan(thread, 0, 1 << 63, 1, reverse=False)
+    if not oldest or sequence < oldest[0][0]:
+        return ConflictError(
+            f"thread {thread} was pruned or deleted while it was read; read it again",
+            thread=str(thread),
+            expected=sequence,
+            actual=oldest[0][0] if oldest else None,
+        )
+    return CorruptionError("the event is missing", thread=thread, sequence=sequence)
+
+
+def states(storage: Storage, thread: int, sequences: Iterable[int]) -> dict[int, State]:
+    """The states after some steps.
+
+    Args:
+        storage: Where the log is kept.
+        thread: Number of the thread.
+        sequences: Where the steps stand; 0 is the empty state.
+
+    Raises:
+        ConflictError: The thread was pruned or deleted meanwhile.
+        CorruptionError: An event is damaged or missing.
+    """
+    wanted = sorted(set(sequences) - {0}, reverse=True)
+    records = storage.branches(thread, wanted)
+    events: dict[int, StepCommitted] = {}
+    followers: dict[int, int] = dict.fromkeys(wanted, 1)  # one for the caller, who keeps the state
+    for sequence, record in records.items():
+        event = codec.decode(thread, sequence, record).event
+        if not isinstance(event, StepCommitted):
+            raise CorruptionError("the event is not a step", thread=thread, sequence=sequence)
+        events[sequence] = event
+        followers[event.base] = followers.get(event.base, 0) + 1
+    found: dict[int, State] = {0: EMPTY}
+    followers[0] = followers.get(0, 0) + 1
+    for sequence in sorted(events):
+        event = events.pop(sequence)
+        base = found.get(event.base)
+        if base is None:
+            raise missing(storage, thread, event.base)
+        found[sequence] = folded(base, event, thread, sequence)
+        followers[event.base] -= 1
+        if not followers[event.base]:
+            del found[event.base]
+    for sequence in wanted:
+        if sequence not in found:
+            raise missing(storage, thread, sequence)
+    return found
+
+
+def folded(base: State, event: StepCommitted, thread: int, sequence: int) -> State:
+    """`fold`, with a misfit reported as the corruption that it is."""
+    try:
+        return fold(base, event, Sequence(sequence))
+    except PatchError as error:
+        reason = f"the step does not fit its base {event.base}: {error}"
+        raise CorruptionError(reason, thread=thread, sequence=sequence) from error
+
+
+def events(
+    storage: Storage, thread: int, after: int, before: int, *, reverse: bool = False
+) -> Iterator[tuple[Sequence, Event]]:
+    """The events between two sequences, both excluded, page by page."""
+    while True:
+        page = storage.scan(thread, after, before, _PAGE_EVENTS, reverse=reverse)
+        yield from decoded(storage, thread, page)
+        if len(page) < _PAGE_EVENTS:
+            return
+        if reverse:
+            before = page[-1][0]
+        else:
+            after = page[-1][0]
+
+
+def decoded(storage: Storage, thread: int, page: list[Record]) -> Iterator[tuple[Sequence, Event]]:
+    """Events from records, with the names of their lanes."""
+    lanes = {codec.lane_of(thread, sequence, record) for sequence, record in page}
+    names = storage.lane_names(thread, lanes)
+    for sequence, record in page:
+        lane = names.get(codec.lane_of(thread, sequence, record), "")
+        yield Sequence(sequence), codec.decode(thread, sequence, record, lane).event
+
+
+def writes(storage: Storage, thread: int, sequences: Iterable[int], lane: str = "") -> list[PendingWrite]:
+    """The writes that count of some events that record them."""
+    wanted = list(sequences)
+    if not wanted:
+        return []
+    records = storage.read(thread, wanted)
+    recorded: list[WritesRecorded] = []
+    for sequence in wanted:
+        if sequence not in records:
+            raise missing(storage, thread, sequence)
+        event = codec.decode(thread, sequence, records[sequence], lane).event
+        if not isinstance(event, WritesRecorded):
+            raise CorruptionError("the event does not record writes", thread=thread, sequence=sequence)
+        recorded.append(event)
+    return fold_writes(recorded)
+
+
+def resolved(event: Event, read: Callable[[Ref], bytes]) -> Event:
+    """The same event with all content as bytes."""
+    if isinstance(event, StepCommitted):
+        channels, fields = codec.resolve(event.channels, read), codec.resolve(event.fields, read)
+        assert isinstance(channels, Merge)
+        assert isinstance(fields, Merge)
+        return codec.with_patches(event, channels, fields)
+    if isinstance(event, WritesRecorded):
+        return codec.with_writes(event, tuple(resolved_write(write, read) for write in event.writes))
+    return event
+
+
+def resolved_value(value: Value, read: Callable[[Ref], bytes]) -> Value:
+    """The same value with all content as bytes."""
+    patch = codec.resolve(value, read)
+    assert isinstance(patch, Blob | Array | Map)
+    return patch
+
+
+def resolved_write(write: Write, read: Callable[[Ref], bytes]) -> Write:
+    """The same write with its content as bytes."""
+    return Write(write.index, write.channel, resolved_value(write.value, read))
+
+
+def typed(values: Mapping[str, Value], payloads: Payloads) -> dict[str, tuple[str, bytes]]:
+    """Values as `(type, payload)`."""
+    payloads.fetch(ref.sequence for value in values.values() for ref in references(value))
+    return {name: (value.type, payloads.payload(value)) for name, value in values.items()}

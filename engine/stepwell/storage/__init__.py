@@ -1,0 +1,304 @@
+"""The seam between the log and what keeps its bytes: whole operations, never cursors or transactions.
+
+Each method is one round trip and sees one consistent moment of the log; none leaves anything open behind
+it.  `lmdb.py` is the engine for files, `memory.py` the small one for `:memory:`, and one contract suite
+(tests/unit/test_storage.py) holds the two against each other.
+
+Storage knows records by their header alone.  It numbers threads and lanes, gives each event its sequence
+and each append its commit number, and keeps the derived tables in step with the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Several
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from stepwell import format as fmt
+from stepwell.errors import StepwellError
+
+
+class Entry(NamedTuple):
+    """An event on its way into the log.
+
+    Attributes:
+        lane: Name of its lane; None for an event about the thread as a whole.
+        kind: Kind of record.
+        body: The body as it will stand on disk.
+        compressed: Whether the body is a zstandard frame.
+        created_at: Unix time in nanoseconds.
+        base: For a step, the step that its patch applies to.
+        step_key: For a step and for writes, the step's id in its fixed-width form.
+        parent_key: For a step, its parent's id in that form; empty if it has none.
+        hidden: For a step, that lists pass over it.
+    """
+
+    lane: str | None
+    kind: int
+    body: bytes
+    compressed: bool
+    created_at: int
+    base: int = 0
+    step_key: bytes = b""
+    parent_key: bytes = b""
+    hidden: bool = False
+
+
+class Committed(NamedTuple):
+    """What became of an operation.
+
+    Attributes:
+        number: The thread's number; 0 if nothing was changed.
+        commit: The commit number.
+        sequences: Where each entry of an append stands.
+    """
+
+    number: int
+    commit: int
+    sequences: tuple[int, ...]
+
+
+class Append(NamedTuple):
+    """Add events to the end of a thread, all or none; a thread that does not exist is opened.
+
+    Attributes:
+        thread_id: The thread.
+        entries: Makes the entries at the last moment, given the thread's number (0: it is new) and the
+            sequence of its oldest event: what they refer to must lie there.  May be called more than once.
+        expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
+        incarnation: The thread number that the entries' bases belong to; 0 for any.
+        restart: Remove everything that the thread had: the entries are what it keeps.
+        placed: Told where the entries stand as soon as that is known, before it is durable.
+    """
+
+    thread_id: str
+    entries: Callable[[int, int], Several[Entry]]
+    expected_head: int | None = None
+    incarnation: int = 0
+    restart: bool = False
+    placed: Callable[[Committed], None] | None = None
+
+
+class Delete(NamedTuple):
+    """Remove a thread, all but a tombstone; its id is free again.  A thread that does not exist is no error."""
+
+    thread_id: str
+    created_at: int
+
+
+class Copy(NamedTuple):
+    """Copy all of a thread into a new one.  A source that does not exist is no error."""
+
+    source_id: str
+    target_id: str
+    created_at: int
+
+
+Operation: TypeAlias = Append | Delete | Copy
+
+
+Outcome: TypeAlias = Committed | StepwellError
+
+
+class ThreadRow(msgspec.Struct, array_like=True):
+    """The catalogue's row of a thread.
+
+    Attributes:
+        number: The thread's number, never used again.
+        name_hash: Key of the thread's id among the names.
+        first: Sequence of its oldest event.
+        last: Sequence of its newest event.
+        chain: The hash chain after its newest event.
+        lanes: Number of lanes opened.
+        steps: Number of steps that lists show.
+        writes: Number of `WritesRecorded` events.
+        stored_bytes: Bytes of its records.
+        created_at: Unix time in nanoseconds of its first event.
+        updated_at: Unix time in nanoseconds of its newest event.
+        deleted: Whether only the tombstone is left.
+    """
+
+    number: int
+    name_hash: bytes
+    first: int = 1
+    last: int = 0
+    chain: bytes = fmt.CHAIN_SEED
+    lanes: int = 0
+    steps: int = 0
+    writes: int = 0
+    stored_bytes: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+    deleted: bool = False
+
+
+class LaneRow(msgspec.Struct, array_like=True):
+    """One lane of a thread.
+
+    Attributes:
+        name_hash: Key of the lane's name among the names.
+        head: The head step: the newest event that carries its id.
+        tip: The head step when it was committed first; the chain of `previous` starts here.
+        steps: Number of steps that lists show.
+        replaced: Number of events that committed a step again.
+    """
+
+    name_hash: bytes
+    head: int = 0
+    tip: int = 0
+    steps: int = 0
+    replaced: int = 0
+
+
+class FeedRow(NamedTuple):
+    """One append, in the order of the whole log."""
+
+    commit: int
+    thread: int
+    first: int
+    last: int
+
+
+class Found(NamedTuple):
+    """Where the events of one step id stand.
+
+    Attributes:
+        step: The newest event that commits it; 0 if there is none.
+        original: The first event that commits it.
+        hidden: Whether that event is hidden.
+        parent_key: The parent's id in fixed-width form; empty if it has none.
+        writes: The events that record writes for it, in commit order.
+    """
+
+    step: int
+    original: int
+    hidden: bool
+    parent_key: bytes
+    writes: tuple[int, ...]
+
+
+Record: TypeAlias = tuple[int, bytes]
+"""A sequence and the record that stands there."""
+
+
+class Storage(Protocol):
+    """What an engine must do.  Thread numbers are positive; every method raises ClosedError after `close`."""
+
+    @property
+    def path(self) -> str:
+        """Where the log lies, for messages."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether `commit` is refused."""
+
+    @property
+    def log_id(self) -> bytes:
+        """16 random bytes that tell this log from any other."""
+
+    def commit(self, operations: Several[Operation]) -> list[Outcome]:
+        """Carry out operations in order and make them durable together.
+
+        An operation that is refused changes nothing and leaves the others alone.  If the whole group
+        fails, nothing of it is in the log.
+
+        Raises:
+            CapacityError: There is no room; nothing was changed.
+        """
+
+    def thread(self, thread_id: str) -> ThreadRow | None:
+        """The catalogue row of a thread."""
+
+    def threads(self, after: int, limit: int) -> list[tuple[str, ThreadRow]]:
+        """Up to `limit` threads with numbers above `after`, in order of number."""
+
+    def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
+        """Number and row of a lane."""
+
+    def lanes(self, thread: int, after: int, limit: int) -> list[tuple[int, str, LaneRow]]:
+        """Up to `limit` lanes with numbers above `after`: number, name, row."""
+
+    def lane_names(self, thread: int, numbers: set[int]) -> dict[int, str]:
+        """The names of lanes."""
+
+    def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
+        """The records at some sequences; those that are not there are left out."""
+
+    def branches(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
+        """The records at some sequences and at all that they are based on, down to the empty state."""
+
+    def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
+        """Up to `limit` records between two sequences, both excluded."""
+
+    def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
+        """Up to `limit` steps that lists show, newest first, each where it was committed first.
+
+        Args:
+            thread: Number of the thread.
+            lane: Number of the lane; None for all.
+            before: Only steps before this sequence; 0 starts at the newest.
+            limit: How many.
+        """
+
+    def find(self, thread: int, lane: int, step_keys: Several[bytes]) -> list[Found]:
+        """Where the events of some step ids stand, one answer for each."""
+
+    def ancestry(self, thread: int, lane: int, step_key: bytes) -> list[tuple[bytes, Found]]:
+        """The parents of a step, nearest first, each once, as far as they are in the log."""
+
+    def feed(self, after: int, limit: int) -> list[FeedRow]:
+        """Up to `limit` appends with commit numbers above `after`, in order."""
+
+    def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
+        """Every row of every derived table: table, key, value; for audit."""
+
+    def event_threads(self) -> list[int]:
+        """The numbers of all threads that have events, found from the events themselves; for audit."""
+
+    def close(self) -> None:
+        """Give back what the engine holds.  Closing twice is harmless."""
+
+
+# --- rows as bytes: one form for every engine, so that audit can compare them ---
+
+_encoder = msgspec.msgpack.Encoder()
+_thread_row = msgspec.msgpack.Decoder(ThreadRow)
+_lane_row = msgspec.msgpack.Decoder(LaneRow)
+
+
+def pack_row(row: ThreadRow | LaneRow) -> bytes:
+    """A row as bytes."""
+    return _encoder.encode(row)
+
+
+def unpack_thread(data: bytes) -> ThreadRow:
+    """A catalogue row from bytes."""
+    return _thread_row.decode(data)
+
+
+def unpack_lane(data: bytes) -> LaneRow:
+    """A lane's row from bytes."""
+    return _lane_row.decode(data)
+
+
+def pack_name(number: int, name: bytes) -> bytes:
+    """Value of `names`: what the name stands for, and the name."""
+    return fmt.number_key(number) + name
+
+
+def unpack_name(data: bytes) -> tuple[int, str]:
+    """Inverse of `pack_name`."""
+    return fmt.read_number(data[:8]), data[8:].decode()
+
+
+def pack_feed(row: FeedRow) -> bytes:
+    """Value of `feed`."""
+    return fmt.event_key(row.thread, row.first) + fmt.number_key(row.last)
+
+
+def unpack_feed(commit: int, data: bytes) -> FeedRow:
+    """Inverse of `pack_feed`."""
+    thread, first = fmt.read_event_key(data[:16])
+    return FeedRow(commit, thread, first, fmt.read_number(data[16:24]))

@@ -1,0 +1,446 @@
+"""The engine for files: LMDB, the only module that imports it.
+
+One file, one environment per real path and process, counted.  Every commit is synced before it is
+acknowledged; the unsafe modes of LMDB (no sync, writable map) are not reachable from here.  No transaction
+outlives the call that began it: a reader left open would keep every page that is freed meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Several
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import lmdb
+import msgspec
+
+from stepwell import format as fmt
+from stepwell.errors import (
+    CapacityError,
+    ClosedError,
+    CorruptionError,
+    DiskFullError,
+    ForkedError,
+    MapFullError,
+    NewerFormatError,
+    NotALogError,
+    ReadOnlyError,
+    StepwellError,
+    UsageError,
+)
+from stepwell.storage import Operation, Outcome
+from stepwell.storage.tables import ALL, META, Tables, TableStorage
+
+_T = TypeVar("_T")
+
+# The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
+_LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
+_SMALLEST_MAP_BYTES: Final = 1 << 24
+_MAX_READERS: Final = 2048
+_COMMITS_BETWEEN_READER_CHECKS: Final = 1024
+_META_FORMAT: Final = b"format"
+_LMDB_MAGIC: Final = (0xBEEFC0DE).to_bytes(4, sys.byteorder)
+_LMDB_MAGIC_OFFSET: Final = 16
+_LMDB_FORMAT: Final = 1  # engine 0.9
+
+
+class LogFormat(msgspec.Struct):
+    """What the `meta` table says of a log.
+
+    Attributes:
+        written: The format version that its newest records may have.
+        readable_from: The oldest library format version that can read it.
+        log_id: 16 random bytes that tell this log from any other.
+        engine: The storage engine and its file format.
+    """
+
+    written: int
+    readable_from: int
+    log_id: bytes
+    engine: str = "lmdb 0.9"
+
+
+class LmdbStorage(TableStorage):
+    """A log in a file.
+
+    Opening the same file again in one process, by whatever path, gives a second handle on the same
+    environment; it is closed when the last handle is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        self.path = os.fspath(path)
+        self.read_only = read_only
+        self._environment: _Environment | None = _acquire(self.path, read_only)
+        self.log_id = self._environment.log_id
+
+    @property
+    def key(self) -> str:
+        """Equal for all handles on one file."""
+        return self._open_environment().real_path
+
+    def commit(self, operations: Several[Operation]) -> list[Outcome]:
+        if self.read_only:
+            raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
+        return self._open_environment().retrying(lambda: TableStorage.commit(self, operations))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Tables]:
+        environment = self._open_environment()
+        with environment.transaction(write=False) as transaction:
+            yield _LmdbTables(transaction, environment.tables)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Tables]:
+        environment = self._open_environment()
+        with environment.transaction(write=True) as transaction:
+            yield _LmdbTables(transaction, environment.tables)
+
+    def _open_environment(self) -> _Environment:
+        environment = self._environment
+        if environment is None:
+            raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
+        if environment.pid != os.getpid():
+            raise ForkedError(
+                f"the log {self.path!r} was opened by process {environment.pid}, which this process was forked "
+                "from; open it again here with Log.open"
+            )
+        return environment
+
+    def close(self) -> None:
+        environment, self._environment = self._environment, None
+        if environment is not None and environment.pid == os.getpid():
+            _release(environment)
+
+
+class _LmdbTables:
+    def __init__(self, transaction: lmdb.Transaction, tables: dict[str, lmdb._Database]) -> None:
+        self._transaction = transaction
+        self._tables = tables
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._transaction.get(key, db=self._tables[table])
+
+    def scan(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return
+            for key, value in cursor.iternext():
+                if key >= stop:
+                    return
+                yield key, value
+
+    def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            # `stop` is excluded, so the scan begins one before it, or at the very end.
+            if not (cursor.prev() if cursor.set_range(stop) else cursor.last()):
+                return
+            for key, value in cursor.iterprev():
+                if key < start:
+                    return
+                yield key, value
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value, db=self._tables[table])
+
+    def delete(self, table: str, key: bytes) -> None:
+        self._transaction.delete(key, db=self._tables[table])
+
+
+class _Environment:
+    """One LMDB environment, shared by all handles on its file."""
+
+    def __init__(self, path: str, real_path: str, read_only: bool) -> None:
+        self.path = path
+        self.real_path = real_path
+        self.pid = os.getpid()
+        self.handles = 0
+        self._read_only = read_only
+        self._gate = threading.Condition()
+        self._active = 0
+        self._resizing = False
+        self._commits = 0
+        new = _check_file(path, real_path, read_only)
+        self._env, self.tables, self.log_id = self._open(read_only)
+        if new:
+            _sync_directory(os.path.dirname(real_path))
+
+    def _open(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
+        with _translated(self.path):
+            env = _open_map(self.real_path, read_only)
+            try:
+                env.reader_check()
+                tables, log_id = _open_tables(env, self.path, read_only)
+            except BaseException:
+                env.close()
+                raise
+        return env, tables, log_id
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        """A transaction that ends with the block, whatever happens in it."""
+        with _translated(self.path):
+            transaction = self._begin(write)
+            try:
+                with transaction:
+                    yield transaction
+            finally:
+                self._leave()
+        if write:
+            self._commits += 1
+            if self._commits % _COMMITS_BETWEEN_READER_CHECKS == 0:
+                # A reader process that was killed would otherwise keep its pages for ever.
+                self._env.reader_check()
+
+    def _begin(self, write: bool) -> lmdb.Transaction:
+        while True:
+            with self._gate:
+                while self._resizing:
+                    self._gate.wait()
+                self._active += 1
+            try:
+                return self._env.begin(write=write, buffers=False)
+            except lmdb.MapResizedError:
+                self._leave()
+                # Another process has grown the file beyond this one's map.
+                with self._alone():
+                    self._env.set_mapsize(0)
+            except lmdb.ReadersFullError:
+                self._leave()
+                if not self._env.reader_check():
+                    raise
+            except BaseException:
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._active -= 1
+            if self._resizing:
+                self._gate.notify_all()
+
+    def retrying(self, attempt: Callable[[], _T]) -> _T:
+        """Run a commit, with a larger map if it does not fit."""
+        while True:
+            try:
+                return attempt()
+            except MapFullError as error:
+                self._grow(error)
+
+    def _grow(self, full: MapFullError) -> None:
+        with self._alone():
+            size = self._env.info()["map_size"] * 2
+            if size > _LARGEST_MAP_BYTES:
+                raise MapFullError(
+                    f"the log {self.path!r} has reached its largest size of {_LARGEST_MAP_BYTES:,} bytes; "
+                    "prune threads, or start a new file"
+                ) from full
+            try:
+                self._env.set_mapsize(size)
+            except (lmdb.Error, MemoryError, OverflowError) as error:
+                raise MapFullError(
+                    f"the log {self.path!r} needs a map of {size:,} bytes, and the address space has no room for it; "
+                    "raise the limit (ulimit -v) or use a 64-bit system"
+                ) from error
+
+    def make_writable(self) -> None:
+        """Open the file anew for writing: the first handle on it was a read-only one."""
+        if not self._read_only:
+            return
+        with self._alone():
+            self._env.close()
+            self._env, self.tables, self.log_id = self._open(read_only=False)
+            self._read_only = False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no transaction of this process is open, and let none begin."""
+        with self._gate:
+            while self._resizing:
+                self._gate.wait()
+            self._resizing = True
+            while self._active:
+                self._gate.wait()
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._resizing = False
+                self._gate.notify_all()
+
+    def close(self) -> None:
+        with self._alone():
+            self._env.close()
+
+
+# --- one environment per file and process ---
+
+_environments: dict[str, _Environment] = {}
+_registry = threading.Lock()
+
+
+def _acquire(path: str, read_only: bool) -> _Environment:
+    real_path = os.path.realpath(path)
+    with _registry:
+        environment = _environments.get(real_path)
+        if environment is None:
+            environment = _Environment(path, real_path, read_only)
+            _environments[real_path] = environment
+        elif not read_only:
+            environment.make_writable()
+        environment.handles += 1
+        return environment
+
+
+def _release(environment: _Environment) -> None:
+    with _registry:
+        environment.handles -= 1
+        if environment.handles == 0:
+            _environments.pop(environment.real_path, None)
+            environment.close()
+
+
+_inherited: list[_Environment] = []
+
+
+def _forget_parent() -> None:
+    """In a forked child: the parent's environments must be neither used nor closed."""
+    global _registry
+    _registry = threading.Lock()
+    # Kept alive on purpose: closing one here would pull the lock table from under the parent.
+    _inherited.extend(_environments.values())
+    _environments.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+# --- opening ---
+
+
+def _check_file(path: str, real_path: str, read_only: bool) -> bool:
+    """Whether the file is to be created.  Raises if what is there is no LMDB file of our engine."""
+    try:
+        with open(real_path, "rb") as file:
+            head = file.read(_LMDB_MAGIC_OFFSET + 8)
+    except FileNotFoundError:
+        if read_only:
+            raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it") from None
+        if not os.path.isdir(os.path.dirname(real_path)):
+            raise UsageError(f"the directory of {path!r} does not exist; create it first") from None
+        return True
+    except IsADirectoryError:
+        raise NotALogError(f"{path!r} is a directory; a log is a single file") from None
+    if not head and not read_only:
+        return True
+    magic = head[_LMDB_MAGIC_OFFSET : _LMDB_MAGIC_OFFSET + 4]
+    version = int.from_bytes(head[_LMDB_MAGIC_OFFSET + 4 :], sys.byteorder)
+    if magic != _LMDB_MAGIC:
+        raise NotALogError(f"{path!r} is not a stepwell log; it was left as it is")
+    if version != _LMDB_FORMAT:
+        raise NotALogError(f"{path!r} has LMDB format {version}; a log has format {_LMDB_FORMAT} (engine 0.9)")
+    return False
+
+
+def _open_map(real_path: str, read_only: bool) -> lmdb.Environment:
+    size = _LARGEST_MAP_BYTES
+    while True:
+        try:
+            return lmdb.open(
+                real_path,
+                map_size=size,
+                subdir=False,
+                readonly=read_only,
+                max_dbs=2 * len(ALL),
+                max_readers=_MAX_READERS,
+            )
+        except (lmdb.MemoryError, MemoryError, OverflowError):
+            pass
+        except lmdb.Error as error:
+            if error.code not in (errno.ENOMEM, errno.EINVAL) or size <= _SMALLEST_MAP_BYTES:
+                raise
+        # The address space is limited (ulimit -v, 32 bits): start smaller, and grow when it is needed.
+        if size <= _SMALLEST_MAP_BYTES:
+            raise MapFullError(f"there is not even address space for a map of {size:,} bytes; raise ulimit -v")
+        size //= 2
+
+
+def _open_tables(
+    env: lmdb.Environment, path: str, read_only: bool
+) -> tuple[dict[str, lmdb._Database], bytes]:
+    try:
+        with env.begin() as transaction:
+            meta = env.open_db(META.encode(), transaction, create=False)
+            data = transaction.get(_META_FORMAT, db=meta)
+    except lmdb.NotFoundError:
+        data = None
+    except lmdb.ReadonlyError:
+        data = None
+    if data is None:
+        if read_only or env.stat()["entries"]:
+            raise NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
+        with env.begin(write=True) as transaction:
+            tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
+            # Another process may have created the log between the two transactions.
+            data = transaction.get(_META_FORMAT, db=tables[META])
+            if data is None:
+                format_ = LogFormat(fmt.FORMAT_VERSION, fmt.OLDEST_READABLE_VERSION, os.urandom(16))
+                data = msgspec.msgpack.encode(format_)
+                transaction.put(_META_FORMAT, data, db=tables[META])
+    try:
+        format_ = msgspec.msgpack.decode(data, type=LogFormat)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptionError(f"the format entry of {path!r} cannot be read: {error}") from error
+    if format_.readable_from > fmt.FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path!r} was written in format {format_.written}, this library reads up to {fmt.FORMAT_VERSION}; "
+            "upgrade stepwell"
+        )
+    with env.begin(write=not read_only) as transaction:
+        tables = {table: env.open_db(table.encode(), transaction, create=False) for table in ALL}
+    return tables, format_.log_id
+
+
+def _sync_directory(directory: str) -> None:
+    """Make the new file's name durable; a synced file without a name would be lost."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- errors ---
+
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turn LMDB's errors into ours."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise _translate(error, path) from error
+
+
+def _translate(error: lmdb.Error, path: str) -> StepwellError:
+    if isinstance(error, lmdb.MapFullError):
+        return MapFullError(f"the map of {path!r} is full")
+    if isinstance(error, lmdb.ReadersFullError):
+        return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
+    if error.code in _NO_ROOM or isinstance(error, lmdb.DiskError):
+        return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
+    if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
+        return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
+    if isinstance(error, lmdb.ReadonlyError):
+        return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
+    if error.code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
+    return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")

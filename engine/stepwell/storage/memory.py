@@ -1,0 +1,102 @@
+"""The engine behind `:memory:`: the tables of `tables.py` in sorted lists, gone when it is closed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stepwell.errors import ClosedError
+from stepwell.storage.tables import ALL, Tables, TableStorage
+
+
+class MemoryStorage(TableStorage):
+    """A log that lives as long as the process keeps it open.
+
+    Readers and the writer take turns: nothing here is ever slow enough for that to matter.
+    """
+
+    path = ":memory:"
+    read_only = False
+
+    def __init__(self) -> None:
+        self.log_id = os.urandom(16)
+        self._tables: _MemoryTables | None = _MemoryTables()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Tables]:
+        with self._lock:
+            yield self._open_tables()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Tables]:
+        with self._lock:
+            tables = self._open_tables()
+            try:
+                yield tables
+            except BaseException:
+                tables.undo()
+                raise
+            tables.keep()
+
+    def _open_tables(self) -> _MemoryTables:
+        if self._tables is None:
+            raise ClosedError("the log in memory was closed, and its content is gone; open a new one")
+        return self._tables
+
+    def close(self) -> None:
+        with self._lock:
+            self._tables = None
+
+
+class _MemoryTables:
+    """Each table is a dict and its keys in order; a journal of old values makes a group undoable."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[bytes, bytes]] = {table: {} for table in ALL}
+        self._keys: dict[str, list[bytes]] = {table: [] for table in ALL}
+        self._journal: list[tuple[str, bytes, bytes | None]] = []
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._rows[table].get(key)
+
+    def scan(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        rows, keys = self._rows[table], self._keys[table]
+        for index in range(bisect_left(keys, start), bisect_left(keys, stop)):
+            yield keys[index], rows[keys[index]]
+
+    def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        rows, keys = self._rows[table], self._keys[table]
+        for index in range(bisect_left(keys, stop) - 1, bisect_left(keys, start) - 1, -1):
+            yield keys[index], rows[keys[index]]
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self._journal.append((table, key, self._rows[table].get(key)))
+        self._set(table, key, value)
+
+    def delete(self, table: str, key: bytes) -> None:
+        if key in self._rows[table]:
+            self._journal.append((table, key, self._rows[table][key]))
+            self._set(table, key, None)
+
+    def keep(self) -> None:
+        """Make what was changed since the last call final."""
+        self._journal.clear()
+
+    def undo(self) -> None:
+        """Take back what was changed since the last `keep`."""
+        while self._journal:
+            self._set(*self._journal.pop())
+
+    def _set(self, table: str, key: bytes, value: bytes | None) -> None:
+        rows, keys = self._rows[table], self._keys[table]
+        if value is None:
+            del rows[key]
+            del keys[bisect_left(keys, key)]
+        else:
+            if key not in rows:
+                insort(keys, key)
+            rows[key] = value

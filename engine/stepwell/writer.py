@@ -1,0 +1,223 @@
+"""Group commit: one thread per open log commits everything that waits, in one transaction with one sync.
+
+    1. A caller submits an operation and gets a ticket.
+    2. The writer takes whatever has been submitted by now, in order, and commits it as one group.
+    3. Each ticket is resolved with its own outcome.  A refused operation fails alone.
+    4. If the group as a whole fails, each operation is tried by itself, so that one which cannot be
+       carried out does not take its neighbours with it.
+
+While a group is synced the next one gathers, so the cost of a sync is shared by all who wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Generator, Sequence
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from stepwell.content import Place, settle
+from stepwell.errors import ClosedError, ForkedError, StepwellError
+from stepwell.storage import Committed, Operation, Outcome, Storage
+
+_LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
+
+
+class Ticket:
+    """The promise of an outcome: wait for it with `result()` in a thread, or with `await` in a coroutine.
+
+    Giving up the wait does not take the operation back: it may still be committed.
+    """
+
+    __slots__ = ("_done", "_lock", "_outcome", "_places", "_waiters", "operation")
+
+    def __init__(self, operation: Operation, places: Sequence[Place] = ()) -> None:
+        self.operation = operation
+        self._places = places
+        self._outcome: Outcome | BaseException | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._lock = threading.Lock()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outcome is not None
+
+    @property
+    def committed(self) -> Committed | None:
+        """What was committed; None while it is not known, or if it failed."""
+        return self._outcome if isinstance(self._outcome, Committed) else None
+
+    def result(self) -> Committed:
+        """Wait for the operation to be durable.
+
+        Raises:
+            StepwellError: It was refused or could not be carried out; nothing of it is in the log.
+        """
+        if self._outcome is None:
+            with self._done:
+                pass
+        return self._taken()
+
+    def __await__(self) -> Generator[object, None, Committed]:
+        with self._lock:
+            if self._outcome is None:
+                loop = asyncio.get_running_loop()
+                future = loop.create_future()
+                self._waiters.append((loop, future))
+            else:
+                future = None
+        if future is not None:
+            yield from future
+        return self._taken()
+
+    def _taken(self) -> Committed:
+        outcome = self._outcome
+        assert outcome is not None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def resolve(
+        self, outcome: Outcome | BaseException
+    ) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+        """Make the outcome known to threads; returns the coroutines that are still to be told."""
+        settle(self._places, durable=isinstance(outcome, Committed))
+        with self._lock:
+            self._outcome = outcome
+            waiters, self._waiters = self._waiters, []
+        self._done.release()
+        return waiters
+
+
+class Writer:
+    """The only module that changes a log.  The thread starts with the first operation."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._pid = os.getpid()
+
+    def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
+        """Queue an operation behind all that were submitted before.
+
+        Args:
+            operation: What to do.
+            places: To be told whether the operation's entries are in the log.
+
+        Raises:
+            ClosedError: The log was closed.
+            ForkedError: This process is a fork of the one that opened the log.
+        """
+        if self._pid != os.getpid():
+            raise ForkedError(
+                f"the log {self._storage.path!r} was opened by process {self._pid}, which this process was forked "
+                "from; open it again here with Log.open"
+            )
+        ticket = Ticket(operation, places)
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
+                self._thread.start()
+            self._queue.put(ticket)
+        return ticket
+
+    def close(self) -> None:
+        """Wait for everything that was submitted, then end the thread."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is not None and self._pid == os.getpid():
+            self._queue.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        group: list[Ticket] = []
+        try:
+            while True:
+                group = self._gather()
+                if not group:
+                    return
+                self._commit(group)
+        except BaseException as error:
+            # Whatever ends this thread must reach those who wait for it.
+            with self._lock:
+                self._closed = True
+            _resolve(group + self._drain(), error)
+            raise
+
+    def _gather(self) -> list[Ticket]:
+        group: list[Ticket] = []
+        ticket = self._queue.get()
+        while ticket is not None:
+            group.append(ticket)
+            if len(group) == _LARGEST_GROUP:
+                return group
+            try:
+                ticket = self._queue.get_nowait()
+            except Empty:
+                return group
+        if group:
+            self._queue.put(None)  # the end was met behind this group: meet it again after it
+        return group
+
+    def _drain(self) -> list[Ticket]:
+        rest: list[Ticket] = []
+        while True:
+            try:
+                ticket = self._queue.get_nowait()
+            except Empty:
+                return rest
+            if ticket is not None:
+                rest.append(ticket)
+
+    def _commit(self, group: list[Ticket]) -> None:
+        try:
+            outcomes: list[Outcome] = self._storage.commit([ticket.operation for ticket in group])
+        except Exception as error:
+            if len(group) == 1:
+                _resolve(group, error)
+            else:
+                for ticket in group:
+                    self._commit([ticket])
+            return
+        waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for ticket, outcome in zip(group, outcomes, strict=True):
+            for loop, future in ticket.resolve(outcome):
+                waiting.setdefault(loop, []).append(future)
+        _tell(waiting)
+
+
+def _resolve(tickets: list[Ticket], error: BaseException) -> None:
+    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for ticket in tickets:
+        if not ticket.done:
+            # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
+            own = type(error)(*error.args) if not isinstance(error, StepwellError) else error
+            for loop, future in ticket.resolve(own):
+                waiting.setdefault(loop, []).append(future)
+    _tell(waiting)
+
+
+def _tell(waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:
+    """Wake the coroutines: one call into each loop, however many of its coroutines waited."""
+    for loop, futures in waiting.items():
+        try:
+            loop.call_soon_threadsafe(_wake, futures)
+        except RuntimeError:
+            pass  # the loop was closed; nobody waits any more
+
+
+def _wake(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
