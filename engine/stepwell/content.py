@@ -56,7 +56,9 @@ class ContentMemory:
         self._places: OrderedDict[tuple[str, bytes], tuple[Place, int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, thread_id: str, digest: bytes, incarnation: int | None = None, first: int = 0) -> tuple[int, Ref] | None:
+    def find(
+        self, thread_id: str, digest: bytes, incarnation: int | None = None, first: int = 0
+    ) -> tuple[int, Ref] | None:
         """A reference to content with this digest, and the number of the thread that holds it.
 
         Args:
@@ -134,7 +136,10 @@ class Encoding:
 
     def _encode(self, incarnation: int | None, first: int) -> list[Entry]:
         self._number, self._oldest = incarnation, 0
-        bodies = [codec.encode(event, lambda digest: self._known(digest, incarnation, first)) for event in self._events]
+        bodies = [
+            codec.encode(event, lambda digest: self._known(digest, incarnation, first))
+            for event in self._events
+        ]
         for place, body in zip(self.places, bodies, strict=True):
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]

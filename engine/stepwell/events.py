@@ -135,11 +135,5 @@ class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_T
 
 
 Event: TypeAlias = (
-    StepCommitted
-    | WritesRecorded
-    | ThreadOpened
-    | LaneOpened
-    | ThreadCopied
-    | ThreadPruned
-    | ThreadDeleted
+    StepCommitted | WritesRecorded | ThreadOpened | LaneOpened | ThreadCopied | ThreadPruned | ThreadDeleted
 )

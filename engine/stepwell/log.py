@@ -15,7 +15,7 @@ from stepwell import audit as auditing
 from stepwell import pruning, reader
 from stepwell import format as fmt
 from stepwell.content import ContentMemory, Encoding, Place
-from stepwell.errors import ReadOnlyError, UsageError
+from stepwell.errors import ConflictError, ReadOnlyError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted
 from stepwell.fold import PendingWrite
 from stepwell.patch import Merge, Value, diff_entries, parse
@@ -175,7 +175,9 @@ class Log:
         while True:
             page = self.storage.feed(after, _PAGE_ROWS)
             for row in page:
-                yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
+                yield FeedEntry(
+                    Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last)
+                )
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].commit
@@ -193,7 +195,9 @@ class Log:
     def submit(self, operation: Append | Delete | Copy, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
-            raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
+            raise ReadOnlyError(
+                f"the log {self.path!r} was opened with read_only=True; open it without to append"
+            )
         return self._writer.submit(operation, places)
 
     def close(self) -> None:
@@ -279,7 +283,13 @@ class Thread:
         """
         self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
 
-    def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
+    def prune(
+        self,
+        keep: Iterable[int],
+        *,
+        retain: Mapping[int, frozenset[str]] | None = None,
+        expected_head: int | None = None,
+    ) -> None:
         """Rewrite the thread so that only some steps are left, with the writes that wait for them.
 
         Atomic and durable when it returns.  What is kept reads as before; sequences are new.
@@ -288,12 +298,20 @@ class Thread:
             keep: Sequences of the steps to keep.
             retain: Sequences of steps to keep hidden, each with the channels whose values and writes are
                 kept for what descends from it.
+            expected_head: The last sequence that the thread had when the choice was made; None for any.
 
         Raises:
             ConflictError: Somebody appended meanwhile; nothing was changed.
         """
         row = self.row()
         if row is not None:
+            if expected_head is not None and row.last != expected_head:
+                raise ConflictError(
+                    f"thread {self.id!r} is at sequence {row.last}, not at {expected_head}: choose again",
+                    thread=self.id,
+                    expected=expected_head,
+                    actual=row.last,
+                )
             operation = pruning.plan(self.log.storage, self.id, row, frozenset(keep), retain or {})
             self.log.submit(operation).result()
 
@@ -327,7 +345,9 @@ class Thread:
             return None
         if isinstance(at, int):
             record = self.log.storage.read(row.number, [sequence])[sequence]
-            lane = next(iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), "")
+            lane = next(
+                iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), ""
+            )
         state = reader.states(self.log.storage, row.number, [sequence])[sequence]
         payloads = reader.Payloads(self.log.storage, row.number)
         return Snapshot(
@@ -414,12 +434,12 @@ def check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
+        raise UsageError(
+            f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can"
+        ) from None
 
 
-def changes(
-    new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None
-) -> Merge:
+def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None) -> Merge:
     """The patch that turns `old` into `new`, for a StepCommitted.
 
     Args:

@@ -134,6 +134,11 @@ def parse(type_: str, payload: bytes) -> Value:
     return _parse(type_, payload, wrapped=False, depth=0)
 
 
+def parse_entry(payload: bytes) -> Value:
+    """`parse` for a value that stands inside a map and so has no type of its own."""
+    return _parse("", payload, wrapped=False, depth=1)
+
+
 def _parse(type_: str, payload: bytes, *, wrapped: bool, depth: int) -> Value:
     if len(payload) >= SMALLEST_STRUCTURE_BYTES and depth < DEEPEST_STRUCTURE:
         first = payload[0]
@@ -495,9 +500,7 @@ def compose_merges(first: Merge, second: Merge) -> Merge:
 
 def map_content(patch: Patch, change: Callable[[Content], Content]) -> Patch:
     """The same patch with every content replaced by what `change` makes of it."""
-    return map_pieces(
-        patch, change, lambda piece: (New(piece.lengths, change(piece.content)),)
-    )
+    return map_pieces(patch, change, lambda piece: (New(piece.lengths, change(piece.content)),))
 
 
 def map_pieces(

@@ -14,18 +14,23 @@ from stepwell.errors import ConflictError, CorruptionError
 from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import EMPTY, PendingWrite, State, fold, fold_writes
 from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of
-from stepwell.storage import Record, Storage
+from stepwell.storage import Found, Record, Storage
 
 _PAGE_EVENTS: Final = 256
+_FIRST_ANCESTORS: Final = 64
 _PAYLOADS_HELD_BYTES: Final = 1 << 25
 
 
 class Payloads:
-    """The payloads of one thread's events, read as they are needed; the latest are held."""
+    """The payloads of one thread's events, read as they are needed; the latest are held.
+
+    Attributes:
+        thread: Number of the thread.
+    """
 
     def __init__(self, storage: Storage, thread: int) -> None:
+        self.thread = thread
         self._storage = storage
-        self._thread = thread
         self._held: dict[int, bytes] = {}
         self._held_bytes = 0
 
@@ -35,21 +40,21 @@ class Payloads:
         if payload is None:
             self.fetch((ref.sequence,))
             payload = self._held[ref.sequence]
-        return codec.slice_payload(payload, ref, self._thread)
+        return codec.slice_payload(payload, ref, self.thread)
 
     def fetch(self, sequences: Iterable[int]) -> None:
         """Read some events' payloads in one round trip, unless they are held already."""
         wanted = sorted({sequence for sequence in sequences if sequence not in self._held})
         if not wanted:
             return
-        records = self._storage.read(self._thread, wanted)
+        records = self._storage.read(self.thread, wanted)
         if self._held_bytes > _PAYLOADS_HELD_BYTES:
             self._held.clear()
             self._held_bytes = 0
         for sequence in wanted:
             if sequence not in records:
-                raise missing(self._storage, self._thread, sequence)
-            payload = codec.payload_of_record(self._thread, sequence, records[sequence])
+                raise missing(self._storage, self.thread, sequence)
+            payload = codec.payload_of_record(self.thread, sequence, records[sequence])
             self._held[sequence] = payload
             self._held_bytes += len(payload)
 
@@ -123,6 +128,21 @@ def states(storage: Storage, thread: int, sequences: Iterable[int]) -> dict[int,
         if sequence not in found:
             raise missing(storage, thread, sequence)
     return found
+
+
+def ancestors(
+    storage: Storage, thread: int, lane: int, step_key: bytes
+) -> Iterator[tuple[Found, State]]:
+    """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
+    line = storage.ancestry(thread, lane, step_key)
+    start, size = 0, _FIRST_ANCESTORS
+    while start < len(line):
+        page = [found for _, found in line[start : start + size]]
+        found_states = states(storage, thread, [found.step for found in page])
+        for found in page:
+            yield found, found_states.pop(found.step)
+        start += size
+        size *= 2
 
 
 def folded(base: State, event: StepCommitted, thread: int, sequence: int) -> State:

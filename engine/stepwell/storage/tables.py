@@ -24,7 +24,15 @@ from typing import Final, Protocol
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.errors import ConflictError, CorruptionError, StepwellError
-from stepwell.events import Event, LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
+from stepwell.events import (
+    Event,
+    LaneOpened,
+    Sequence,
+    ThreadCopied,
+    ThreadDeleted,
+    ThreadOpened,
+    ThreadPruned,
+)
 from stepwell.storage import (
     Append,
     Committed,
@@ -146,7 +154,9 @@ class TableStorage(ABC):
 
     def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
         with self._reading() as tables:
-            found = ((sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences)
+            found = (
+                (sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences
+            )
             return {sequence: record for sequence, record in found if record is not None}
 
     def branches(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
@@ -451,7 +461,9 @@ class _Commit:
         row.first, row.last = source.first, source.first - 1
         opened: Event = ThreadOpened(operation.target_id)
         if source.first > 1:
-            opened = ThreadPruned(operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at)
+            opened = ThreadPruned(
+                operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at
+            )
         self._record(row, 0, _entry(opened, None, operation.created_at))
         start = fmt.event_key(source.number, source.first + 1)
         for key, record in self._pages(EVENTS, start, fmt.event_key(source.number, source.last + 1)):

@@ -1,0 +1,5 @@
+"""LangGraph's checkpointer on a stepwell log."""
+
+from stepwell_langgraph.saver import StepwellSaver
+
+__all__ = ["StepwellSaver"]

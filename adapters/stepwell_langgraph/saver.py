@@ -1,0 +1,879 @@
+"""StepwellSaver: LangGraph's checkpointer over a log (SPEC.md, section 17).
+
+A checkpoint is a step: its channel values are the step's channels, the rest of it and its metadata are the
+step's fields.  A `checkpoint_ns` is a lane.  Sync and async are one class: a put is encoded where it is
+called, joins the group that is committed next, and is waited for in a thread or awaited in a coroutine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Self
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+    get_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
+
+from stepwell import reader
+from stepwell.codec import lane_of
+from stepwell.errors import ConflictError, UsageError
+from stepwell.events import Sequence as StepSequence
+from stepwell.events import StepCommitted, Write, WritesRecorded
+from stepwell.fold import State
+from stepwell.fold import PendingWrite as StoredWrite
+from stepwell.format import id_key
+from stepwell.log import Log
+from stepwell.patch import Array, Map, Merge, Patch, Ref, Value, diff, parse
+from stepwell.storage import Committed, Found
+from stepwell.writer import Ticket
+from stepwell_langgraph import retention
+from stepwell_langgraph.addresses import Address, check_id, read_address, to_config
+from stepwell_langgraph.offload import offload, offload_iterator
+from stepwell_langgraph.translate import (
+    Channel,
+    Checks,
+    DictChannel,
+    LaneMemory,
+    ListChannel,
+    PlainChannel,
+    by_element,
+    update,
+)
+
+CHECKPOINT: Final = "checkpoint"
+METADATA: Final = "metadata"
+
+_ATTEMPTS: Final = 5
+_FIRST_PAGE: Final = 16
+_LARGEST_PAGE: Final = 256
+_REMEMBERED_BYTES: Final = 1 << 26
+_ANNOUNCED_LANES: Final = 1024
+_BEGINNINGS: Final = ("input", "update", "fork")
+
+_LaneKey = tuple[str, str]
+_Page = list[tuple[str, Found]]  # a name of its own: the saver has a method `list`
+
+
+class StepwellSaver(BaseCheckpointSaver[str]):
+    """A LangGraph checkpointer that stores what is new.
+
+    Use it as it is, or as a context manager, sync or async:
+
+    >>> with StepwellSaver.from_conn_string(":memory:") as saver:
+    ...     config = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+    ...     saver.get_tuple(config) is None
+    True
+
+    Thread-safe; sync and async calls may be mixed, from any number of threads and event loops.
+
+    Args:
+        log: The log to store in.
+        serde: Serializer of channel values; JsonPlusSerializer if None.
+        exact: Look at every object of the state at every put.  Without it, an object that is changed in
+            place, is not returned by any write, and is not among the last 128 of its channel, is stored up
+            to 32 puts later.
+    """
+
+    def __init__(self, log: Log, *, serde: SerializerProtocol | None = None, exact: bool = False) -> None:
+        if not isinstance(log, Log):
+            raise UsageError(
+                f"StepwellSaver needs a stepwell.Log, not {type(log).__name__}: "
+                "use StepwellSaver.from_conn_string(path) to open one by its path"
+            )
+        self._serde: SerializerProtocol = BaseCheckpointSaver.serde  # the base class reads it before it sets it
+        super().__init__(serde=serde)
+        self.log = log
+        self.exact = exact
+        self._memories = _Memories()
+
+    @classmethod
+    def from_conn_string(
+        cls, conn_string: str | os.PathLike[str], *, serde: SerializerProtocol | None = None, exact: bool = False
+    ) -> Self:
+        """Open or create the log at a path; ":memory:" is one that is gone when it is closed.
+
+        Args:
+            conn_string: Where the log lies.
+            serde: Serializer of channel values; JsonPlusSerializer if None.
+            exact: See the class.
+        """
+        return cls(Log.open(conn_string), serde=serde, exact=exact)
+
+    def setup(self) -> _Done:
+        """Nothing is to be set up.  May be awaited, as savers with a server ask for it."""
+        return _Done()
+
+    def close(self) -> None:
+        """Store what was changed in place since the last put, then close the log."""
+        try:
+            for lane, step_id, memory in self._memories.all():
+                self._store_late_changes(lane, step_id, memory)
+        finally:
+            self.log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await offload(self.close)
+
+    # --- put ---
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint.  When this returns it survives a power cut.
+
+        Raises:
+            UsageError: The config names no thread, or an id is not a str.
+            CapacityError: There is no room; nothing was stored.
+        """
+        put = _Put(self, config, checkpoint, metadata, new_versions)
+        while True:
+            try:
+                return put.finish(put.begin().result())
+            except ConflictError as error:
+                put.retry_or_raise(error)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """`put` for coroutines.  If it is cancelled, the checkpoint may be stored all the same."""
+        put = _Put(self, config, checkpoint, metadata, new_versions)
+        while True:
+            try:
+                if not put.is_warm():
+                    await offload(put.warm)
+                return put.finish(await put.begin())
+            except ConflictError as error:
+                put.retry_or_raise(error)
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store what a task returned.  When this returns it survives a power cut.
+
+        Raises:
+            UsageError: The config names no thread or no checkpoint, or an id is not a str.
+            CapacityError: There is no room; nothing was stored.
+        """
+        self._begin_writes(config, writes, task_id, task_path).result()
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """`put_writes` for coroutines.  If it is cancelled, the writes may be stored all the same."""
+        await self._begin_writes(config, writes, task_id, task_path)
+
+    def _begin_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> Ticket:
+        address = read_address(config)
+        if address.checkpoint_id is None:
+            raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
+        event = WritesRecorded(
+            address.checkpoint_id,
+            check_id("task_id", task_id),
+            check_id("task_path", task_path),
+            tuple(
+                Write(WRITES_IDX_MAP.get(channel, index), check_id("channel", channel), self._value(value))
+                for index, (channel, value) in enumerate(writes)
+            ),
+            address.lane,
+        )
+        self._memories.announce((address.thread_id, address.lane), writes)
+        return self.log.thread(address.thread_id).begin_append([event])
+
+    def _value(self, value: Any) -> Value:
+        type_, payload = self.serde.dumps_typed(value)
+        return parse(type_, bytes(payload))
+
+    def _store_late_changes(self, lane: _LaneKey, step_id: str, memory: LaneMemory) -> None:
+        changes: dict[str, Patch] = {}
+        for name, channel in memory.channels.items():
+            patch = channel.recheck(self.serde) if isinstance(channel, PlainChannel) else channel.recheck()
+            if patch is not None:
+                changes[name] = patch
+        if changes:
+            thread_id, namespace = lane
+            step = StepCommitted(
+                step_id, memory.parent_id, Merge((), changes), Merge(), namespace, memory.sequence
+            )
+            thread = self.log.thread(thread_id)
+            try:
+                thread.begin_append([step], incarnation=memory.incarnation).result()
+            except ConflictError:
+                pass  # the thread was pruned or deleted: there is nothing left to correct
+
+    # --- get ---
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that a config names, or the head of its namespace: what was committed last.
+
+        Raises:
+            UsageError: The config names no thread, or an id is not a str.
+            CorruptionError: Something that the checkpoint depends on is damaged.
+        """
+        address = read_address(config)
+        return self._retrying(lambda: self._get_tuple(address))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """`get_tuple` for coroutines."""
+        return await offload(self.get_tuple, config)
+
+    def _get_tuple(self, address: Address) -> CheckpointTuple | None:
+        storage = self.log.storage
+        lane = self._lane(address)
+        if lane is None:
+            return None
+        number, lane_number, head = lane
+        if address.checkpoint_id is None:
+            sequence = head
+        else:
+            found = storage.find(number, lane_number, [id_key(address.checkpoint_id)])[0]
+            sequence = 0 if found.hidden else found.step
+        if not sequence:
+            return None
+        state = reader.states(storage, number, [sequence])[sequence]
+        found = storage.find(number, lane_number, [id_key(state.step_id)])[0]
+        payloads = reader.Payloads(storage, number)
+        tuple_ = self._tuple(address.thread_id, address.lane, state, found, payloads)
+        self._seed(address, number, state, tuple_, payloads)
+        return tuple_
+
+    def _lane(self, address: Address) -> tuple[int, int, int] | None:
+        """Number of the thread, number of the lane, and the lane's head."""
+        row = self.log.storage.thread(address.thread_id)
+        lane = None if row is None else self.log.storage.lane(row.number, address.lane)
+        return None if row is None or lane is None else (row.number, lane[0], lane[1].head)
+
+    def _tuple(
+        self, thread_id: str, namespace: str, state: State, found: Found, payloads: reader.Payloads
+    ) -> CheckpointTuple:
+        fields = reader.typed(state.fields, payloads)
+        checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
+        channels = reader.typed(state.channels, payloads)
+        checkpoint["channel_values"] = {name: self.serde.loads_typed(value) for name, value in channels.items()}
+        writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
+        return CheckpointTuple(
+            config=to_config(thread_id, namespace, state.step_id),
+            checkpoint=checkpoint,
+            metadata=self.serde.loads_typed(fields[METADATA]),
+            parent_config=None
+            if state.parent_id is None
+            else to_config(thread_id, namespace, state.parent_id),
+            pending_writes=[self._pending(pending, payloads) for pending in writes],
+        )
+
+    def _pending(self, pending: StoredWrite, payloads: reader.Payloads) -> PendingWrite:
+        value = pending.write.value
+        return (
+            pending.task_id,
+            pending.write.channel,
+            self.serde.loads_typed((value.type, payloads.payload(value))),
+        )
+
+    def _retrying(self, read: Any) -> Any:
+        """Read again if the thread was pruned meanwhile."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return read()
+            except ConflictError:
+                pass
+        return read()
+
+    def _seed(
+        self, address: Address, number: int, state: State, tuple_: CheckpointTuple, payloads: reader.Payloads
+    ) -> None:
+        """The objects handed out are what the next put brings back: remember what they came from."""
+        memory = self._recall(number, state, payloads)
+        for name, value in tuple_.checkpoint["channel_values"].items():
+            channel = memory.channels.get(name)
+            if isinstance(channel, ListChannel) and type(value) is list:
+                channel.adopt(value)
+        self._memories.put((address.thread_id, address.lane), state.step_id, memory)
+
+    def _recall(self, number: int, state: State, payloads: reader.Payloads) -> LaneMemory:
+        """The memory of a step that was read from the log."""
+        memory = LaneMemory()
+        memory.incarnation = number
+        memory.sequence = state.sequence
+        memory.parent_id = state.parent_id
+        split = by_element(self.serde)
+        for name, value in state.channels.items():
+            if split and isinstance(value, Array) and not value.wrapped:
+                size = sum(sum(piece.lengths) for piece in value.pieces)
+                stored = _Elements(self.log, number, value)
+                memory.channels[name] = ListChannel(stored.read, value.count, size)
+                continue
+            known = reader.resolved_value(value, payloads.read)
+            if split and isinstance(known, Map) and not known.wrapped:
+                memory.channels[name] = DictChannel(known.entries)
+            else:
+                memory.channels[name] = PlainChannel(known)
+        if state.fields:
+            memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
+            memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
+            core = memory.checkpoint
+            type_ = core.type
+            memory.versions = self.serde.loads_typed((type_, payloads.payload(core)))["channel_versions"]
+        return memory
+
+    def recall(self, address: Address) -> LaneMemory:
+        """The memory of the step that the next one follows, from the log if need be."""
+        return self._retrying(lambda: self._recall_parent(address))
+
+    def _recall_parent(self, address: Address) -> LaneMemory:
+        storage = self.log.storage
+        lane = self._lane(address)
+        sequence = 0
+        if lane is not None and address.checkpoint_id is not None:
+            found = storage.find(lane[0], lane[1], [id_key(address.checkpoint_id)])[0]
+            sequence = 0 if found.hidden else found.step
+        if lane is None or not sequence:
+            return LaneMemory()
+        state = reader.states(storage, lane[0], [sequence])[sequence]
+        return self._recall(lane[0], state, reader.Payloads(storage, lane[0]))
+
+    # --- list ---
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Checkpoints, newest first; nothing is held between two of them, so an iterator may be paused.
+
+        Args:
+            config: The thread; with `checkpoint_ns`, one namespace of it instead of all; with
+                `checkpoint_id`, that checkpoint.  None means every thread, one after the other.
+            filter: Metadata that must be equal, key by key.
+            before: Only checkpoints whose id is smaller than the one in this config.
+            limit: At most so many.
+
+        Raises:
+            UsageError: The config names no thread, or an id is not a str.
+        """
+        address = None if config is None else read_address(config)
+        before_id = None if before is None else (before.get("configurable") or {}).get("checkpoint_id")
+        if before_id is not None:
+            check_id("checkpoint_id", before_id)
+        tuples = self._list(address, filter or {}, before_id)
+        return tuples if limit is None else islice(tuples, max(limit, 0))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """`list` for coroutines."""
+        tuples = self.list(config, filter=filter, before=before, limit=limit)
+        async for tuple_ in offload_iterator(tuples):
+            yield tuple_
+
+    def _list(
+        self, address: Address | None, filter_: dict[str, Any], before_id: str | None
+    ) -> Iterator[CheckpointTuple]:
+        if address is None:
+            for summary in self.log.threads():
+                yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
+            return
+        storage = self.log.storage
+        row = storage.thread(address.thread_id)
+        if row is None:
+            return
+        for page in self._pages(row.number, address, before_id):
+            states = reader.states(storage, row.number, [found.step for _, found in page])
+            payloads = reader.Payloads(storage, row.number)
+            for namespace, found in page:
+                state = states.pop(found.step)
+                if filter_:
+                    metadata = self.serde.loads_typed(reader.typed(state.fields, payloads)[METADATA])
+                    if any(metadata.get(key) != value for key, value in filter_.items()):
+                        continue
+                yield self._tuple(address.thread_id, namespace, state, found, payloads)
+
+    def _pages(
+        self, number: int, address: Address, before_id: str | None
+    ) -> Iterator[Sequence[tuple[str, Found]]]:
+        """Where the checkpoints that may be asked for stand, newest first, and the names of their lanes."""
+        storage = self.log.storage
+        lane = None if address.namespace is None else storage.lane(number, address.namespace)
+        if address.namespace is not None and lane is None:
+            return
+        if address.checkpoint_id is not None:
+            lanes = (
+                [(lane[0], address.lane)]
+                if lane
+                else [(lane_number, name) for lane_number, name, _ in self._lanes(number)]
+            )
+            key = id_key(address.checkpoint_id)
+            places = [(name, storage.find(number, lane_number, [key])[0]) for lane_number, name in lanes]
+            wanted = before_id is None or address.checkpoint_id < before_id
+            yield [(name, found) for name, found in places if wanted and found.step and not found.hidden]
+            return
+        before, size = 0, _FIRST_PAGE
+        while True:
+            records = storage.steps(number, lane[0] if lane else None, before, size)
+            lane_numbers = {sequence: lane_of(number, sequence, record) for sequence, record in records}
+            page: _Page = []
+            for sequence, event in reader.decoded(storage, number, records):
+                assert isinstance(event, StepCommitted)
+                if before_id is None or event.step_id < before_id:
+                    key = id_key(event.step_id)
+                    page.append((event.lane, storage.find(number, lane_numbers[sequence], [key])[0]))
+            yield [(name, found) for name, found in page if found.step]
+            if len(records) < size:
+                return
+            before, size = records[-1][0], min(2 * size, _LARGEST_PAGE)
+
+    def _lanes(self, number: int) -> Iterator[tuple[int, str, int]]:
+        """Number, name and head of every lane of a thread."""
+        after = 0
+        while page := self.log.storage.lanes(number, after, _LARGEST_PAGE):
+            for lane_number, name, row in page:
+                yield lane_number, name, row.head
+            after = page[-1][0]
+
+    # --- delta channels ---
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What some channels were written since their nearest stored value, in one walk up the branch.
+
+        Args:
+            config: The checkpoint to start from, which itself does not count; without an id, the head.
+            channels: Names of channels.
+        """
+        if not channels:
+            return {}
+        address = read_address(config)
+        return self._retrying(lambda: self._history(address, channels))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """`get_delta_channel_history` for coroutines."""
+        return await offload(self.get_delta_channel_history, config=config, channels=channels)
+
+    def _history(self, address: Address, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        history: dict[str, DeltaChannelHistory] = {name: {"writes": []} for name in channels}
+        remaining = set(channels)
+        lane = self._lane(address)
+        if lane is None:
+            return history
+        number, lane_number, head = lane
+        payloads = reader.Payloads(self.log.storage, number)
+        if address.checkpoint_id is not None:
+            key = id_key(address.checkpoint_id)
+        else:
+            key = id_key(reader.states(self.log.storage, number, [head])[head].step_id) if head else b""
+        for found, state in reader.ancestors(self.log.storage, number, lane_number, key):
+            for pending in reversed(reader.writes(self.log.storage, number, found.writes)):
+                if pending.write.channel in remaining:
+                    history[pending.write.channel]["writes"].append(self._pending(pending, payloads))
+            for name in remaining & state.channels.keys():
+                value = state.channels[name]
+                history[name]["seed"] = self.serde.loads_typed((value.type, payloads.payload(value)))
+                remaining.discard(name)
+            if not remaining:
+                break
+        for entry in history.values():
+            entry["writes"].reverse()
+        return history
+
+    # --- whole threads ---
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Remove a thread with everything that it holds; its id is free again."""
+        self.log.thread(check_id("thread_id", thread_id)).delete()
+        self._memories.forget(thread_id)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """`delete_thread` for coroutines."""
+        await offload(self.delete_thread, thread_id)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread to a new id, with all namespaces, forks and pending writes, in one commit.
+
+        Raises:
+            ConflictError: There is a thread with the target's id.
+        """
+        target = check_id("target_thread_id", target_thread_id)
+        self.log.thread(check_id("source_thread_id", source_thread_id)).copy_to(target)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """`copy_thread` for coroutines."""
+        await offload(self.copy_thread, source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Remove what is old from some threads, each in one commit.
+
+        What a DeltaChannel of a kept checkpoint is rebuilt from is kept with it, out of sight.
+
+        Args:
+            thread_ids: The threads; those that do not exist are passed over.
+            strategy: "keep_latest" keeps the head of each namespace, "delete" nothing.
+
+        Raises:
+            UsageError: There is no such strategy.
+        """
+        if strategy not in ("keep_latest", "delete"):
+            raise UsageError(f'there is no strategy {strategy!r}: pass "keep_latest" or "delete"')
+        for thread_id in [check_id("thread_id", thread_id) for thread_id in thread_ids]:
+            if strategy == "delete":
+                self.delete_thread(thread_id)
+            else:
+                self._rewrite(thread_id, lambda number: {head for _, _, head in self._lanes(number) if head})
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """`prune` for coroutines."""
+        await offload(self.prune, thread_ids, strategy=strategy)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints of some runs, with the writes that wait for them; reads the whole log.
+
+        What a DeltaChannel of a checkpoint that stays is rebuilt from is kept with it, out of sight.
+        """
+        runs = {check_id("run_id", run_id) for run_id in run_ids}
+        if not runs:
+            return
+        for summary in [*self.log.threads()]:
+            self._rewrite(summary.thread_id, lambda number: self._without_runs(number, runs))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """`delete_for_runs` for coroutines."""
+        await offload(self.delete_for_runs, run_ids)
+
+    def _without_runs(self, number: int, runs: set[str]) -> set[int] | None:
+        """The steps of a thread that do not belong to the runs; None if none does."""
+        keep: set[int] = set()
+        doomed = False
+        payloads = reader.Payloads(self.log.storage, number)
+        for page in self._pages(number, Address("", None, None), None):
+            states = reader.states(self.log.storage, number, [found.step for _, found in page])
+            for _, found in page:
+                metadata = self.serde.loads_typed(
+                    reader.typed(states[found.step].fields, payloads)[METADATA]
+                )
+                if metadata.get("run_id") in runs:
+                    doomed = True
+                else:
+                    keep.add(found.step)
+        return keep if doomed else None
+
+    def _rewrite(self, thread_id: str, choose: Callable[[int], set[int] | None]) -> None:
+        """Keep only the chosen steps of a thread, and what delta channels need."""
+        thread = self.log.thread(thread_id)
+        for attempt in range(_ATTEMPTS):
+            row = thread.row()
+            keep = None if row is None else choose(row.number)
+            if row is None or keep is None:
+                return
+            try:
+                if keep:
+                    retain = retention.needed_by(self.log.storage, row.number, keep, self.serde)
+                    thread.prune(keep, retain=retain, expected_head=row.last)
+                else:
+                    thread.delete()
+                break
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        self._memories.forget(thread_id)
+
+    # --- the rest ---
+
+    @property
+    def serde(self) -> SerializerProtocol:  # type: ignore[override]
+        """The serializer of channel values; may be replaced at any time."""
+        return self._serde
+
+    @serde.setter
+    def serde(self, serde: SerializerProtocol) -> None:
+        self._serde = maybe_add_typed_methods(serde)
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """The version after `current`: a number, and a random tail that differs between forks."""
+        number = 0 if current is None else current if isinstance(current, int) else int(current.split(".")[0])
+        return f"{number + 1:032}.{random.random():016}"
+
+    def value_along_branch(self, address: Address, name: str, version: Any) -> Value | None:
+        """The value that a channel has on a branch under some version, with content as bytes."""
+        lane = self._lane(address)
+        if lane is None or address.checkpoint_id is None:
+            return None
+        number, lane_number, _ = lane
+        payloads = reader.Payloads(self.log.storage, number)
+        for _, state in reader.ancestors(self.log.storage, number, lane_number, id_key(address.checkpoint_id)):
+            if CHECKPOINT in state.fields:
+                checkpoint = self.serde.loads_typed(reader.typed(state.fields, payloads)[CHECKPOINT])
+                if checkpoint["channel_versions"].get(name) == version:
+                    value = state.channels.get(name)
+                    return None if value is None else reader.resolved_value(value, payloads.read)
+        return None
+
+    @property
+    def memories(self) -> _Memories:
+        """What is remembered of the heads of lanes."""
+        return self._memories
+
+
+class _Put:
+    """One put, which may need more than one attempt."""
+
+    def __init__(
+        self,
+        saver: StepwellSaver,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> None:
+        self._saver = saver
+        self._address = read_address(config)
+        self._lane: _LaneKey = (self._address.thread_id, self._address.lane)
+        self._id = check_id("checkpoint id", checkpoint["id"])
+        self._checkpoint = checkpoint
+        self._metadata = get_checkpoint_metadata(config, metadata)
+        self._new_versions = new_versions
+        self._memory = LaneMemory()
+        self._attempts = 0
+
+    def is_warm(self) -> bool:
+        """Whether `begin` can go without reading the log."""
+        parent_id = self._address.checkpoint_id
+        return parent_id is None or self._saver.memories.holds(self._lane, parent_id)
+
+    def warm(self) -> None:
+        """Read what `begin` needs from the log."""
+        if self._address.checkpoint_id is not None:
+            memory = self._saver.recall(self._address)
+            self._saver.memories.put(self._lane, self._address.checkpoint_id, memory)
+
+    def begin(self) -> Ticket:
+        """Encode the checkpoint and submit it."""
+        parent_id = self._address.checkpoint_id
+        memory = None if parent_id is None else self._saver.memories.take(self._lane, parent_id)
+        if memory is None:
+            memory = LaneMemory() if parent_id is None else self._saver.recall(self._address)
+        self._memory = memory
+        step = StepCommitted(
+            self._id,
+            parent_id,
+            self._channels(memory),
+            self._fields(memory),
+            self._address.lane,
+            memory.sequence,
+        )
+        thread = self._saver.log.thread(self._address.thread_id)
+        return thread.begin_append([step], incarnation=memory.incarnation)
+
+    def finish(self, committed: Committed) -> RunnableConfig:
+        """Remember what is now the head."""
+        memory = self._memory
+        memory.incarnation = committed.number
+        memory.sequence = StepSequence(committed.sequences[-1])
+        memory.parent_id = self._address.checkpoint_id
+        self._saver.memories.put(self._lane, self._id, memory)
+        return to_config(self._address.thread_id, self._address.lane, self._id)
+
+    def retry_or_raise(self, error: ConflictError) -> None:
+        """The thread was pruned or deleted under this put: encode it anew, unless that happens all the time."""
+        self._attempts += 1
+        if self._attempts == _ATTEMPTS:
+            raise error
+
+    def _channels(self, memory: LaneMemory) -> Merge:
+        saver = self._saver
+        checks = Checks(
+            memory.turn,
+            everything=saver.exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS,
+            announced=saver.memories.announced(self._lane),
+        )
+        memory.turn += 1
+        memory.fresh = False
+        values = self._checkpoint["channel_values"]
+        versions = self._checkpoint["channel_versions"]
+        changes: dict[str, Patch] = {}
+        channels: dict[str, Channel] = {}
+        for name, value in values.items():
+            moved = name in self._new_versions or versions.get(name) != memory.versions.get(name)
+            channel, patch = update(memory.channels.get(name), value, saver.serde, checks, moved=moved)
+            channels[check_id("channel", name)] = channel
+            if patch is not None:
+                changes[name] = patch
+        for name, version in versions.items():
+            if name in values or name in self._new_versions:
+                continue  # given, or empty from now on
+            if memory.versions.get(name) == version:
+                if name in memory.channels:
+                    channels[name] = memory.channels[name]
+            elif memory.versions:
+                stored = saver.value_along_branch(self._address, name, version)
+                if stored is not None:
+                    channels[name] = PlainChannel(stored)
+                    changes[name] = stored
+        drop = tuple(name for name in memory.channels if name not in channels)
+        memory.channels = channels
+        memory.versions = dict(versions)
+        return Merge(drop, changes)
+
+    def _fields(self, memory: LaneMemory) -> Merge:
+        core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}
+        changes: dict[str, Patch] = {}
+        for name, old, value in (
+            (CHECKPOINT, memory.checkpoint, core),
+            (METADATA, memory.metadata, self._metadata),
+        ):
+            type_, payload = self._saver.serde.dumps_typed(value)
+            new = parse(type_, bytes(payload))
+            patch = diff(old, new)
+            if patch is not None:
+                changes[name] = patch
+            setattr(memory, name, new)
+        return Merge((), changes)
+
+
+class _Memories:
+    """The lanes that were written or read lately, up to a number of bytes; the least recent is forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memories: OrderedDict[tuple[_LaneKey, str], LaneMemory] = OrderedDict()
+        self._sizes: dict[tuple[_LaneKey, str], int] = {}
+        self._size = 0
+        self._announced: OrderedDict[_LaneKey, set[int]] = OrderedDict()
+
+    def holds(self, lane: _LaneKey, step_id: str) -> bool:
+        """Whether a step is remembered."""
+        return (lane, step_id) in self._memories
+
+    def take(self, lane: _LaneKey, step_id: str) -> LaneMemory | None:
+        """The memory of a step, which then belongs to the caller alone."""
+        with self._lock:
+            return self._remove((lane, step_id))
+
+    def put(self, lane: _LaneKey, step_id: str, memory: LaneMemory) -> None:
+        """Remember a step."""
+        key = (lane, step_id)
+        size = memory.size
+        with self._lock:
+            self._remove(key)
+            self._memories[key] = memory
+            self._sizes[key] = size
+            self._size += size
+            while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
+                self._remove(next(iter(self._memories)))
+
+    def _remove(self, key: tuple[_LaneKey, str]) -> LaneMemory | None:
+        memory = self._memories.pop(key, None)
+        if memory is not None:
+            self._size -= self._sizes.pop(key)
+        return memory
+
+    def forget(self, thread_id: str) -> None:
+        """Forget all lanes of a thread."""
+        with self._lock:
+            for key in [key for key in self._memories if key[0][0] == thread_id]:
+                self._remove(key)
+
+    def all(self) -> Sequence[tuple[_LaneKey, str, LaneMemory]]:
+        """Everything that is remembered."""
+        with self._lock:
+            return [(lane, step_id, memory) for (lane, step_id), memory in self._memories.items()]
+
+    def announce(self, lane: _LaneKey, writes: Sequence[tuple[str, Any]]) -> None:
+        """Note the objects that a task returned: they may have been changed by it."""
+        with self._lock:
+            announced = self._announced.setdefault(lane, set())
+            for _, value in writes:
+                announced.add(id(value))
+                if isinstance(value, list | tuple):
+                    announced.update(map(id, value))
+                elif isinstance(value, dict):
+                    announced.update(map(id, value.values()))
+            while len(self._announced) > _ANNOUNCED_LANES:
+                self._announced.popitem(last=False)
+
+    def announced(self, lane: _LaneKey) -> frozenset[int] | set[int]:
+        """The objects that were noted since the last call."""
+        with self._lock:
+            return self._announced.pop(lane, frozenset())
+
+
+class _Elements:
+    """The stored elements of an array, read when they are needed."""
+
+    def __init__(self, log: Log, thread: int, value: Array) -> None:
+        self._log = log
+        self._thread = thread
+        self._value = value
+
+    def read(self) -> Sequence[bytes]:
+        payloads = reader.Payloads(self._log.storage, self._thread)
+        elements: list[bytes] = []
+        for piece in self._value.pieces:
+            content = payloads.read(piece.content) if isinstance(piece.content, Ref) else piece.content
+            offset = 0
+            for length in piece.lengths:
+                elements.append(content[offset : offset + length])
+                offset += length
+        return elements
+
+
+class _Done:
+    """Something that has been done already: may be awaited, or not."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield

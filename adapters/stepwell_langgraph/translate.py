@@ -1,0 +1,452 @@
+"""LangGraph's objects to patches, encoding only what is new.
+
+LangGraph sends the whole state at every step; almost all of it is what it sent before, the same objects in
+new lists and dicts.  A `LaneMemory` holds, for the head of one lane, which object each stored element came
+from.  Encoding a put then is:
+
+    1. Walk the identities of all elements.  One that is not known is encoded.
+    2. Check the known ones that may have changed in place: those that a write returned since the last put,
+       the last 128 of each channel, and a 32nd of the rest in rotation; all of them at the first put of an
+       invocation, at close, and with `exact`.  A check is exact (`fingerprint`), or encodes and compares.
+    3. What is not known, or did change, becomes the patch.
+
+So an in-place change that no write announced is stored within 32 puts.
+
+A channel's encoding is what the serializer would have made of the whole value, byte for byte: JsonPlus
+encodes a list as a header and its elements' encodings, which is checked once at import.  With any other
+serializer, and for values that are neither list nor dict, the value is encoded as a whole and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import cycle
+from operator import is_
+from typing import Any, Final
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from stepwell.codec import digest_of
+from stepwell.events import Sequence
+from stepwell.patch import (
+    Array,
+    Keep,
+    Map,
+    Merge,
+    New,
+    Patch,
+    Splice,
+    Value,
+    array_header,
+    diff,
+    parse,
+    parse_entry,
+    splice_pieces,
+)
+from stepwell_langgraph.fingerprint import IMMUTABLE, fingerprint
+
+try:
+    from langgraph.checkpoint.serde.jsonplus import _msgpack_enc as _encode_element
+except ImportError:  # a private name, so it may go: everything is then encoded as a whole
+    _encode_element = None  # type: ignore[assignment]
+
+ROTATION_PUTS: Final = 32
+ALWAYS_CHECKED: Final = 128
+# A value this small is cheaper to encode than to reason about.
+_SMALL_BYTES: Final = 4096
+_SCALARS: Final = (int, float, bool, type(None))
+_TYPE: Final = "msgpack"
+
+
+def _elements_are_separable() -> bool:
+    if _encode_element is None:
+        return False
+    sample = ["text", 1, None, {"key": (b"bytes", 2.5)}, {1, 2}]
+    whole = JsonPlusSerializer().dumps_typed(sample)
+    return whole == (_TYPE, array_header(len(sample)) + b"".join(map(_encode_element, sample)))
+
+
+_SEPARABLE: Final = _elements_are_separable()
+
+
+def by_element(serde: SerializerProtocol) -> bool:
+    """Whether a serializer encodes lists and dicts as JsonPlusSerializer does: element by element."""
+    return _SEPARABLE and type(serde).dumps_typed is JsonPlusSerializer.dumps_typed
+
+
+_NOTHING: Final = object()
+
+
+class Checks:
+    """Which of the known objects one put has to check.
+
+    Attributes:
+        turn: Number of the put, which says whose turn it is in the rotation.
+        everything: Check all of them.
+        announced: Identities of the objects that writes returned since the last put.
+    """
+
+    __slots__ = ("announced", "everything", "turn")
+
+    def __init__(self, turn: int, *, everything: bool, announced: frozenset[int] | set[int]) -> None:
+        self.turn = turn
+        self.everything = everything
+        self.announced = announced
+
+
+class _Slot:
+    """One stored element or entry, and the object that it came from."""
+
+    __slots__ = ("digest", "mark", "object", "turn", "value")
+
+    def __init__(self, object_: object, mark: object | None) -> None:
+        self.object = object_
+        self.mark = mark
+        self.digest: bytes | None = None  # of a list's element; None if it was not needed yet
+        self.value: Value | None = None  # of a dict's entry
+        self.turn: int | None = None
+
+
+class _Rotation:
+    """Whose turn it is: each slot once in 32 puts, the slots spread evenly over them."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self) -> None:
+        self._turns: list[list[_Slot]] = [[] for _ in range(ROTATION_PUTS)]
+
+    def add(self, slot: _Slot) -> None:
+        """Give a slot its turn, the one that it has had before if it has had one."""
+        if slot.mark is not IMMUTABLE:
+            if slot.turn is None:
+                slot.turn = next(_turns)
+            self._turns[slot.turn].append(slot)
+
+    def due(self, turn: int) -> list[_Slot]:
+        return self._turns[turn % ROTATION_PUTS]
+
+
+_turns: Final = cycle(range(ROTATION_PUTS))
+
+
+def _to_check(
+    slots: list[_Slot], by_id: Mapping[int, _Slot], rotation: _Rotation, checks: Checks
+) -> Iterable[_Slot]:
+    if checks.everything:
+        return slots
+    chosen = slots[-ALWAYS_CHECKED:]
+    chosen += rotation.due(checks.turn)
+    chosen += [by_id[identity] for identity in checks.announced if identity in by_id]
+    return chosen
+
+
+class ListChannel:
+    """A list whose elements are stored one by one.
+
+    Attributes:
+        size: Bytes of the encoded elements, roughly.
+    """
+
+    def __init__(self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0) -> None:
+        """A channel with nothing in it, or one whose stored elements are known but not what they came from.
+
+        Args:
+            stored: Reads the stored elements.
+            count: How many there are.
+            size: How many bytes they have.
+        """
+        self.size = size
+        self._stored = stored
+        self._count = count
+        self._stored_digests: list[bytes] = []
+        self._objects: list[object] = []
+        self._slots: list[_Slot] = []
+        self._by_id: dict[int, _Slot] = {}
+        self._rotation = _Rotation()
+
+    def adopt(self, objects: list[object]) -> None:
+        """Take the objects that were decoded from the stored elements as what they came from."""
+        if len(objects) == self._count:
+            for item in objects:
+                self._remember(_Slot(item, fingerprint(item)))
+
+    def update(self, value: list[object], checks: Checks) -> Patch | None:
+        """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
+        known = len(self._objects)
+        if known == self._count and len(value) >= known and all(map(is_, self._objects, value)):
+            changed = self._changed(self._slots, checks)
+            if not changed:
+                return self._appended(value[known:])
+            return self._rebuilt(value, changed)
+        kept = [slot for slot in (self._by_id.get(id(item)) for item in value) if slot is not None]
+        return self._rebuilt(value, self._changed(kept, checks))
+
+    def recheck(self) -> Patch | None:
+        """The patch that stores every in-place change since the last put."""
+        if len(self._objects) != self._count:
+            return None
+        return self.update(list(self._objects), Checks(0, everything=True, announced=frozenset()))
+
+    def _appended(self, objects: list[object]) -> Patch | None:
+        if not objects:
+            return None
+        encoded = [self._encode(item) for item in objects]
+        new = New(tuple(map(len, encoded)), b"".join(encoded))
+        kept = self._count
+        self._count += len(objects)
+        return Splice((Keep(0, kept), new)) if kept else Array(_TYPE, False, self._count, (new,))
+
+    def _encode(self, item: object) -> bytes:
+        """Encode an element at the end of the list and remember it."""
+        slot = _Slot(item, fingerprint(item))
+        data = _encode_element(item)
+        slot.digest = digest_of(data)
+        self._remember(slot)
+        self.size += len(data)
+        return data
+
+    def _remember(self, slot: _Slot) -> None:
+        self._objects.append(slot.object)
+        self._slots.append(slot)
+        self._by_id[id(slot.object)] = slot
+        self._rotation.add(slot)
+
+    def _changed(self, slots: list[_Slot], checks: Checks) -> dict[int, bytes]:
+        """The new encoding of every checked element that changed in place, by identity of its slot."""
+        changed: dict[int, bytes] = {}
+        for slot in _to_check(slots, self._by_id, self._rotation, checks):
+            mark = slot.mark
+            if mark is IMMUTABLE:
+                continue
+            now = fingerprint(slot.object)
+            if mark is not None and now == mark:
+                continue
+            data = _encode_element(slot.object)
+            digest = digest_of(data)
+            slot.mark = now
+            if slot.digest is None:
+                self._read_digests()
+            if digest != slot.digest:
+                slot.digest = digest
+                changed[id(slot)] = data
+        return changed
+
+    def _read_digests(self) -> None:
+        """Digests of elements that came from the log, where they were never encoded here."""
+        if self._stored is not None:
+            self._stored_digests = [digest_of(element) for element in self._stored()]
+            self._stored = None
+            for slot, digest in zip(self._slots, self._stored_digests, strict=False):
+                slot.digest = slot.digest or digest
+
+    def _rebuilt(self, value: list[object], changed: dict[int, bytes]) -> Patch | None:
+        """The general case: elements were removed, replaced, moved, or changed in place."""
+        self._read_digests()
+        before, count_before = self._slots, self._count
+        place = {id(slot.object): index for index, slot in enumerate(before)}
+        # What is stored of a slot that changed is its old encoding, which equals nothing that is new.
+        digests = [None if id(slot) in changed else slot.digest for slot in before] or self._stored_digests
+        stored_at = {digest: index for index, digest in enumerate(digests) if digest is not None}
+        self._objects, self._slots, self._by_id, self._stored_digests = [], [], {}, []
+        self._rotation = _Rotation()
+        sources: list[int | bytes] = []
+        for item in value:
+            index = place.get(id(item))
+            if index is None:
+                data = self._encode(item)
+                digest = self._slots[-1].digest
+                assert digest is not None
+                sources.append(stored_at.get(digest, data))
+            else:
+                self._remember(before[index])
+                sources.append(changed.get(id(before[index]), index))
+        self._count = len(value)
+        if sources == list(range(count_before)):
+            return None
+        pieces = splice_pieces(sources)
+        if any(isinstance(piece, Keep) for piece in pieces):
+            return Splice(pieces)
+        return Array(_TYPE, False, self._count, tuple(piece for piece in pieces if isinstance(piece, New)))
+
+
+class DictChannel:
+    """A dict with text keys, whose entries are stored one by one.
+
+    Attributes:
+        size: Bytes of the encoded entries, roughly.
+    """
+
+    def __init__(self, stored: Mapping[str, Value] | None = None, size: int = 0) -> None:
+        """A channel with nothing in it, or one whose stored entries (with content as bytes) are known."""
+        self.size = size
+        self._new = stored is None
+        self._entries: dict[str, _Slot] = {}
+        self._by_id: dict[int, _Slot] = {}
+        self._rotation = _Rotation()
+        for key, value in (stored or {}).items():
+            slot = self._entries[key] = _Slot(_NOTHING, None)
+            slot.value = value
+
+    def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
+        """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
+        before = self._entries
+        to_check = _to_check(list(before.values()), self._by_id, self._rotation, checks)
+        suspects = set(map(id, to_check))
+        changes: dict[str, Patch] = {}
+        self._entries, self._by_id, self._rotation = {}, {}, _Rotation()
+        for key, item in value.items():
+            slot = before.get(key)
+            if slot is None or slot.object is not item or (slot.mark is not IMMUTABLE and id(slot) in suspects):
+                old = None if slot is None else slot.value
+                slot = self._encode(slot, item)
+                patch = diff(old, _value(slot))
+                if patch is not None:
+                    changes[key] = patch
+            self._entries[key] = slot
+            self._by_id[id(item)] = slot
+            self._rotation.add(slot)
+        drop = tuple(key for key in before if key not in value)
+        kept = [key for key in before if key in value]
+        in_order = kept + [key for key in value if key not in before] == list(value)
+        if self._new or not in_order:
+            self._new = False
+            return Map(_TYPE, False, {key: _value(slot) for key, slot in self._entries.items()})
+        return Merge(drop, changes) if drop or changes else None
+
+    def recheck(self) -> Patch | None:
+        """The patch that stores every in-place change since the last put."""
+        objects = {key: slot.object for key, slot in self._entries.items()}
+        if any(item is _NOTHING for item in objects.values()):
+            return None
+        return self.update(objects, Checks(0, everything=True, announced=frozenset()))
+
+    def _encode(self, slot: _Slot | None, item: object) -> _Slot:
+        data = _encode_element(item)
+        self.size += len(data)
+        if slot is None or slot.object is not item:
+            # Entries are compared by their encoding: only that an object cannot change is of use here.
+            slot = _Slot(item, IMMUTABLE if fingerprint(item) is IMMUTABLE else None)
+        slot.value = parse_entry(data)
+        return slot
+
+
+def _value(slot: _Slot) -> Value:
+    assert slot.value is not None
+    return slot.value
+
+
+class PlainChannel:
+    """A value that is encoded as a whole.
+
+    Attributes:
+        size: Bytes of the encoded value.
+    """
+
+    def __init__(self, stored: Value | None = None) -> None:
+        """A channel with nothing in it, or one whose stored value (with content as bytes) is known."""
+        self.size = 0
+        self._value = stored
+        self._object: object = _NOTHING
+
+    def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
+        """The patch to a new value; None if nothing changed.  The channel then stands for that value.
+
+        Args:
+            value: The value.
+            serde: Encodes it.
+            checks: What to check if it is the object that it was.
+            moved: Whether the channel has a new version.
+        """
+        if value is self._object and not moved and not self._suspect(checks):
+            return None
+        self._object = value
+        type_, payload = serde.dumps_typed(value)
+        self.size = len(payload)
+        new = parse(type_, bytes(payload))
+        patch = diff(self._value, new)
+        self._value = new
+        return patch
+
+    def _suspect(self, checks: Checks) -> bool:
+        if fingerprint(self._object) is IMMUTABLE:
+            return False
+        return (
+            checks.everything
+            or self.size <= _SMALL_BYTES
+            or id(self._object) in checks.announced
+            or checks.turn % ROTATION_PUTS == 0
+        )
+
+    def recheck(self, serde: SerializerProtocol) -> Patch | None:
+        """The patch that stores every in-place change since the last put."""
+        if self._object is _NOTHING:
+            return None
+        everything = Checks(0, everything=True, announced=frozenset())
+        return self.update(self._object, serde, everything, moved=False)
+
+
+Channel = ListChannel | DictChannel | PlainChannel
+
+
+def update(
+    channel: Channel | None, value: Any, serde: SerializerProtocol, checks: Checks, *, moved: bool
+) -> tuple[Channel, Patch | None]:
+    """Bring a channel to a new value: the channel to go on with, and the patch."""
+    if by_element(serde):
+        if type(value) is list and _worth_splitting(value):
+            channel = channel if isinstance(channel, ListChannel) else ListChannel()
+            return channel, channel.update(value, checks)
+        if type(value) is dict and value and all(type(key) is str and key.isprintable() for key in value):
+            channel = channel if isinstance(channel, DictChannel) else DictChannel()
+            return channel, channel.update(value, checks)
+    channel = channel if isinstance(channel, PlainChannel) else PlainChannel()
+    return channel, channel.update(value, serde, checks, moved=moved)
+
+
+def _worth_splitting(value: list[object]) -> bool:
+    """Lists of numbers cost more one by one than as a whole."""
+    return bool(value) and not (isinstance(value[0], _SCALARS) and isinstance(value[-1], _SCALARS))
+
+
+class LaneMemory:
+    """What is remembered of the head of one lane.
+
+    Attributes:
+        incarnation: Number of the thread.
+        sequence: Where the step stands.
+        channels: What each channel stands for.
+        versions: The version of each channel.
+        checkpoint: The checkpoint without its values, with content as bytes.
+        metadata: Its metadata, with content as bytes.
+        fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
+        turn: Number of puts so far.
+    """
+
+    __slots__ = (
+        "channels",
+        "checkpoint",
+        "fresh",
+        "incarnation",
+        "metadata",
+        "parent_id",
+        "sequence",
+        "turn",
+        "versions",
+    )
+
+    def __init__(self) -> None:
+        self.incarnation = 0
+        self.sequence = Sequence(0)
+        self.parent_id: str | None = None
+        self.channels: dict[str, Channel] = {}
+        self.versions: Mapping[str, str | int | float] = {}
+        self.checkpoint: Value | None = None
+        self.metadata: Value | None = None
+        self.fresh = True
+        self.turn = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded state, roughly: what holding its objects may cost."""
+        return sum(channel.size for channel in self.channels.values()) + _SMALL_BYTES
