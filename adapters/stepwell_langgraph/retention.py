@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from stepwell import reader
 from stepwell import format as fmt
+from stepwell import reader
 from stepwell.fold import State
 from stepwell.storage import Storage
 
@@ -36,60 +36,50 @@ def needed_by(
     for sequence, state in reader.states(storage, thread, keep).items():
         if not sequence:
             continue
-        certain, possible = _valueless(state, payloads, serde)
-        if not certain and not possible:
-            continue
         record = storage.read(thread, [sequence])[sequence]
         lane = fmt.read_header(record).lane
-        for step, channels in _path(storage, thread, lane, state, certain, possible, keep).items():
+        for step, channels in _path(
+            storage, thread, lane, state, _counted(state, payloads, serde), keep
+        ).items():
             retain[step] = retain.get(step, frozenset()) | channels
     return retain
 
 
-def _valueless(
-    state: State, payloads: reader.Payloads, serde: SerializerProtocol
-) -> tuple[set[str], set[str]]:
-    """The channels without a value that are delta channels, and those that may be."""
+def _counted(state: State, payloads: reader.Payloads, serde: SerializerProtocol) -> set[str] | None:
+    """The channels that LangGraph says are delta channels in need of their history; None if it says nothing."""
     fields = reader.typed(state.fields, payloads)
-    if not fields:
-        return set(), set()
-    checkpoint, metadata = serde.loads_typed(fields["checkpoint"]), serde.loads_typed(fields["metadata"])
-    empty = {name for name in checkpoint["channel_versions"] if name not in state.channels}
-    counters = metadata.get(_COUNTERS)
-    return (empty & set(counters), set()) if counters else (set(), empty)
+    counters = serde.loads_typed(fields["metadata"]).get(_COUNTERS) if fields else None
+    return {name for name in counters if name not in state.channels} if counters else None
 
 
 def _path(
-    storage: Storage,
-    thread: int,
-    lane: int,
-    state: State,
-    certain: set[str],
-    possible: set[str],
-    keep: set[int],
+    storage: Storage, thread: int, lane: int, state: State, counted: set[str] | None, keep: set[int]
 ) -> dict[int, frozenset[str]]:
-    """The ancestors of one step as far as its channels need them.
+    """The ancestors of one step as far as its delta channels need them.
 
-    A channel that only may be a delta channel is taken for one if something was written to it: an ordinary
-    channel that was emptied, like a branch that was taken, is written nothing but None.
+    Where LangGraph does not say which these are, a channel without a value is taken for one if something was
+    written to it; an ordinary channel that was emptied, like a branch that was taken, is written only None.
     """
-    remaining = certain | possible
     seeded: dict[str, int] = {}
-    written: set[str] = set(certain)
+    needed = set(counted or ())
     path: list[int] = []
+    if counted == set():
+        return {}
     for found, ancestor in reader.ancestors(storage, thread, lane, fmt.id_key(state.step_id)):
         path.append(found.step)
-        for pending in reader.writes(storage, thread, found.writes):
-            if pending.write.channel in remaining and pending.write.value.type != "null":
-                written.add(pending.write.channel)
-        for name in remaining & ancestor.channels.keys():
+        if counted is None:
+            for pending in reader.writes(storage, thread, found.writes):
+                name = pending.write.channel
+                candidate = name not in state.channels and name not in seeded and not name.startswith("__")
+                if candidate and pending.write.value.type != "null":
+                    needed.add(name)
+        for name in ancestor.channels.keys() - seeded.keys():
             seeded[name] = len(path)
-            remaining.discard(name)
-        if not remaining:
+        if counted is not None and counted <= seeded.keys():
             break
-    length = max((seeded.get(name, len(path)) for name in written), default=0)
+    ends = {name: seeded.get(name, len(path)) for name in needed}
     return {
-        step: frozenset(name for name in written if index < seeded.get(name, len(path)))
-        for index, step in enumerate(path[:length])
+        step: frozenset(name for name, end in ends.items() if index < end)
+        for index, step in enumerate(path[: max(ends.values(), default=0)])
         if step not in keep
     }

@@ -35,8 +35,8 @@ from stepwell.codec import lane_of
 from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Sequence as StepSequence
 from stepwell.events import StepCommitted, Write, WritesRecorded
-from stepwell.fold import State
 from stepwell.fold import PendingWrite as StoredWrite
+from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
 from stepwell.patch import Array, Map, Merge, Patch, Ref, Value, diff, parse
@@ -96,7 +96,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 f"StepwellSaver needs a stepwell.Log, not {type(log).__name__}: "
                 "use StepwellSaver.from_conn_string(path) to open one by its path"
             )
-        self._serde: SerializerProtocol = BaseCheckpointSaver.serde  # the base class reads it before it sets it
+        self._serde: SerializerProtocol = (
+            BaseCheckpointSaver.serde
+        )  # the base class reads it before it sets it
         super().__init__(serde=serde)
         self.log = log
         self.exact = exact
@@ -104,7 +106,11 @@ class StepwellSaver(BaseCheckpointSaver[str]):
 
     @classmethod
     def from_conn_string(
-        cls, conn_string: str | os.PathLike[str], *, serde: SerializerProtocol | None = None, exact: bool = False
+        cls,
+        conn_string: str | os.PathLike[str],
+        *,
+        serde: SerializerProtocol | None = None,
+        exact: bool = False,
     ) -> Self:
         """Open or create the log at a path; ":memory:" is one that is gone when it is closed.
 
@@ -212,7 +218,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     ) -> Ticket:
         address = read_address(config)
         if address.checkpoint_id is None:
-            raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
+            raise UsageError(
+                "put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on"
+            )
         event = WritesRecorded(
             address.checkpoint_id,
             check_id("task_id", task_id),
@@ -295,7 +303,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
         channels = reader.typed(state.channels, payloads)
-        checkpoint["channel_values"] = {name: self.serde.loads_typed(value) for name, value in channels.items()}
+        checkpoint["channel_values"] = {
+            name: self.serde.loads_typed(value) for name, value in channels.items()
+        }
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
@@ -602,9 +612,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         for page in self._pages(number, Address("", None, None), None):
             states = reader.states(self.log.storage, number, [found.step for _, found in page])
             for _, found in page:
-                metadata = self.serde.loads_typed(
-                    reader.typed(states[found.step].fields, payloads)[METADATA]
-                )
+                metadata = self.serde.loads_typed(reader.typed(states[found.step].fields, payloads)[METADATA])
                 if metadata.get("run_id") in runs:
                     doomed = True
                 else:
@@ -654,7 +662,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             return None
         number, lane_number, _ = lane
         payloads = reader.Payloads(self.log.storage, number)
-        for _, state in reader.ancestors(self.log.storage, number, lane_number, id_key(address.checkpoint_id)):
+        for _, state in reader.ancestors(
+            self.log.storage, number, lane_number, id_key(address.checkpoint_id)
+        ):
             if CHECKPOINT in state.fields:
                 checkpoint = self.serde.loads_typed(reader.typed(state.fields, payloads)[CHECKPOINT])
                 if checkpoint["channel_versions"].get(name) == version:

@@ -148,7 +148,9 @@ class ListChannel:
         size: Bytes of the encoded elements, roughly.
     """
 
-    def __init__(self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0) -> None:
+    def __init__(
+        self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0
+    ) -> None:
         """A channel with nothing in it, or one whose stored elements are known but not what they came from.
 
         Args:
@@ -297,7 +299,11 @@ class DictChannel:
         self._entries, self._by_id, self._rotation = {}, {}, _Rotation()
         for key, item in value.items():
             slot = before.get(key)
-            if slot is None or slot.object is not item or (slot.mark is not IMMUTABLE and id(slot) in suspects):
+            if (
+                slot is None
+                or slot.object is not item
+                or (slot.mark is not IMMUTABLE and id(slot) in suspects)
+            ):
                 old = None if slot is None else slot.value
                 slot = self._encode(slot, item)
                 patch = diff(old, _value(slot))
@@ -349,7 +355,9 @@ class PlainChannel:
         self._value = stored
         self._object: object = _NOTHING
 
-    def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
+    def update(
+        self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool
+    ) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
 
         Args:

@@ -44,6 +44,10 @@ class Place:
         self.durable = False
         self.failed = False
 
+    def lies_in(self, number: int, first: int) -> bool:
+        """Whether the event is one of a thread that begins at `first`."""
+        return self.number == number and self.sequence >= first
+
 
 class NotYetPlaced(Exception):
     """The content stands in an event whose sequence is not known yet."""
@@ -76,12 +80,14 @@ class ContentMemory:
             if found is None:
                 return None
             place, start, length = found
-            if incarnation is None and not place.durable and not place.failed:
-                raise NotYetPlaced
-            stale = incarnation is not None and (place.number != incarnation or place.sequence < first)
+            stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
             if place.failed or stale:
                 del self._places[thread_id, digest]
                 return None
+            if incarnation is None and not place.durable:
+                raise NotYetPlaced
+            if not place.sequence:
+                return None  # it comes after this append, or was refused
             self._places.move_to_end((thread_id, digest))
             return place.number, Ref(place.sequence, start, length)
 
@@ -129,10 +135,11 @@ class Encoding:
             return self._early
         return self._encode(number, first)
 
-    def locate(self, committed: Committed) -> None:
-        """Note where the events stand, before that is durable."""
-        for place, sequence in zip(self.places, committed.sequences, strict=True):
-            place.number, place.sequence = committed.number, sequence
+    def locate(self, committed: Committed | None) -> None:
+        """Note where the events stand, before that is durable; None takes back what an attempt said."""
+        for index, place in enumerate(self.places):
+            place.number = committed.number if committed else 0
+            place.sequence = committed.sequences[index] if committed else 0
 
     def _encode(self, incarnation: int | None, first: int) -> list[Entry]:
         self._number, self._oldest = incarnation, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stepwell.events import NOWHERE, Sequence, StepCommitted, WritesRecorded, Write
+from stepwell.events import NOWHERE, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.patch import Value, merge_entries
 
 
@@ -27,8 +27,8 @@ class State(msgspec.Struct, frozen=True):
     sequence: Sequence = NOWHERE
     step_id: str = ""
     parent_id: str | None = None
-    channels: dict[str, Value] = {}  # noqa: RUF012  (msgspec copies it)
-    fields: dict[str, Value] = {}  # noqa: RUF012
+    channels: dict[str, Value] = {}
+    fields: dict[str, Value] = {}
     created_at: int = 0
 
 

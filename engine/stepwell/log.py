@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from stepwell import audit as auditing
-from stepwell import pruning, reader
 from stepwell import format as fmt
+from stepwell import pruning, reader
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, ReadOnlyError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted

@@ -97,7 +97,7 @@ class Merge(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=6
     """Entries to remove, then entries to change: one that exists keeps its place, others go to the end."""
 
     drop: tuple[str, ...] = ()
-    changes: dict[str, Blob | Array | Map | Splice | Merge] = {}  # noqa: RUF012  (msgspec copies it)
+    changes: dict[str, Blob | Array | Map | Splice | Merge] = {}
 
 
 Value: TypeAlias = Blob | Array | Map

@@ -130,9 +130,7 @@ def states(storage: Storage, thread: int, sequences: Iterable[int]) -> dict[int,
     return found
 
 
-def ancestors(
-    storage: Storage, thread: int, lane: int, step_key: bytes
-) -> Iterator[tuple[Found, State]]:
+def ancestors(storage: Storage, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
     """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
     line = storage.ancestry(thread, lane, step_key)
     start, size = 0, _FIRST_ANCESTORS

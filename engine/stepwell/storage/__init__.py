@@ -70,7 +70,8 @@ class Append(NamedTuple):
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
         restart: Remove everything that the thread had: the entries are what it keeps.
-        placed: Told where the entries stand as soon as that is known, before it is durable.
+        placed: Told None when a group begins, and where the entries stand as soon as that is known, which
+            is before it is durable: the group may still fail, and begin again.
     """
 
     thread_id: str
@@ -78,7 +79,7 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
-    placed: Callable[[Committed], None] | None = None
+    placed: Callable[[Committed | None], None] | None = None
 
 
 class Delete(NamedTuple):

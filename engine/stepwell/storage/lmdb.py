@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 # The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
 _LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
-_MAX_READERS: Final = 2048
+_MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 _COMMITS_BETWEEN_READER_CHECKS: Final = 1024
 _META_FORMAT: Final = b"format"
 _LMDB_MAGIC: Final = (0xBEEFC0DE).to_bytes(4, sys.byteorder)

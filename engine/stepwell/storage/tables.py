@@ -108,6 +108,9 @@ class TableStorage(ABC):
 
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         with self._writing() as tables:
+            for operation in operations:
+                if isinstance(operation, Append) and operation.placed is not None:
+                    operation.placed(None)
             commit = _Commit(tables)
             outcomes = [commit.attempt(operation) for operation in operations]
             commit.finish()

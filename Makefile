@@ -1,0 +1,58 @@
+# Everything runs in .venv, which the first target that needs it creates: Python 3.11 and make are enough.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+DEMO_READY := $(VENV)/.demo-ready
+DEV_READY := $(VENV)/.dev-ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format clean
+
+help: ## show this list
+	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(DEV_READY) ## create .venv with all that developing needs
+
+demo: $(DEMO_READY) ## an agent is killed and comes back (ARGS='--help' for its options)
+	@$(PY) examples/demo.py $(ARGS)
+
+test: $(DEV_READY) ## run the tests (ARGS='-k name' to choose)
+	$(PY) -m pytest $(ARGS)
+
+check: $(DEV_READY) ## format, lint, types, tests: what CI runs
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+format: $(DEV_READY) ## put the sources in form and mend what the linter can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean: ## remove .venv and what the tools leave
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+# A half-made environment would pass for a whole one, so it is removed.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepwell needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The demo needs less than developing does; whoever has all has the demo's part too.
+$(DEMO_READY): pyproject.toml | $(PY)
+	@echo "Installing what the demo needs into $(VENV) (once)"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(DEV_READY): pyproject.toml | $(PY)
+	@echo "Installing what developing needs into $(VENV) (once)"
+	@$(PIP) --editable '.[dev]'
+	@touch $(DEMO_READY) $@
