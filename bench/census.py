@@ -70,9 +70,7 @@ class Census(BaseCheckpointSaver[str]):
             return None
         loaded_config, checkpoint, metadata = self._newest
         self._last.clear()  # other objects from here on
-        return CheckpointTuple(
-            loaded_config, self.serde.loads_typed(self.serde.dumps_typed(checkpoint)), metadata
-        )
+        return CheckpointTuple(loaded_config, self.serde.loads_typed(self.serde.dumps_typed(checkpoint)), metadata)
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         self._puts += 1
@@ -81,9 +79,7 @@ class Census(BaseCheckpointSaver[str]):
         self._newest = (config, checkpoint, metadata)
         return config
 
-    def put_writes(
-        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
-    ) -> None:
+    def put_writes(self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = "") -> None:
         self._writes += 1
         for _, value in writes:
             for part in _parts(value):

@@ -118,9 +118,7 @@ class _Nothing(BaseCheckpointSaver[str]):
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender(
-            "stepwell", "StepwellSaver", "stepwell_langgraph", "each call synced, group commit", _stepwell
-        ),
+        Contender("stepwell", "StepwellSaver", "stepwell_langgraph", "each call synced, group commit", _stepwell),
         Contender(
             "sqlite",
             "SqliteSaver",

@@ -76,9 +76,7 @@ def file_system(directory: Path) -> str:
 
 def memory_bytes(name: str) -> int:
     """A line of /proc/meminfo: MemTotal, MemAvailable."""
-    return next(
-        int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith(name + ":")
-    )
+    return next(int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith(name + ":"))
 
 
 def _lines(path: str) -> list[str]:

@@ -185,9 +185,7 @@ def _give_back_free_memory() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("census", "drive", "reopen"))
     parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("contender", choices=CONTENDERS, nargs="?")

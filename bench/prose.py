@@ -45,9 +45,7 @@ class Prose:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._words = _vocabulary(self._random)
-        self._weights = list(
-            accumulate((rank + ZIPF_OFFSET) ** -ZIPF_EXPONENT for rank in range(VOCABULARY_WORDS))
-        )
+        self._weights = list(accumulate((rank + ZIPF_OFFSET) ** -ZIPF_EXPONENT for rank in range(VOCABULARY_WORDS)))
 
     def text(self, characters: int) -> str:
         """The next text, of exactly this length."""
@@ -61,8 +59,7 @@ class Prose:
                 clause = words[start : start + rng.randint(3, 9)]
             else:
                 clause = [
-                    rng.choice(topic) if rng.random() < TOPIC_SHARE else word
-                    for word in self._draw(rng.randint(3, 10))
+                    rng.choice(topic) if rng.random() < TOPIC_SHARE else word for word in self._draw(rng.randint(3, 10))
                 ]
             if rng.random() < 0.35:
                 clause[-1] = clause[-1].rstrip(".,") + rng.choice(".,,")
@@ -81,8 +78,7 @@ def _vocabulary(rng: random.Random) -> list[str]:
     words = dict.fromkeys(_COMMON_WORDS.split())
     while len(words) < VOCABULARY_WORDS:
         syllables = (
-            rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas)
-            for _ in range(rng.choice((1, 1, 2, 2, 3)))
+            rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.choice((1, 1, 2, 2, 3)))
         )
         words["".join(syllables) + rng.choice(suffixes)] = None
     return list(words)

@@ -32,9 +32,7 @@ from langgraph.types import Send
 from script import Round, Script, Turn
 
 TASKS = "__pregel_tasks"
-_RUNTIME = (
-    object()
-)  # stands for LangGraph's Runtime: in the config of every call, not serialisable, never stored
+_RUNTIME = object()  # stands for LangGraph's Runtime: in the config of every call, not serialisable, never stored
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,7 @@ class Loop:
     def superstep(self, tasks: Sequence[Task]) -> None:
         """Run these tasks: record their writes, then put the state that they lead to."""
         for task in tasks:
-            self._saver.put_writes(
-                self._at(), deque(task.writes), self._script.task_id(), task_path=task.path
-            )
+            self._saver.put_writes(self._at(), deque(task.writes), self._script.task_id(), task_path=task.path)
         self._apply(tasks, "loop")
 
     def _apply(self, tasks: Sequence[Task], source: str) -> None:

@@ -143,9 +143,7 @@ def _cell(row: Row, median: float | None, base: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--write", type=Path, help="a file with the marker lines, such as README.md")
     arguments = parser.parse_args()

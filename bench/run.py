@@ -72,9 +72,7 @@ def run_workload(
     counting = progress.add_task(f"{workload.name}: counting its content", total=None)
     counts = _measure(["census", workload.name])
     progress.remove_task(counting)
-    entries = {
-        c.name: Entry(c, not_run=_too_large(c, counts["whole_states_bytes"], parent)) for c in contenders
-    }
+    entries = {c.name: Entry(c, not_run=_too_large(c, counts["whole_states_bytes"], parent)) for c in contenders}
     orders = []
     for number in range(rounds):
         turned = contenders if number % 2 == 0 else contenders[::-1]
@@ -202,12 +200,8 @@ def _names(known: dict[str, Any]) -> Callable[[str], list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--workload", type=_names(WORKLOADS), default=["research-1000"], help="names, with commas"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", type=_names(WORKLOADS), default=["research-1000"], help="names, with commas")
     parser.add_argument(
         "--contenders",
         type=_names(CONTENDERS),
@@ -220,9 +214,7 @@ def main() -> int:
     arguments = parser.parse_args()
     kind = file_system(arguments.directory)
     if kind in MEMORY_FILE_SYSTEMS:
-        parser.error(
-            f"--directory {arguments.directory} is on {kind}, where nothing is durable; name one on a disk"
-        )
+        parser.error(f"--directory {arguments.directory} is on {kind}, where nothing is durable; name one on a disk")
     contenders = [CONTENDERS[name] for name in arguments.contenders]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -240,9 +232,7 @@ def main() -> int:
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         for name in arguments.workload:
-            results["runs"].append(
-                run_workload(WORKLOADS[name], contenders, arguments.rounds, Path(parent), progress)
-            )
+            results["runs"].append(run_workload(WORKLOADS[name], contenders, arguments.rounds, Path(parent), progress))
     results["load_average_after"] = os.getloadavg()
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -145,9 +145,7 @@ def _answer(rng: random.Random, text: str, calls: list[ToolCall]) -> AIMessage:
 
 def _call(rng: random.Random, prose: Prose) -> ToolCall:
     query = prose.text(rng.randint(15, 45))
-    return ToolCall(
-        name=rng.choice(TOOLS), args={"query": query}, id=f"toolu_01{_token(rng)}", type="tool_call"
-    )
+    return ToolCall(name=rng.choice(TOOLS), args={"query": query}, id=f"toolu_01{_token(rng)}", type="tool_call")
 
 
 def _result_bytes(share: float) -> int:

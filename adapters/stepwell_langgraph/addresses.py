@@ -1,14 +1,19 @@
-"""What a RunnableConfig names: checked once, at the edge."""
+"""What a RunnableConfig names, checked once, at the edge; and where that stands in a log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
 from stepwell.errors import UsageError
 from stepwell.log import check_text
+from stepwell.storage import Storage
+
+# The fields of a step: the checkpoint without its channel values, and its metadata.
+CHECKPOINT: Final = "checkpoint"
+METADATA: Final = "metadata"
 
 
 class Address(NamedTuple):
@@ -32,9 +37,7 @@ def read_address(config: RunnableConfig) -> Address:
     """
     configurable = config.get("configurable") if isinstance(config, Mapping) else None
     if not isinstance(configurable, Mapping):
-        raise UsageError(
-            'the config names no thread: pass config={"configurable": {"thread_id": "..."}} to the graph'
-        )
+        raise UsageError('the config names no thread: pass config={"configurable": {"thread_id": "..."}} to the graph')
     if configurable.get("thread_id") is None:
         raise UsageError(
             'thread_id is missing from the config: pass {"configurable": {"thread_id": "..."}}, '
@@ -72,3 +75,18 @@ def to_config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableCon
             "checkpoint_id": checkpoint_id,
         }
     }
+
+
+class Place(NamedTuple):
+    """Where a lane stands in a log: the numbers of its thread and of itself, and its head."""
+
+    number: int
+    lane: int
+    head: int
+
+
+def locate(storage: Storage, address: Address) -> Place | None:
+    """Where the lane of an address stands; None if it is not in the log."""
+    row = storage.thread(address.thread_id)
+    lane = None if row is None else storage.lane(row.number, address.lane)
+    return None if row is None or lane is None else Place(row.number, lane[0], lane[1].head)

@@ -38,9 +38,7 @@ def needed_by(
             continue
         record = storage.read(thread, [sequence])[sequence]
         lane = fmt.read_header(record).lane
-        for step, channels in _path(
-            storage, thread, lane, state, _counted(state, payloads, serde), keep
-        ).items():
+        for step, channels in _path(storage, thread, lane, state, _counted(state, payloads, serde), keep).items():
             retain[step] = retain.get(step, frozenset()) | channels
     return retain
 

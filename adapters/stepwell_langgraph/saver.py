@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -26,47 +25,32 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
     PendingWrite,
-    get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
 from stepwell import reader
 from stepwell.codec import lane_of
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Sequence as StepSequence
 from stepwell.events import StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Array, Map, Merge, Patch, Ref, Value, diff, parse
-from stepwell.storage import Committed, Found
+from stepwell.patch import Merge, Patch, Value, parse
+from stepwell.storage import Found
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
-from stepwell_langgraph.addresses import Address, check_id, read_address, to_config
+from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
+from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
-from stepwell_langgraph.translate import (
-    Channel,
-    Checks,
-    DictChannel,
-    LaneMemory,
-    ListChannel,
-    PlainChannel,
-    by_element,
-    update,
-)
-
-CHECKPOINT: Final = "checkpoint"
-METADATA: Final = "metadata"
+from stepwell_langgraph.put import Put
+from stepwell_langgraph.translate import ListChannel, PlainChannel
 
 _ATTEMPTS: Final = 5
 _FIRST_PAGE: Final = 16
 _LARGEST_PAGE: Final = 256
-_REMEMBERED_BYTES: Final = 1 << 26
-_ANNOUNCED_LANES: Final = 1024
-_BEGINNINGS: Final = ("input", "update", "fork")
 
-_LaneKey = tuple[str, str]
+_T = TypeVar("_T")
 _Page = list[tuple[str, Found]]  # a name of its own: the saver has a method `list`
 
 
@@ -96,13 +80,11 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 f"StepwellSaver needs a stepwell.Log, not {type(log).__name__}: "
                 "use StepwellSaver.from_conn_string(path) to open one by its path"
             )
-        self._serde: SerializerProtocol = (
-            BaseCheckpointSaver.serde
-        )  # the base class reads it before it sets it
+        self._serde: SerializerProtocol = BaseCheckpointSaver.serde  # the base class reads it before it sets it
         super().__init__(serde=serde)
         self.log = log
         self.exact = exact
-        self._memories = _Memories()
+        self._memories = Memories()
 
     @classmethod
     def from_conn_string(
@@ -164,7 +146,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             UsageError: The config names no thread, or an id is not a str.
             CapacityError: There is no room; nothing was stored.
         """
-        put = _Put(self, config, checkpoint, metadata, new_versions)
+        put = self._put(config, checkpoint, metadata, new_versions)
         while True:
             try:
                 return put.finish(put.begin().result())
@@ -179,7 +161,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """`put` for coroutines.  If it is cancelled, the checkpoint may be stored all the same."""
-        put = _Put(self, config, checkpoint, metadata, new_versions)
+        put = self._put(config, checkpoint, metadata, new_versions)
         while True:
             try:
                 if not put.is_warm():
@@ -187,6 +169,15 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 return put.finish(await put.begin())
             except ConflictError as error:
                 put.retry_or_raise(error)
+
+    def _put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Put:
+        return Put(self.log, self._memories, self.serde, config, checkpoint, metadata, new_versions, exact=self.exact)
 
     def put_writes(
         self,
@@ -218,9 +209,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     ) -> Ticket:
         address = read_address(config)
         if address.checkpoint_id is None:
-            raise UsageError(
-                "put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on"
-            )
+            raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
         event = WritesRecorded(
             address.checkpoint_id,
             check_id("task_id", task_id),
@@ -238,7 +227,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         type_, payload = self.serde.dumps_typed(value)
         return parse(type_, bytes(payload))
 
-    def _store_late_changes(self, lane: _LaneKey, step_id: str, memory: LaneMemory) -> None:
+    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
         changes: dict[str, Patch] = {}
         for name, channel in memory.channels.items():
             patch = channel.recheck(self.serde) if isinstance(channel, PlainChannel) else channel.recheck()
@@ -246,14 +235,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 changes[name] = patch
         if changes:
             thread_id, namespace = lane
-            step = StepCommitted(
-                step_id, memory.parent_id, Merge((), changes), Merge(), namespace, memory.sequence
-            )
+            step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), namespace, memory.sequence)
             thread = self.log.thread(thread_id)
-            try:
+            with suppress(ConflictError):  # the thread was pruned or deleted: there is nothing left to correct
                 thread.begin_append([step], incarnation=memory.incarnation).result()
-            except ConflictError:
-                pass  # the thread was pruned or deleted: there is nothing left to correct
 
     # --- get ---
 
@@ -273,10 +258,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
 
     def _get_tuple(self, address: Address) -> CheckpointTuple | None:
         storage = self.log.storage
-        lane = self._lane(address)
-        if lane is None:
+        place = locate(storage, address)
+        if place is None:
             return None
-        number, lane_number, head = lane
+        number, lane_number, head = place
         if address.checkpoint_id is None:
             sequence = head
         else:
@@ -291,29 +276,19 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self._seed(address, number, state, tuple_, payloads)
         return tuple_
 
-    def _lane(self, address: Address) -> tuple[int, int, int] | None:
-        """Number of the thread, number of the lane, and the lane's head."""
-        row = self.log.storage.thread(address.thread_id)
-        lane = None if row is None else self.log.storage.lane(row.number, address.lane)
-        return None if row is None or lane is None else (row.number, lane[0], lane[1].head)
-
     def _tuple(
         self, thread_id: str, namespace: str, state: State, found: Found, payloads: reader.Payloads
     ) -> CheckpointTuple:
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
         channels = reader.typed(state.channels, payloads)
-        checkpoint["channel_values"] = {
-            name: self.serde.loads_typed(value) for name, value in channels.items()
-        }
+        checkpoint["channel_values"] = {name: self.serde.loads_typed(value) for name, value in channels.items()}
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
             checkpoint=checkpoint,
             metadata=self.serde.loads_typed(fields[METADATA]),
-            parent_config=None
-            if state.parent_id is None
-            else to_config(thread_id, namespace, state.parent_id),
+            parent_config=None if state.parent_id is None else to_config(thread_id, namespace, state.parent_id),
             pending_writes=[self._pending(pending, payloads) for pending in writes],
         )
 
@@ -325,67 +300,23 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             self.serde.loads_typed((value.type, payloads.payload(value))),
         )
 
-    def _retrying(self, read: Any) -> Any:
+    def _retrying(self, read: Callable[[], _T]) -> _T:
         """Read again if the thread was pruned meanwhile."""
         for _ in range(_ATTEMPTS - 1):
-            try:
+            with suppress(ConflictError):
                 return read()
-            except ConflictError:
-                pass
         return read()
 
     def _seed(
         self, address: Address, number: int, state: State, tuple_: CheckpointTuple, payloads: reader.Payloads
     ) -> None:
         """The objects handed out are what the next put brings back: remember what they came from."""
-        memory = self._recall(number, state, payloads)
+        memory = recall_step(self.log.storage, self.serde, number, state, payloads)
         for name, value in tuple_.checkpoint["channel_values"].items():
             channel = memory.channels.get(name)
             if isinstance(channel, ListChannel) and type(value) is list:
                 channel.adopt(value)
         self._memories.put((address.thread_id, address.lane), state.step_id, memory)
-
-    def _recall(self, number: int, state: State, payloads: reader.Payloads) -> LaneMemory:
-        """The memory of a step that was read from the log."""
-        memory = LaneMemory()
-        memory.incarnation = number
-        memory.sequence = state.sequence
-        memory.parent_id = state.parent_id
-        split = by_element(self.serde)
-        for name, value in state.channels.items():
-            if split and isinstance(value, Array) and not value.wrapped:
-                size = sum(sum(piece.lengths) for piece in value.pieces)
-                stored = _Elements(self.log, number, value)
-                memory.channels[name] = ListChannel(stored.read, value.count, size)
-                continue
-            known = reader.resolved_value(value, payloads.read)
-            if split and isinstance(known, Map) and not known.wrapped:
-                memory.channels[name] = DictChannel(known.entries)
-            else:
-                memory.channels[name] = PlainChannel(known)
-        if state.fields:
-            memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
-            memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
-            core = memory.checkpoint
-            type_ = core.type
-            memory.versions = self.serde.loads_typed((type_, payloads.payload(core)))["channel_versions"]
-        return memory
-
-    def recall(self, address: Address) -> LaneMemory:
-        """The memory of the step that the next one follows, from the log if need be."""
-        return self._retrying(lambda: self._recall_parent(address))
-
-    def _recall_parent(self, address: Address) -> LaneMemory:
-        storage = self.log.storage
-        lane = self._lane(address)
-        sequence = 0
-        if lane is not None and address.checkpoint_id is not None:
-            found = storage.find(lane[0], lane[1], [id_key(address.checkpoint_id)])[0]
-            sequence = 0 if found.hidden else found.step
-        if lane is None or not sequence:
-            return LaneMemory()
-        state = reader.states(storage, lane[0], [sequence])[sequence]
-        return self._recall(lane[0], state, reader.Payloads(storage, lane[0]))
 
     # --- list ---
 
@@ -451,9 +382,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                         continue
                 yield self._tuple(address.thread_id, namespace, state, found, payloads)
 
-    def _pages(
-        self, number: int, address: Address, before_id: str | None
-    ) -> Iterator[Sequence[tuple[str, Found]]]:
+    def _pages(self, number: int, address: Address, before_id: str | None) -> Iterator[Sequence[tuple[str, Found]]]:
         """Where the checkpoints that may be asked for stand, newest first, and the names of their lanes."""
         storage = self.log.storage
         lane = None if address.namespace is None else storage.lane(number, address.namespace)
@@ -518,10 +447,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     def _history(self, address: Address, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         history: dict[str, DeltaChannelHistory] = {name: {"writes": []} for name in channels}
         remaining = set(channels)
-        lane = self._lane(address)
-        if lane is None:
+        place = locate(self.log.storage, address)
+        if place is None:
             return history
-        number, lane_number, head = lane
+        number, lane_number, head = place
         payloads = reader.Payloads(self.log.storage, number)
         if address.checkpoint_id is not None:
             key = id_key(address.checkpoint_id)
@@ -642,7 +571,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     # --- the rest ---
 
     @property
-    def serde(self) -> SerializerProtocol:  # type: ignore[override]
+    def serde(self) -> SerializerProtocol:
         """The serializer of channel values; may be replaced at any time."""
         return self._serde
 
@@ -654,231 +583,6 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """The version after `current`: a number, and a random tail that differs between forks."""
         number = 0 if current is None else current if isinstance(current, int) else int(current.split(".")[0])
         return f"{number + 1:032}.{random.random():016}"
-
-    def value_along_branch(self, address: Address, name: str, version: Any) -> Value | None:
-        """The value that a channel has on a branch under some version, with content as bytes."""
-        lane = self._lane(address)
-        if lane is None or address.checkpoint_id is None:
-            return None
-        number, lane_number, _ = lane
-        payloads = reader.Payloads(self.log.storage, number)
-        for _, state in reader.ancestors(
-            self.log.storage, number, lane_number, id_key(address.checkpoint_id)
-        ):
-            if CHECKPOINT in state.fields:
-                checkpoint = self.serde.loads_typed(reader.typed(state.fields, payloads)[CHECKPOINT])
-                if checkpoint["channel_versions"].get(name) == version:
-                    value = state.channels.get(name)
-                    return None if value is None else reader.resolved_value(value, payloads.read)
-        return None
-
-    @property
-    def memories(self) -> _Memories:
-        """What is remembered of the heads of lanes."""
-        return self._memories
-
-
-class _Put:
-    """One put, which may need more than one attempt."""
-
-    def __init__(
-        self,
-        saver: StepwellSaver,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> None:
-        self._saver = saver
-        self._address = read_address(config)
-        self._lane: _LaneKey = (self._address.thread_id, self._address.lane)
-        self._id = check_id("checkpoint id", checkpoint["id"])
-        self._checkpoint = checkpoint
-        self._metadata = get_checkpoint_metadata(config, metadata)
-        self._new_versions = new_versions
-        self._memory = LaneMemory()
-        self._attempts = 0
-
-    def is_warm(self) -> bool:
-        """Whether `begin` can go without reading the log."""
-        parent_id = self._address.checkpoint_id
-        return parent_id is None or self._saver.memories.holds(self._lane, parent_id)
-
-    def warm(self) -> None:
-        """Read what `begin` needs from the log."""
-        if self._address.checkpoint_id is not None:
-            memory = self._saver.recall(self._address)
-            self._saver.memories.put(self._lane, self._address.checkpoint_id, memory)
-
-    def begin(self) -> Ticket:
-        """Encode the checkpoint and submit it."""
-        parent_id = self._address.checkpoint_id
-        memory = None if parent_id is None else self._saver.memories.take(self._lane, parent_id)
-        if memory is None:
-            memory = LaneMemory() if parent_id is None else self._saver.recall(self._address)
-        self._memory = memory
-        step = StepCommitted(
-            self._id,
-            parent_id,
-            self._channels(memory),
-            self._fields(memory),
-            self._address.lane,
-            memory.sequence,
-        )
-        thread = self._saver.log.thread(self._address.thread_id)
-        return thread.begin_append([step], incarnation=memory.incarnation)
-
-    def finish(self, committed: Committed) -> RunnableConfig:
-        """Remember what is now the head."""
-        memory = self._memory
-        memory.incarnation = committed.number
-        memory.sequence = StepSequence(committed.sequences[-1])
-        memory.parent_id = self._address.checkpoint_id
-        self._saver.memories.put(self._lane, self._id, memory)
-        return to_config(self._address.thread_id, self._address.lane, self._id)
-
-    def retry_or_raise(self, error: ConflictError) -> None:
-        """The thread was pruned or deleted under this put: encode it anew, unless that happens all the time."""
-        self._attempts += 1
-        if self._attempts == _ATTEMPTS:
-            raise error
-
-    def _channels(self, memory: LaneMemory) -> Merge:
-        saver = self._saver
-        checks = Checks(
-            memory.turn,
-            everything=saver.exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS,
-            announced=saver.memories.announced(self._lane),
-        )
-        memory.turn += 1
-        memory.fresh = False
-        values = self._checkpoint["channel_values"]
-        versions = self._checkpoint["channel_versions"]
-        changes: dict[str, Patch] = {}
-        channels: dict[str, Channel] = {}
-        for name, value in values.items():
-            moved = name in self._new_versions or versions.get(name) != memory.versions.get(name)
-            channel, patch = update(memory.channels.get(name), value, saver.serde, checks, moved=moved)
-            channels[check_id("channel", name)] = channel
-            if patch is not None:
-                changes[name] = patch
-        for name, version in versions.items():
-            if name in values or name in self._new_versions:
-                continue  # given, or empty from now on
-            if memory.versions.get(name) == version:
-                if name in memory.channels:
-                    channels[name] = memory.channels[name]
-            elif memory.versions:
-                stored = saver.value_along_branch(self._address, name, version)
-                if stored is not None:
-                    channels[name] = PlainChannel(stored)
-                    changes[name] = stored
-        drop = tuple(name for name in memory.channels if name not in channels)
-        memory.channels = channels
-        memory.versions = dict(versions)
-        return Merge(drop, changes)
-
-    def _fields(self, memory: LaneMemory) -> Merge:
-        core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}
-        changes: dict[str, Patch] = {}
-        for name, old, value in (
-            (CHECKPOINT, memory.checkpoint, core),
-            (METADATA, memory.metadata, self._metadata),
-        ):
-            type_, payload = self._saver.serde.dumps_typed(value)
-            new = parse(type_, bytes(payload))
-            patch = diff(old, new)
-            if patch is not None:
-                changes[name] = patch
-            setattr(memory, name, new)
-        return Merge((), changes)
-
-
-class _Memories:
-    """The lanes that were written or read lately, up to a number of bytes; the least recent is forgotten."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._memories: OrderedDict[tuple[_LaneKey, str], LaneMemory] = OrderedDict()
-        self._sizes: dict[tuple[_LaneKey, str], int] = {}
-        self._size = 0
-        self._announced: OrderedDict[_LaneKey, set[int]] = OrderedDict()
-
-    def holds(self, lane: _LaneKey, step_id: str) -> bool:
-        """Whether a step is remembered."""
-        return (lane, step_id) in self._memories
-
-    def take(self, lane: _LaneKey, step_id: str) -> LaneMemory | None:
-        """The memory of a step, which then belongs to the caller alone."""
-        with self._lock:
-            return self._remove((lane, step_id))
-
-    def put(self, lane: _LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Remember a step."""
-        key = (lane, step_id)
-        size = memory.size
-        with self._lock:
-            self._remove(key)
-            self._memories[key] = memory
-            self._sizes[key] = size
-            self._size += size
-            while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
-                self._remove(next(iter(self._memories)))
-
-    def _remove(self, key: tuple[_LaneKey, str]) -> LaneMemory | None:
-        memory = self._memories.pop(key, None)
-        if memory is not None:
-            self._size -= self._sizes.pop(key)
-        return memory
-
-    def forget(self, thread_id: str) -> None:
-        """Forget all lanes of a thread."""
-        with self._lock:
-            for key in [key for key in self._memories if key[0][0] == thread_id]:
-                self._remove(key)
-
-    def all(self) -> Sequence[tuple[_LaneKey, str, LaneMemory]]:
-        """Everything that is remembered."""
-        with self._lock:
-            return [(lane, step_id, memory) for (lane, step_id), memory in self._memories.items()]
-
-    def announce(self, lane: _LaneKey, writes: Sequence[tuple[str, Any]]) -> None:
-        """Note the objects that a task returned: they may have been changed by it."""
-        with self._lock:
-            announced = self._announced.setdefault(lane, set())
-            for _, value in writes:
-                announced.add(id(value))
-                if isinstance(value, list | tuple):
-                    announced.update(map(id, value))
-                elif isinstance(value, dict):
-                    announced.update(map(id, value.values()))
-            while len(self._announced) > _ANNOUNCED_LANES:
-                self._announced.popitem(last=False)
-
-    def announced(self, lane: _LaneKey) -> frozenset[int] | set[int]:
-        """The objects that were noted since the last call."""
-        with self._lock:
-            return self._announced.pop(lane, frozenset())
-
-
-class _Elements:
-    """The stored elements of an array, read when they are needed."""
-
-    def __init__(self, log: Log, thread: int, value: Array) -> None:
-        self._log = log
-        self._thread = thread
-        self._value = value
-
-    def read(self) -> Sequence[bytes]:
-        payloads = reader.Payloads(self._log.storage, self._thread)
-        elements: list[bytes] = []
-        for piece in self._value.pieces:
-            content = payloads.read(piece.content) if isinstance(piece.content, Ref) else piece.content
-            offset = 0
-            for length in piece.lengths:
-                elements.append(content[offset : offset + length])
-                offset += length
-        return elements
 
 
 class _Done:

@@ -28,7 +28,6 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from stepwell.codec import digest_of
-from stepwell.events import Sequence
 from stepwell.patch import (
     Array,
     Keep,
@@ -130,9 +129,7 @@ class _Rotation:
 _turns: Final = cycle(range(ROTATION_PUTS))
 
 
-def _to_check(
-    slots: list[_Slot], by_id: Mapping[int, _Slot], rotation: _Rotation, checks: Checks
-) -> Iterable[_Slot]:
+def _to_check(slots: list[_Slot], by_id: Mapping[int, _Slot], rotation: _Rotation, checks: Checks) -> Iterable[_Slot]:
     if checks.everything:
         return slots
     chosen = slots[-ALWAYS_CHECKED:]
@@ -148,9 +145,7 @@ class ListChannel:
         size: Bytes of the encoded elements, roughly.
     """
 
-    def __init__(
-        self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0
-    ) -> None:
+    def __init__(self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0) -> None:
         """A channel with nothing in it, or one whose stored elements are known but not what they came from.
 
         Args:
@@ -299,11 +294,7 @@ class DictChannel:
         self._entries, self._by_id, self._rotation = {}, {}, _Rotation()
         for key, item in value.items():
             slot = before.get(key)
-            if (
-                slot is None
-                or slot.object is not item
-                or (slot.mark is not IMMUTABLE and id(slot) in suspects)
-            ):
+            if slot is None or slot.object is not item or (slot.mark is not IMMUTABLE and id(slot) in suspects):
                 old = None if slot is None else slot.value
                 slot = self._encode(slot, item)
                 patch = diff(old, _value(slot))
@@ -355,9 +346,7 @@ class PlainChannel:
         self._value = stored
         self._object: object = _NOTHING
 
-    def update(
-        self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool
-    ) -> Patch | None:
+    def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
 
         Args:
@@ -415,46 +404,3 @@ def update(
 def _worth_splitting(value: list[object]) -> bool:
     """Lists of numbers cost more one by one than as a whole."""
     return bool(value) and not (isinstance(value[0], _SCALARS) and isinstance(value[-1], _SCALARS))
-
-
-class LaneMemory:
-    """What is remembered of the head of one lane.
-
-    Attributes:
-        incarnation: Number of the thread.
-        sequence: Where the step stands.
-        channels: What each channel stands for.
-        versions: The version of each channel.
-        checkpoint: The checkpoint without its values, with content as bytes.
-        metadata: Its metadata, with content as bytes.
-        fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
-        turn: Number of puts so far.
-    """
-
-    __slots__ = (
-        "channels",
-        "checkpoint",
-        "fresh",
-        "incarnation",
-        "metadata",
-        "parent_id",
-        "sequence",
-        "turn",
-        "versions",
-    )
-
-    def __init__(self) -> None:
-        self.incarnation = 0
-        self.sequence = Sequence(0)
-        self.parent_id: str | None = None
-        self.channels: dict[str, Channel] = {}
-        self.versions: Mapping[str, str | int | float] = {}
-        self.checkpoint: Value | None = None
-        self.metadata: Value | None = None
-        self.fresh = True
-        self.turn = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of the encoded state, roughly: what holding its objects may cost."""
-        return sum(channel.size for channel in self.channels.values()) + _SMALL_BYTES

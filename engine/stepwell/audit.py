@@ -249,9 +249,7 @@ class _Thread:
             if isinstance(content, Ref):
                 end = content.start + content.length
                 if end > self._payload_bytes.get(content.sequence, -1) or content.sequence > sequence:
-                    self._breach(
-                        "I8", sequence, f"it refers to bytes that event {content.sequence} does not hold"
-                    )
+                    self._breach("I8", sequence, f"it refers to bytes that event {content.sequence} does not hold")
             return content
 
         map_content(patch, check)

@@ -43,7 +43,7 @@ COMPRESSION_LEVEL: Final = 3
 
 _LENGTH_BYTES: Final = 4
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)  # type: ignore[arg-type]
+_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 Known = Callable[[bytes], Ref | None]
 """Where the log holds content with this digest, or None."""
@@ -218,9 +218,7 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
     try:
         event = _decoder.decode(body[_LENGTH_BYTES:head_end])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptionError(
-            f"the event cannot be decoded: {error}", thread=thread, sequence=sequence
-        ) from error
+        raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
 
     def absolute(content: Content) -> Content:
         if isinstance(content, Ref) and content.sequence == 0:
@@ -242,9 +240,7 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
             header.created_at,
         )
     elif isinstance(event, WritesRecorded):
-        writes = tuple(
-            Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in event.writes
-        )
+        writes = tuple(Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in event.writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
@@ -306,9 +302,7 @@ def _open(thread: int, sequence: int, record: bytes) -> tuple[fmt.Header, bytes]
         header = fmt.read_header(record)
     except ValueError as error:
         if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
-            raise NewerFormatError(
-                f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell"
-            ) from error
+            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
     body = record[fmt.HEADER_BYTES :]
     if header.flags & fmt.FLAG_COMPRESSED:
@@ -342,8 +336,6 @@ def _decompress(data: bytes, thread: int, sequence: int) -> bytes:
             raise CorruptionError("the frame claims an impossible size", thread=thread, sequence=sequence)
         body = decompressor.decompress(data)
     except zstandard.ZstdError as error:
-        raise CorruptionError(
-            f"the body cannot be decompressed: {error}", thread=thread, sequence=sequence
-        ) from error
+        raise CorruptionError(f"the body cannot be decompressed: {error}", thread=thread, sequence=sequence) from error
     _decompressors.append(decompressor)
     return body

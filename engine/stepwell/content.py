@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Several
+from contextlib import suppress
 from typing import Final
 
 from stepwell import codec
@@ -122,16 +123,12 @@ class Encoding:
         self._number: int | None = None
         self._oldest = 0
         self._early: list[Entry] | None = None
-        try:
+        with suppress(NotYetPlaced):
             self._early = self._encode(None, 0)
-        except NotYetPlaced:
-            pass
 
     def entries(self, number: int, first: int) -> list[Entry]:
         """The entries, for a thread of this number whose oldest event stands at `first`."""
-        if self._early is not None and (
-            not self._oldest or (self._number == number and self._oldest >= first)
-        ):
+        if self._early is not None and (not self._oldest or (self._number == number and self._oldest >= first)):
             return self._early
         return self._encode(number, first)
 
@@ -143,10 +140,7 @@ class Encoding:
 
     def _encode(self, incarnation: int | None, first: int) -> list[Entry]:
         self._number, self._oldest = incarnation, 0
-        bodies = [
-            codec.encode(event, lambda digest: self._known(digest, incarnation, first))
-            for event in self._events
-        ]
+        bodies = [codec.encode(event, lambda digest: self._known(digest, incarnation, first)) for event in self._events]
         for place, body in zip(self.places, bodies, strict=True):
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]

@@ -76,6 +76,4 @@ def fold_writes(recorded: list[WritesRecorded]) -> list[PendingWrite]:
             place = (event.task_id, write.index)
             if write.index < 0 or place not in kept:
                 kept[place] = PendingWrite(event.task_path, event.task_id, write)
-    return sorted(
-        kept.values(), key=lambda pending: (pending.task_path, pending.task_id, pending.write.index)
-    )
+    return sorted(kept.values(), key=lambda pending: (pending.task_path, pending.task_id, pending.write.index))

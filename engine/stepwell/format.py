@@ -108,9 +108,7 @@ def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None
     if chain is not None and blake2b(chain + digest, digest_size=CHAIN_BYTES).digest() != header.chain:
         raise ValueError("the hash chain is broken before this event")
     if header.version > FORMAT_VERSION or record[3] or header.flags & ~KNOWN_FLAGS:
-        raise ValueError(
-            f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}"
-        )
+        raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
 
 
 def _digest(thread: int, sequence: int, covered: bytes, body: bytes) -> bytes:

@@ -175,9 +175,7 @@ class Log:
         while True:
             page = self.storage.feed(after, _PAGE_ROWS)
             for row in page:
-                yield FeedEntry(
-                    Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last)
-                )
+                yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].commit
@@ -195,9 +193,7 @@ class Log:
     def submit(self, operation: Append | Delete | Copy, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
-            raise ReadOnlyError(
-                f"the log {self.path!r} was opened with read_only=True; open it without to append"
-            )
+            raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
         return self._writer.submit(operation, places)
 
     def close(self) -> None:
@@ -250,9 +246,7 @@ class Thread:
         sequences = self.begin_append(events, expected_head=expected_head).result().sequences
         return Sequence(sequences[-1] if sequences else 0)
 
-    def begin_append(
-        self, events: Several[Event], *, expected_head: int | None = None, incarnation: int = 0
-    ) -> Ticket:
+    def begin_append(self, events: Several[Event], *, expected_head: int | None = None, incarnation: int = 0) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
         Args:
@@ -345,9 +339,7 @@ class Thread:
             return None
         if isinstance(at, int):
             record = self.log.storage.read(row.number, [sequence])[sequence]
-            lane = next(
-                iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), ""
-            )
+            lane = next(iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), "")
         state = reader.states(self.log.storage, row.number, [sequence])[sequence]
         payloads = reader.Payloads(self.log.storage, row.number)
         return Snapshot(
@@ -434,9 +426,7 @@ def check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(
-            f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can"
-        ) from None
+        raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
 
 
 def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None) -> Merge:

@@ -158,7 +158,7 @@ def _parse_array(type_: str, payload: bytes, wrapped: bool) -> Array | None:
     count = first & 0x0F if first < 0xA0 else int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
     if not count or len(payload) < count * SMALLEST_MEAN_ELEMENT_BYTES:
         return None
-    lengths = tuple(map(len, map(memoryview, _elements.decode(payload))))
+    lengths = tuple(memoryview(element).nbytes for element in _elements.decode(payload))
     header = array_header(len(lengths))
     if not payload.startswith(header) or len(header) + sum(lengths) != len(payload):
         return None
@@ -503,9 +503,7 @@ def map_content(patch: Patch, change: Callable[[Content], Content]) -> Patch:
     return map_pieces(patch, change, lambda piece: (New(piece.lengths, change(piece.content)),))
 
 
-def map_pieces(
-    patch: Patch, blob: Callable[[Content], Content], new: Callable[[New], tuple[New, ...]]
-) -> Patch:
+def map_pieces(patch: Patch, blob: Callable[[Content], Content], new: Callable[[New], tuple[New, ...]]) -> Patch:
     """The same patch with the content of blobs and the runs of new elements replaced.
 
     Args:
@@ -519,9 +517,7 @@ def map_pieces(
     if isinstance(patch, Array):
         return Array(patch.type, patch.wrapped, patch.count, tuple(p for n in patch.pieces for p in new(n)))
     if isinstance(patch, Splice):
-        return Splice(
-            tuple(p for piece in patch.pieces for p in (new(piece) if isinstance(piece, New) else (piece,)))
-        )
+        return Splice(tuple(p for piece in patch.pieces for p in (new(piece) if isinstance(piece, New) else (piece,))))
     if isinstance(patch, Merge):
         return Merge(patch.drop, {key: map_pieces(item, blob, new) for key, item in patch.changes.items()})
     entries: dict[str, Value] = {}

@@ -82,7 +82,7 @@ class _Rewriting:
         for sequence, record in records:
             header = fmt.read_header(record)
             first_committed[sequence] = header.previous if header.flags & fmt.FLAG_REPLACES else sequence
-        branches = {
+        branches: dict[int, StepCommitted] = {
             sequence: event
             for sequence, event in reader.decoded(self._storage, self._row.number, records)
             if isinstance(event, StepCommitted)

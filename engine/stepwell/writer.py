@@ -15,6 +15,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -82,9 +83,7 @@ class Ticket:
             raise outcome
         return outcome
 
-    def resolve(
-        self, outcome: Outcome | BaseException
-    ) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+    def resolve(self, outcome: Outcome | BaseException) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
         """Make the outcome known to threads; returns the coroutines that are still to be told."""
         settle(self._places, durable=isinstance(outcome, Committed))
         with self._lock:
@@ -211,10 +210,8 @@ def _resolve(tickets: list[Ticket], error: BaseException) -> None:
 def _tell(waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:
     """Wake the coroutines: one call into each loop, however many of its coroutines waited."""
     for loop, futures in waiting.items():
-        try:
+        with suppress(RuntimeError):  # the loop was closed; nobody waits any more
             loop.call_soon_threadsafe(_wake, futures)
-        except RuntimeError:
-            pass  # the loop was closed; nobody waits any more
 
 
 def _wake(futures: list[asyncio.Future[None]]) -> None:

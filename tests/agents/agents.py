@@ -254,6 +254,56 @@ def build_desk(saver: Saver) -> CompiledStateGraph[Any, Any, Any, Any]:
     return graph.compile(checkpointer=saver)
 
 
+class LedgerState(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    items: list[Any]
+    table: dict[str, Any]
+    budget: Budget
+    round: int
+
+
+def build_ledger(saver: Saver) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """Nodes that change in place what the state gave them, and return the very same objects."""
+
+    def open_ledger(state: LedgerState) -> LedgerState:
+        lines = [AIMessage(f"line {n}", id=f"line-{n}", tool_calls=[call("book", n=n)]) for n in range(140)]
+        return {
+            "messages": lines,
+            "items": [[0]],
+            "table": {"a": {"b": [1]}},
+            "budget": Budget(Decimal(9)),
+            "round": 0,
+        }
+
+    def book(state: LedgerState) -> LedgerState:
+        turn = state["round"] + 1
+        state["items"].append([turn])
+        state["items"][0].append(turn)
+        state["table"]["a"]["b"][0] = True if turn % 2 else 1
+        state["table"][f"round {turn}"] = state["items"][-1]
+        state["budget"].spent.append(turn)
+        return {**state, "messages": [], "round": turn}
+
+    def correct(state: LedgerState) -> LedgerState:
+        turn = state["round"]
+        oldest, middle, newest = (state["messages"][place] for place in (1, 70, -1))
+        assert isinstance(oldest, AIMessage)
+        oldest.tool_calls[0]["args"]["n"] = f"corrected in round {turn}"
+        middle.additional_kwargs.setdefault("rounds", []).append(turn)
+        newest.content = f"{newest.content} and {turn}"
+        return {"messages": [oldest, middle, newest, AIMessage("corrected", id=f"corrected-{turn}")]}
+
+    graph = StateGraph(LedgerState)
+    graph.add_node("open", open_ledger)
+    graph.add_node("book", book)
+    graph.add_node("correct", correct)
+    graph.add_conditional_edges(START, lambda state: "book" if "round" in state else "open", ["book", "open"])
+    graph.add_edge("open", "book")
+    graph.add_edge("book", "correct")
+    graph.add_conditional_edges("correct", lambda state: END if state["round"] % 4 == 0 else "book")
+    return graph.compile(checkpointer=saver)
+
+
 class FormState(TypedDict, total=False):
     answers: Annotated[list[str], operator.add]
     route: str
@@ -426,9 +476,7 @@ def build_workflow(saver: Saver, fault: Fault) -> Pregel[Any, Any, Any, Any]:
         choice = interrupt({"choose": [d["version"] for d in drafts]})
         fault.strike()
         final = draft(f"{topic} as chosen", choice).result()
-        return entrypoint.final(
-            value=final["text"], save=[*(previous or []), {"topic": topic, "chosen": choice}]
-        )
+        return entrypoint.final(value=final["text"], save=[*(previous or []), {"topic": topic, "chosen": choice}])
 
     return workflow
 
@@ -490,9 +538,7 @@ def build_agent_of_two_tools(
         say("Then both.", call("weigh", topic="reefs"), call("fetch", topic="reefs")),
         say("Done."),
     ]
-    return create_agent(
-        ScriptedModel(role="agent", script=script), [weigh_tool, fetch_tool], checkpointer=saver
-    )
+    return create_agent(ScriptedModel(role="agent", script=script), [weigh_tool, fetch_tool], checkpointer=saver)
 
 
 def build_long_agent(saver: Saver, pages: int) -> CompiledStateGraph[Any, Any, Any, Any]:

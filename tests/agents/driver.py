@@ -179,9 +179,7 @@ class Run:
     async def portrait(self) -> Portrait:
         """All that can be read of the thread, through `list` without a namespace and `get_state_history`."""
         checkpoints = await self._checkpoints()
-        snapshots = {
-            namespace: await self.history(self._thread(checkpoint_ns=namespace)) for namespace in checkpoints
-        }
+        snapshots = {namespace: await self.history(self._thread(checkpoint_ns=namespace)) for namespace in checkpoints}
         return Portrait(checkpoints, snapshots)
 
     def _thread(self, **more: str) -> dict[str, Any]:

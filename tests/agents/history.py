@@ -66,9 +66,7 @@ class Names:
             for namespace in sorted(level, key=lambda ns: IDENTIFIER.sub(self._known_or_blank, ns)):
                 self._name_lane(namespace, portrait.checkpoints[namespace], portrait.snapshots[namespace])
 
-    def _name_lane(
-        self, namespace: str, checkpoints: list[CheckpointTuple], snapshots: list[StateSnapshot]
-    ) -> None:
+    def _name_lane(self, namespace: str, checkpoints: list[CheckpointTuple], snapshots: list[StateSnapshot]) -> None:
         lane = self.namespaces[namespace] = self.text(namespace) or "root"
         places = {}
         for place, saved in enumerate(reversed(checkpoints)):

@@ -24,7 +24,7 @@ SAMPLE = [("sync", True), ("async", False), ("exit", True)]
 MATRIX = [
     pytest.param(name, durability, asynchronous, id=f"{name}-{durability}-{calls}")
     for name, case in SCENARIOS.items()
-    for durability in ("sync", "async", "exit")
+    for durability in case.durabilities
     for asynchronous, calls in ((False, "invoke"), (True, "ainvoke"))
     if FULL_MATRIX or not case.is_long or (durability, asynchronous) in SAMPLE
 ]

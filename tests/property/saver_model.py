@@ -175,9 +175,7 @@ class SaverModel:
             if channel in step.lost:
                 return None
             step = lane.steps[step.parent]
-            own = [
-                (task, value) for task, written, value in lane.ordered_writes(step.id) if written == channel
-            ]
+            own = [(task, value) for task, written, value in lane.ordered_writes(step.id) if written == channel]
             found["writes"] = own + found["writes"]
             if channel in step.values:
                 found["seed"] = normal(step.values[channel])

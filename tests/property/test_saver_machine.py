@@ -20,8 +20,8 @@ from property.saver_model import Lane, SaverModel, show_history, show_tuple
 from stepwell.errors import ConflictError
 from stepwell_langgraph import StepwellSaver
 
-THREADS = ("1", "12", "1\x00", "🎉")
-NAMESPACES = ("", "sub", "sub|deep")
+THREADS = ("1", "12", "🎉")
+NAMESPACES = ("", "sub|deep")
 CHANNELS = ("messages", "files", "value", "delta")
 
 # 1, True and 1.0 are equal to Python and different to a reader.
@@ -55,7 +55,12 @@ changes = st.one_of(
     st.tuples(st.just("edit"), elements),
     st.tuples(st.just("reverse"), st.none()),
 )
-plans = st.fixed_dictionaries(dict.fromkeys(CHANNELS, changes))
+# A delta channel moves from version to version without a value, and has a snapshot now and then.
+deltas = st.one_of(
+    st.tuples(st.sampled_from(["empty", "empty", "keep"]), st.none()),
+    st.tuples(st.just("set"), lists.map(_DeltaSnapshot)),
+)
+plans = st.fixed_dictionaries({**dict.fromkeys(CHANNELS, changes), "delta": deltas})
 metadatas = st.fixed_dictionaries(
     {"source": st.sampled_from(["input", "loop", "fork"]), "step": st.integers(-2, 9)},
     optional={
@@ -63,12 +68,19 @@ metadatas = st.fixed_dictionaries(
         "run_id": st.sampled_from("ab"),
     },
 )
-written = st.lists(
-    st.tuples(st.sampled_from([*CHANNELS, INTERRUPT, RESUME, ERROR]), elements | lists), max_size=4
+# The writes of one task, its id and its path.
+batches = st.tuples(
+    st.lists(
+        st.tuples(st.sampled_from([*CHANNELS, "delta", INTERRUPT, RESUME, ERROR]), elements | lists),
+        max_size=4,
+    ),
+    st.sampled_from(["a", "b", "ab"]),
+    st.sampled_from(["", "~1", "~2"]),
 )
+turns = st.lists(st.tuples(plans, st.lists(batches, max_size=3)), min_size=1, max_size=5)
 
 threads = st.sampled_from(THREADS)
-namespaces = st.sampled_from(NAMESPACES)
+namespaces = st.sampled_from(("", *NAMESPACES))
 picks = st.integers(0, 10**6)
 
 
@@ -152,11 +164,6 @@ class SaverMachine(RuleBasedStateMachine):
     def _new_id(self) -> str:
         return f"1f0b0000-0000-6000-8000-{self._count():012x}"
 
-    def _forget(self, thread: str) -> None:
-        for ns in NAMESPACES:
-            for kept in (self.held, self.returned, self.awaited):
-                kept.pop((thread, ns), None)
-
     def _put(
         self, thread: str, ns: str, parent: str | None, plan: dict[str, Any], metadata: Any, *, unnamed: bool
     ) -> None:
@@ -221,42 +228,31 @@ class SaverMachine(RuleBasedStateMachine):
         parent = visible[pick % len(visible)].id if visible else None
         self._put(thread, ns, parent, plan, metadata, unnamed=False)
 
-    @rule(thread=threads, ns=namespaces, plans=st.lists(plans, min_size=3, max_size=12), metadata=metadatas)
-    def run(self, thread: str, ns: str, plans: list[Any], metadata: Any) -> None:
-        for plan in plans:
+    @rule(thread=threads, ns=namespaces, turns=turns, metadata=metadatas)
+    def run(self, thread: str, ns: str, turns: list[Any], metadata: Any) -> None:
+        for plan, batches in turns:
             self.put(thread, ns, plan, metadata, 0)
+            for batch in batches:
+                self._put_writes(thread, ns, self.held[thread, ns][0], *batch)
 
-    @rule(
-        thread=threads,
-        ns=namespaces,
-        pick=picks,
-        writes=written,
-        task=st.sampled_from(["a", "b", "ab"]),
-        path=st.sampled_from(["", "~1", "~2"]),
-        early=st.booleans(),
-    )
-    def put_writes(
-        self,
-        thread: str,
-        ns: str,
-        pick: int,
-        writes: list[tuple[str, Any]],
-        task: str,
-        path: str,
-        early: bool,
-    ) -> None:
+    @rule(thread=threads, ns=namespaces, pick=picks, batch=batches)
+    def put_writes(self, thread: str, ns: str, pick: int, batch: Any) -> None:
         visible = self.model.lane(thread, ns).visible()
-        if early or not visible:
-            id = self.awaited.setdefault((thread, ns), self._new_id())
-        else:
-            id = visible[-1 - pick % min(len(visible), 3)].id
+        if visible:
+            self._put_writes(thread, ns, visible[-1 - pick % min(len(visible), 3)].id, *batch)
+
+    @rule(thread=threads, ns=namespaces, batch=batches)
+    def put_writes_early(self, thread: str, ns: str, batch: Any) -> None:
+        if (thread, ns) not in self.awaited:
+            self.awaited[thread, ns] = self._new_id()
+        self._put_writes(thread, ns, self.awaited[thread, ns], *batch)
+
+    def _put_writes(self, thread: str, ns: str, id: str, writes: list[tuple[str, Any]], task: str, path: str) -> None:
         config = _config(thread, ns, id)
         self.saver.put_writes(config, writes, task, path)
         self.upstream.put_writes(config, writes, task, path)
         self.model.put_writes(thread, ns, id, writes, task, path)
-        self.returned.setdefault((thread, ns), []).extend(
-            value for channel, value in writes if channel == "messages"
-        )
+        self.returned.setdefault((thread, ns), []).extend(value for channel, value in writes if channel == "messages")
 
     @rule(thread=threads, strategy=st.sampled_from([None, "delete"]))
     def delete_thread(self, thread: str, strategy: str | None) -> None:
@@ -264,10 +260,17 @@ class SaverMachine(RuleBasedStateMachine):
             self.saver.delete_thread(thread)
         else:
             self.saver.prune([thread], strategy=strategy)
+        for ns in NAMESPACES:
+            lane = (thread, ns)
+            self.held.pop(lane, None)
+            self.returned.pop(lane, None)
+            # The next life of the thread begins with an id of this one, and must show nothing of it.
+            for id in self.model.lane(thread, ns).steps:
+                self.awaited[lane] = id
+                break
         self.upstream.delete_thread(thread)
         self.model.delete_thread(thread)
         self.ours_alone.discard(thread)
-        self._forget(thread)
 
     @rule(which=st.sets(threads, max_size=2))
     def prune(self, which: set[str]) -> None:
@@ -345,9 +348,7 @@ class SaverMachine(RuleBasedStateMachine):
                     if step.hidden:
                         assert saver.get_tuple(_config(thread, ns, step.id)) is None
             whole = list(saver.list({"configurable": {"thread_id": thread}}))
-            assert sorted(each.checkpoint["id"] for each in whole) == sorted(
-                each["config"][2] for each in everything
-            )
+            assert sorted(each.checkpoint["id"] for each in whole) == sorted(each["config"][2] for each in everything)
 
     def teardown(self) -> None:
         try:
@@ -361,7 +362,5 @@ class SaverMachine(RuleBasedStateMachine):
 
 
 TestSaverMachine = SaverMachine.TestCase
-TestSaverMachine.__doc__ = (
-    "After any sequence of calls, each saver shows what the model shows, and the audit is clean."
-)
+TestSaverMachine.__doc__ = "After any sequence of calls, each saver shows what the model shows, and the audit is clean."
 TestSaverMachine.settings = settings(max_examples=settings().max_examples, stateful_step_count=25)

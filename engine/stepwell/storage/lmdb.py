@@ -85,9 +85,7 @@ class LmdbStorage(TableStorage):
 
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         if self.read_only:
-            raise ReadOnlyError(
-                f"the log {self.path!r} was opened with read_only=True; open it without to append"
-            )
+            raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
         return self._open_environment().retrying(lambda: TableStorage.commit(self, operations))
 
     @contextmanager
@@ -120,7 +118,7 @@ class LmdbStorage(TableStorage):
 
 
 class _LmdbTables:
-    def __init__(self, transaction: lmdb.Transaction, tables: dict[str, lmdb._Database]) -> None:
+    def __init__(self, transaction: lmdb.Transaction[bytes], tables: dict[str, lmdb._Database]) -> None:
         self._transaction = transaction
         self._tables = tables
 
@@ -183,7 +181,7 @@ class _Environment:
         return env, tables, log_id
 
     @contextmanager
-    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction[bytes]]:
         """A transaction that ends with the block, whatever happens in it."""
         with _translated(self.path):
             transaction = self._begin(write)
@@ -198,7 +196,7 @@ class _Environment:
                 # A reader process that was killed would otherwise keep its pages for ever.
                 self._env.reader_check()
 
-    def _begin(self, write: bool) -> lmdb.Transaction:
+    def _begin(self, write: bool) -> lmdb.Transaction[bytes]:
         while True:
             with self._gate:
                 while self._resizing:
@@ -332,9 +330,7 @@ def _check_file(path: str, real_path: str, read_only: bool) -> bool:
             head = file.read(_LMDB_MAGIC_OFFSET + 8)
     except FileNotFoundError:
         if read_only:
-            raise UsageError(
-                f"there is no log at {path!r} to read; open it without read_only to create it"
-            ) from None
+            raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it") from None
         if not os.path.isdir(os.path.dirname(real_path)):
             raise UsageError(f"the directory of {path!r} does not exist; create it first") from None
         return True
@@ -347,9 +343,7 @@ def _check_file(path: str, real_path: str, read_only: bool) -> bool:
     if magic != _LMDB_MAGIC:
         raise NotALogError(f"{path!r} is not a stepwell log; it was left as it is")
     if version != _LMDB_FORMAT:
-        raise NotALogError(
-            f"{path!r} has LMDB format {version}; a log has format {_LMDB_FORMAT} (engine 0.9)"
-        )
+        raise NotALogError(f"{path!r} has LMDB format {version}; a log has format {_LMDB_FORMAT} (engine 0.9)")
     return False
 
 
@@ -372,15 +366,11 @@ def _open_map(real_path: str, read_only: bool) -> lmdb.Environment:
                 raise
         # The address space is limited (ulimit -v, 32 bits): start smaller, and grow when it is needed.
         if size <= _SMALLEST_MAP_BYTES:
-            raise MapFullError(
-                f"there is not even address space for a map of {size:,} bytes; raise ulimit -v"
-            )
+            raise MapFullError(f"there is not even address space for a map of {size:,} bytes; raise ulimit -v")
         size //= 2
 
 
-def _open_tables(
-    env: lmdb.Environment, path: str, read_only: bool
-) -> tuple[dict[str, lmdb._Database], bytes]:
+def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dict[str, lmdb._Database], bytes]:
     try:
         with env.begin() as transaction:
             meta = env.open_db(META.encode(), transaction, create=False)
@@ -442,9 +432,7 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
     if isinstance(error, lmdb.MapFullError):
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
-        return CapacityError(
-            f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads"
-        )
+        return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
     if error.code in _NO_ROOM or isinstance(error, lmdb.DiskError):
         return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
@@ -452,7 +440,5 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
     if isinstance(error, lmdb.ReadonlyError):
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
     if error.code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ReadOnlyError(
-            f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it"
-        )
+        return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")

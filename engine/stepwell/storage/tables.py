@@ -157,9 +157,7 @@ class TableStorage(ABC):
 
     def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
         with self._reading() as tables:
-            found = (
-                (sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences
-            )
+            found = ((sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences)
             return {sequence: record for sequence, record in found if record is not None}
 
     def branches(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
@@ -352,7 +350,7 @@ class _Commit:
             return  # its entries refer to each other: with `expected_head` the caller knows where they will stand
         if not entry.base:
             return
-        record = row and self._tables.get(EVENTS, fmt.event_key(row.number, entry.base))
+        record = None if row is None else self._tables.get(EVENTS, fmt.event_key(row.number, entry.base))
         if row is None or record is None:
             raise _gone(operation.thread_id, f"there is no event {entry.base} to base a step on")
         header = _header(record, row.number, entry.base)
@@ -464,9 +462,7 @@ class _Commit:
         row.first, row.last = source.first, source.first - 1
         opened: Event = ThreadOpened(operation.target_id)
         if source.first > 1:
-            opened = ThreadPruned(
-                operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at
-            )
+            opened = ThreadPruned(operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at)
         self._record(row, 0, _entry(opened, None, operation.created_at))
         start = fmt.event_key(source.number, source.first + 1)
         for key, record in self._pages(EVENTS, start, fmt.event_key(source.number, source.last + 1)):

@@ -1,0 +1,227 @@
+"""What is remembered of the heads of lanes, so that a put need not read the log.
+
+A memory belongs to one step of one lane.  The put that follows the step takes it, brings it up to date and
+gives it back under its own step; a put that finds none has it made from the log.  `get_tuple` makes one as
+well, since the objects that it hands out are those that the next put brings back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from collections.abc import Sequence as Several
+from typing import Any, Final
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from stepwell import reader
+from stepwell.events import Sequence
+from stepwell.fold import State
+from stepwell.format import id_key
+from stepwell.patch import Array, Map, Ref, Value
+from stepwell.storage import Storage
+from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
+from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
+
+_REMEMBERED_BYTES: Final = 1 << 26
+_ANNOUNCED_LANES: Final = 1024
+_FIELDS_BYTES: Final = 4096
+
+LaneKey = tuple[str, str]
+"""Thread id and namespace."""
+
+
+class LaneMemory:
+    """What is remembered of the head of one lane.
+
+    Attributes:
+        incarnation: Number of the thread.
+        sequence: Where the step stands.
+        channels: What each channel stands for.
+        versions: The version of each channel.
+        checkpoint: The checkpoint without its values, with content as bytes.
+        metadata: Its metadata, with content as bytes.
+        fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
+        turn: Number of puts so far.
+    """
+
+    __slots__ = (
+        "channels",
+        "checkpoint",
+        "fresh",
+        "incarnation",
+        "metadata",
+        "parent_id",
+        "sequence",
+        "turn",
+        "versions",
+    )
+
+    def __init__(self) -> None:
+        self.incarnation = 0
+        self.sequence = Sequence(0)
+        self.parent_id: str | None = None
+        self.channels: dict[str, Channel] = {}
+        self.versions: Mapping[str, str | int | float] = {}
+        self.checkpoint: Value | None = None
+        self.metadata: Value | None = None
+        self.fresh = True
+        self.turn = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded state, roughly: what holding its objects may cost."""
+        return sum(channel.size for channel in self.channels.values()) + _FIELDS_BYTES
+
+
+class Memories:
+    """The lanes that were written or read lately, up to a number of bytes; the least recent is forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memories: OrderedDict[tuple[LaneKey, str], LaneMemory] = OrderedDict()
+        self._sizes: dict[tuple[LaneKey, str], int] = {}
+        self._size = 0
+        self._announced: OrderedDict[LaneKey, set[int]] = OrderedDict()
+
+    def holds(self, lane: LaneKey, step_id: str) -> bool:
+        """Whether a step is remembered."""
+        return (lane, step_id) in self._memories
+
+    def take(self, lane: LaneKey, step_id: str) -> LaneMemory | None:
+        """The memory of a step, which then belongs to the caller alone."""
+        with self._lock:
+            return self._remove((lane, step_id))
+
+    def put(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
+        """Remember a step."""
+        key = (lane, step_id)
+        size = memory.size
+        with self._lock:
+            self._remove(key)
+            self._memories[key] = memory
+            self._sizes[key] = size
+            self._size += size
+            while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
+                self._remove(next(iter(self._memories)))
+
+    def _remove(self, key: tuple[LaneKey, str]) -> LaneMemory | None:
+        memory = self._memories.pop(key, None)
+        if memory is not None:
+            self._size -= self._sizes.pop(key)
+        return memory
+
+    def forget(self, thread_id: str) -> None:
+        """Forget all lanes of a thread."""
+        with self._lock:
+            for key in [key for key in self._memories if key[0][0] == thread_id]:
+                self._remove(key)
+
+    def all(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
+        """Everything that is remembered."""
+        with self._lock:
+            return [(lane, step_id, memory) for (lane, step_id), memory in self._memories.items()]
+
+    def announce(self, lane: LaneKey, writes: Several[tuple[str, Any]]) -> None:
+        """Note the objects that a task returned: they may have been changed by it."""
+        with self._lock:
+            announced = self._announced.setdefault(lane, set())
+            for _, value in writes:
+                announced.add(id(value))
+                if isinstance(value, list | tuple):
+                    announced.update(map(id, value))
+                elif isinstance(value, dict):
+                    announced.update(map(id, value.values()))
+            while len(self._announced) > _ANNOUNCED_LANES:
+                self._announced.popitem(last=False)
+
+    def announced(self, lane: LaneKey) -> frozenset[int] | set[int]:
+        """The objects that were noted since the last call."""
+        with self._lock:
+            return self._announced.pop(lane, frozenset())
+
+
+def recall_step(
+    storage: Storage, serde: SerializerProtocol, number: int, state: State, payloads: reader.Payloads
+) -> LaneMemory:
+    """The memory of a step that was read from the log.
+
+    Args:
+        storage: Where the log is kept.
+        serde: Serializer of channel values.
+        number: Number of the thread.
+        state: The state after the step.
+        payloads: Reads the thread's content.
+    """
+    memory = LaneMemory()
+    memory.incarnation = number
+    memory.sequence = state.sequence
+    memory.parent_id = state.parent_id
+    split = by_element(serde)
+    for name, value in state.channels.items():
+        if split and isinstance(value, Array) and not value.wrapped:
+            # The elements are read only if one of them has to be compared.
+            size = sum(sum(piece.lengths) for piece in value.pieces)
+            memory.channels[name] = ListChannel(_Elements(storage, number, value).read, value.count, size)
+            continue
+        known = reader.resolved_value(value, payloads.read)
+        if split and isinstance(known, Map) and not known.wrapped:
+            memory.channels[name] = DictChannel(known.entries)
+        else:
+            memory.channels[name] = PlainChannel(known)
+    if state.fields:
+        memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
+        memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
+        payload = payloads.payload(memory.checkpoint)
+        memory.versions = serde.loads_typed((memory.checkpoint.type, payload))["channel_versions"]
+    return memory
+
+
+def recall_parent(storage: Storage, serde: SerializerProtocol, address: Address) -> LaneMemory:
+    """The memory of the step that an address names; an empty one if it is not in the log."""
+    place = locate(storage, address)
+    if place is None or address.checkpoint_id is None:
+        return LaneMemory()
+    found = storage.find(place.number, place.lane, [id_key(address.checkpoint_id)])[0]
+    if not found.step or found.hidden:
+        return LaneMemory()
+    state = reader.states(storage, place.number, [found.step])[found.step]
+    return recall_step(storage, serde, place.number, state, reader.Payloads(storage, place.number))
+
+
+def value_along_branch(
+    storage: Storage, serde: SerializerProtocol, address: Address, name: str, version: Any
+) -> Value | None:
+    """The value, with content as bytes, that a channel has under some version above the step of an address."""
+    place = locate(storage, address)
+    if place is None or address.checkpoint_id is None:
+        return None
+    payloads = reader.Payloads(storage, place.number)
+    for _, state in reader.ancestors(storage, place.number, place.lane, id_key(address.checkpoint_id)):
+        if CHECKPOINT in state.fields:
+            checkpoint = serde.loads_typed(reader.typed(state.fields, payloads)[CHECKPOINT])
+            if checkpoint["channel_versions"].get(name) == version:
+                value = state.channels.get(name)
+                return None if value is None else reader.resolved_value(value, payloads.read)
+    return None
+
+
+class _Elements:
+    """The stored elements of an array, read when they are needed."""
+
+    def __init__(self, storage: Storage, thread: int, value: Array) -> None:
+        self._storage = storage
+        self._thread = thread
+        self._value = value
+
+    def read(self) -> list[bytes]:
+        payloads = reader.Payloads(self._storage, self._thread)
+        elements: list[bytes] = []
+        for piece in self._value.pieces:
+            content = payloads.read(piece.content) if isinstance(piece.content, Ref) else piece.content
+            offset = 0
+            for length in piece.lengths:
+                elements.append(content[offset : offset + length])
+                offset += length
+        return elements

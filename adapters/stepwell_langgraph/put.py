@@ -1,0 +1,144 @@
+"""One put: the state that LangGraph hands over, as the event that stores what is new of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, get_checkpoint_metadata
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from stepwell.errors import ConflictError
+from stepwell.events import Sequence, StepCommitted
+from stepwell.log import Log
+from stepwell.patch import Merge, Patch, diff, parse
+from stepwell.storage import Committed
+from stepwell.writer import Ticket
+from stepwell_langgraph.addresses import CHECKPOINT, METADATA, check_id, read_address, to_config
+from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_parent, value_along_branch
+from stepwell_langgraph.translate import Channel, Checks, PlainChannel, update
+
+_ATTEMPTS: Final = 5
+_BEGINNINGS: Final = ("input", "update", "fork")  # sources of the first checkpoint of an invocation
+
+
+class Put:
+    """One put, which may need more than one attempt."""
+
+    def __init__(
+        self,
+        log: Log,
+        memories: Memories,
+        serde: SerializerProtocol,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+        *,
+        exact: bool,
+    ) -> None:
+        self._log = log
+        self._memories = memories
+        self._serde = serde
+        self._exact = exact
+        self._address = read_address(config)
+        self._lane: LaneKey = (self._address.thread_id, self._address.lane)
+        self._id = check_id("checkpoint id", checkpoint["id"])
+        self._checkpoint = checkpoint
+        self._metadata = get_checkpoint_metadata(config, metadata)
+        self._new_versions = new_versions
+        self._memory = LaneMemory()
+        self._attempts = 0
+
+    def is_warm(self) -> bool:
+        """Whether `begin` can go without reading the log."""
+        parent_id = self._address.checkpoint_id
+        return parent_id is None or self._memories.holds(self._lane, parent_id)
+
+    def warm(self) -> None:
+        """Read what `begin` needs from the log."""
+        if self._address.checkpoint_id is not None:
+            memory = recall_parent(self._log.storage, self._serde, self._address)
+            self._memories.put(self._lane, self._address.checkpoint_id, memory)
+
+    def begin(self) -> Ticket:
+        """Encode the checkpoint and submit it."""
+        parent_id = self._address.checkpoint_id
+        memory = None if parent_id is None else self._memories.take(self._lane, parent_id)
+        if memory is None:
+            memory = LaneMemory() if parent_id is None else recall_parent(self._log.storage, self._serde, self._address)
+        self._memory = memory
+        step = StepCommitted(
+            self._id,
+            parent_id,
+            self._channels(memory),
+            self._fields(memory),
+            self._address.lane,
+            memory.sequence,
+        )
+        thread = self._log.thread(self._address.thread_id)
+        return thread.begin_append([step], incarnation=memory.incarnation)
+
+    def finish(self, committed: Committed) -> RunnableConfig:
+        """Remember what is now the head."""
+        memory = self._memory
+        memory.incarnation = committed.number
+        memory.sequence = Sequence(committed.sequences[-1])
+        memory.parent_id = self._address.checkpoint_id
+        self._memories.put(self._lane, self._id, memory)
+        return to_config(self._address.thread_id, self._address.lane, self._id)
+
+    def retry_or_raise(self, error: ConflictError) -> None:
+        """The thread was pruned or deleted under this put: encode it anew, unless that happens all the time."""
+        self._attempts += 1
+        if self._attempts == _ATTEMPTS:
+            raise error
+
+    def _channels(self, memory: LaneMemory) -> Merge:
+        checks = Checks(
+            memory.turn,
+            everything=self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS,
+            announced=self._memories.announced(self._lane),
+        )
+        memory.turn += 1
+        memory.fresh = False
+        values = self._checkpoint["channel_values"]
+        versions = self._checkpoint["channel_versions"]
+        changes: dict[str, Patch] = {}
+        channels: dict[str, Channel] = {}
+        for name, value in values.items():
+            moved = name in self._new_versions or versions.get(name) != memory.versions.get(name)
+            channel, patch = update(memory.channels.get(name), value, self._serde, checks, moved=moved)
+            channels[check_id("channel", name)] = channel
+            if patch is not None:
+                changes[name] = patch
+        for name, version in versions.items():
+            if name in values or name in self._new_versions:
+                continue  # given, or empty from now on
+            if memory.versions.get(name) == version:
+                if name in memory.channels:
+                    channels[name] = memory.channels[name]
+            elif memory.versions:
+                stored = value_along_branch(self._log.storage, self._serde, self._address, name, version)
+                if stored is not None:
+                    channels[name] = PlainChannel(stored)
+                    changes[name] = stored
+        drop = tuple(name for name in memory.channels if name not in channels)
+        memory.channels = channels
+        memory.versions = dict(versions)
+        return Merge(drop, changes)
+
+    def _fields(self, memory: LaneMemory) -> Merge:
+        core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}
+        changes: dict[str, Patch] = {}
+        for name, old, value in (
+            (CHECKPOINT, memory.checkpoint, core),
+            (METADATA, memory.metadata, self._metadata),
+        ):
+            type_, payload = self._serde.dumps_typed(value)
+            new = parse(type_, bytes(payload))
+            patch = diff(old, new)
+            if patch is not None:
+                changes[name] = patch
+            setattr(memory, name, new)
+        return Merge((), changes)
