@@ -132,9 +132,7 @@ def real_agent(said: script.Script, saver: InMemorySaver) -> None:
     tools = [StructuredTool.from_function(read, name=name) for name in script.TOOLS]
     graph = create_agent(Scripted(answers=iter([r.answer for r in rounds])), tools, checkpointer=saver)
     for turn in said.turns:
-        graph.invoke(
-            {"messages": [turn.question]}, {"configurable": {"thread_id": said.thread_id}}, durability="sync"
-        )
+        graph.invoke({"messages": [turn.question]}, {"configurable": {"thread_id": said.thread_id}}, durability="sync")
 
 
 def real_chat(said: script.Script, saver: InMemorySaver) -> None:
@@ -145,9 +143,7 @@ def real_chat(said: script.Script, saver: InMemorySaver) -> None:
     builder.add_edge(START, "chat")
     graph = builder.compile(checkpointer=saver)
     for turn in said.turns:
-        graph.invoke(
-            {"messages": [turn.question]}, {"configurable": {"thread_id": said.thread_id}}, durability="sync"
-        )
+        graph.invoke({"messages": [turn.question]}, {"configurable": {"thread_id": said.thread_id}}, durability="sync")
 
 
 def two_research_turns() -> script.Script:
@@ -218,9 +214,7 @@ def test_a_change_is_a_new_list_of_the_same_objects() -> None:
 def test_the_same_seed_says_the_same() -> None:
     """Rounds and contenders store the same content, so that sizes can be compared byte for byte."""
     first, second = script.research(12, SEED), script.research(12, SEED)
-    assert _shown([r.results for r in first.turns[0].rounds]) == _shown(
-        [r.results for r in second.turns[0].rounds]
-    )
+    assert _shown([r.results for r in first.turns[0].rounds]) == _shown([r.results for r in second.turns[0].rounds])
     assert [r.answer for r in first.turns[0].rounds] == [r.answer for r in second.turns[0].rounds]
     assert Prose(SEED).text(500) != Prose(SEED + 1).text(500)
 

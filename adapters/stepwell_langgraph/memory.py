@@ -19,6 +19,7 @@ from stepwell import reader
 from stepwell.events import Sequence
 from stepwell.fold import State
 from stepwell.format import id_key
+from stepwell.log import Log
 from stepwell.patch import Array, Map, Ref, Value
 from stepwell.storage import Storage
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
@@ -178,27 +179,25 @@ def recall_step(
     return memory
 
 
-def recall_parent(storage: Storage, serde: SerializerProtocol, address: Address) -> LaneMemory:
+def recall_parent(log: Log, serde: SerializerProtocol, address: Address) -> LaneMemory:
     """The memory of the step that an address names; an empty one if it is not in the log."""
-    place = locate(storage, address)
+    place = locate(log.storage, address)
     if place is None or address.checkpoint_id is None:
         return LaneMemory()
-    found = storage.find(place.number, place.lane, [id_key(address.checkpoint_id)])[0]
+    found = log.storage.find(place.number, place.lane, [id_key(address.checkpoint_id)])[0]
     if not found.step or found.hidden:
         return LaneMemory()
-    state = reader.states(storage, place.number, [found.step])[found.step]
-    return recall_step(storage, serde, place.number, state, reader.Payloads(storage, place.number))
+    state = log.reader.state(place.number, found.step)
+    return recall_step(log.storage, serde, place.number, state, reader.Payloads(log.storage, place.number))
 
 
-def value_along_branch(
-    storage: Storage, serde: SerializerProtocol, address: Address, name: str, version: Any
-) -> Value | None:
+def value_along_branch(log: Log, serde: SerializerProtocol, address: Address, name: str, version: Any) -> Value | None:
     """The value, with content as bytes, that a channel has under some version above the step of an address."""
-    place = locate(storage, address)
+    place = locate(log.storage, address)
     if place is None or address.checkpoint_id is None:
         return None
-    payloads = reader.Payloads(storage, place.number)
-    for _, state in reader.ancestors(storage, place.number, place.lane, id_key(address.checkpoint_id)):
+    payloads = reader.Payloads(log.storage, place.number)
+    for _, state in log.reader.ancestors(place.number, place.lane, id_key(address.checkpoint_id)):
         if CHECKPOINT in state.fields:
             checkpoint = serde.loads_typed(reader.typed(state.fields, payloads)[CHECKPOINT])
             if checkpoint["channel_versions"].get(name) == version:

@@ -58,7 +58,7 @@ class Put:
     def warm(self) -> None:
         """Read what `begin` needs from the log."""
         if self._address.checkpoint_id is not None:
-            memory = recall_parent(self._log.storage, self._serde, self._address)
+            memory = recall_parent(self._log, self._serde, self._address)
             self._memories.put(self._lane, self._address.checkpoint_id, memory)
 
     def begin(self) -> Ticket:
@@ -66,7 +66,7 @@ class Put:
         parent_id = self._address.checkpoint_id
         memory = None if parent_id is None else self._memories.take(self._lane, parent_id)
         if memory is None:
-            memory = LaneMemory() if parent_id is None else recall_parent(self._log.storage, self._serde, self._address)
+            memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self._address)
         self._memory = memory
         step = StepCommitted(
             self._id,
@@ -119,7 +119,7 @@ class Put:
                 if name in memory.channels:
                     channels[name] = memory.channels[name]
             elif memory.versions:
-                stored = value_along_branch(self._log.storage, self._serde, self._address, name, version)
+                stored = value_along_branch(self._log, self._serde, self._address, name, version)
                 if stored is not None:
                     channels[name] = PlainChannel(stored)
                     changes[name] = stored

@@ -14,31 +14,29 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from stepwell import format as fmt
 from stepwell import reader
 from stepwell.fold import State
-from stepwell.storage import Storage
+from stepwell.log import Log
 
 _COUNTERS = "counters_since_delta_snapshot"
 
 
-def needed_by(
-    storage: Storage, thread: int, keep: Iterable[int], serde: SerializerProtocol
-) -> Mapping[int, frozenset[str]]:
+def needed_by(log: Log, thread: int, keep: Iterable[int], serde: SerializerProtocol) -> Mapping[int, frozenset[str]]:
     """The steps that some kept ones depend on, each with the channels to keep of it.
 
     Args:
-        storage: Where the log is kept.
+        log: The log.
         thread: Number of the thread.
         keep: Sequences of the steps to keep.
         serde: Serializer of checkpoints and metadata.
     """
     keep = set(keep)
-    payloads = reader.Payloads(storage, thread)
+    payloads = reader.Payloads(log.storage, thread)
     retain: dict[int, frozenset[str]] = {}
-    for sequence, state in reader.states(storage, thread, keep).items():
+    for sequence, state in log.reader.states(thread, keep).items():
         if not sequence:
             continue
-        record = storage.read(thread, [sequence])[sequence]
+        record = log.storage.read(thread, [sequence])[sequence]
         lane = fmt.read_header(record).lane
-        for step, channels in _path(storage, thread, lane, state, _counted(state, payloads, serde), keep).items():
+        for step, channels in _path(log, thread, lane, state, _counted(state, payloads, serde), keep).items():
             retain[step] = retain.get(step, frozenset()) | channels
     return retain
 
@@ -51,7 +49,7 @@ def _counted(state: State, payloads: reader.Payloads, serde: SerializerProtocol)
 
 
 def _path(
-    storage: Storage, thread: int, lane: int, state: State, counted: set[str] | None, keep: set[int]
+    log: Log, thread: int, lane: int, state: State, counted: set[str] | None, keep: set[int]
 ) -> dict[int, frozenset[str]]:
     """The ancestors of one step as far as its delta channels need them.
 
@@ -63,10 +61,10 @@ def _path(
     path: list[int] = []
     if counted == set():
         return {}
-    for found, ancestor in reader.ancestors(storage, thread, lane, fmt.id_key(state.step_id)):
+    for found, ancestor in log.reader.ancestors(thread, lane, fmt.id_key(state.step_id)):
         path.append(found.step)
         if counted is None:
-            for pending in reader.writes(storage, thread, found.writes):
+            for pending in reader.writes(log.storage, thread, found.writes):
                 name = pending.write.channel
                 candidate = name not in state.channels and name not in seeded and not name.startswith("__")
                 if candidate and pending.write.value.type != "null":

@@ -269,7 +269,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             sequence = 0 if found.hidden else found.step
         if not sequence:
             return None
-        state = reader.states(storage, number, [sequence])[sequence]
+        state = self.log.reader.state(number, sequence)
         found = storage.find(number, lane_number, [id_key(state.step_id)])[0]
         payloads = reader.Payloads(storage, number)
         tuple_ = self._tuple(address.thread_id, address.lane, state, found, payloads)
@@ -372,7 +372,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if row is None:
             return
         for page in self._pages(row.number, address, before_id):
-            states = reader.states(storage, row.number, [found.step for _, found in page])
+            states = self.log.reader.states(row.number, [found.step for _, found in page])
             payloads = reader.Payloads(storage, row.number)
             for namespace, found in page:
                 state = states.pop(found.step)
@@ -455,8 +455,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if address.checkpoint_id is not None:
             key = id_key(address.checkpoint_id)
         else:
-            key = id_key(reader.states(self.log.storage, number, [head])[head].step_id) if head else b""
-        for found, state in reader.ancestors(self.log.storage, number, lane_number, key):
+            key = id_key(self.log.reader.state(number, head).step_id) if head else b""
+        for found, state in self.log.reader.ancestors(number, lane_number, key):
             for pending in reversed(reader.writes(self.log.storage, number, found.writes)):
                 if pending.write.channel in remaining:
                     history[pending.write.channel]["writes"].append(self._pending(pending, payloads))
@@ -539,7 +539,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         doomed = False
         payloads = reader.Payloads(self.log.storage, number)
         for page in self._pages(number, Address("", None, None), None):
-            states = reader.states(self.log.storage, number, [found.step for _, found in page])
+            states = self.log.reader.states(number, [found.step for _, found in page])
             for _, found in page:
                 metadata = self.serde.loads_typed(reader.typed(states[found.step].fields, payloads)[METADATA])
                 if metadata.get("run_id") in runs:
@@ -558,7 +558,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 return
             try:
                 if keep:
-                    retain = retention.needed_by(self.log.storage, row.number, keep, self.serde)
+                    retain = retention.needed_by(self.log, row.number, keep, self.serde)
                     thread.prune(keep, retain=retain, expected_head=row.last)
                 else:
                     thread.delete()

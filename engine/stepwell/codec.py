@@ -36,7 +36,7 @@ from stepwell.patch import (
 )
 
 # Shorter contents stay in the skeleton: a reference would not be smaller.
-SMALLEST_DETACHED_BYTES: Final = 32
+SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
 COMPRESSION_LEVEL: Final = 3
@@ -127,14 +127,10 @@ class _Packer:
         self._here: dict[bytes, Ref] = {}
 
     def merge(self, merge: Merge) -> Merge:
-        packed = map_pieces(merge, self._content, self._run)
-        assert isinstance(packed, Merge)
-        return packed
+        return _merge(map_pieces(merge, self._content, self._run))
 
     def value(self, value: Value) -> Value:
-        packed = map_pieces(value, self._content, self._run)
-        assert isinstance(packed, Blob | Array | Map)
-        return packed
+        return _value(map_pieces(value, self._content, self._run))
 
     def _content(self, content: Content) -> Content:
         if isinstance(content, Ref):
@@ -220,15 +216,17 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
 
+    payload = body[head_end:]
+
     def absolute(content: Content) -> Content:
         if isinstance(content, Ref) and content.sequence == 0:
             return Ref(sequence, content.start, content.length)
         return content
 
     if isinstance(event, StepCommitted):
-        channels, fields = map_content(event.channels, absolute), map_content(event.fields, absolute)
-        assert isinstance(channels, Merge)
-        assert isinstance(fields, Merge)
+        channels, fields = event.channels, event.fields
+        if payload:  # without one the event cannot refer to itself
+            channels, fields = _merge(map_content(channels, absolute)), _merge(map_content(fields, absolute))
         event = StepCommitted(
             event.step_id,
             event.parent_id,
@@ -240,13 +238,15 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
             header.created_at,
         )
     elif isinstance(event, WritesRecorded):
-        writes = tuple(Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in event.writes)
+        writes = event.writes
+        if payload:
+            writes = tuple(Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
     else:
         event = LaneOpened(event.lane, header.created_at)
-    return Decoded(header, event, body[head_end:])
+    return Decoded(header, event, payload)
 
 
 def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
@@ -291,6 +291,11 @@ def slice_payload(payload: bytes, ref: Ref, thread: int) -> bytes:
     return content
 
 
+def _merge(patch: Patch) -> Merge:
+    assert isinstance(patch, Merge)
+    return patch
+
+
 def _value(patch: Patch) -> Value:
     assert isinstance(patch, Blob | Array | Map)
     return patch
@@ -298,8 +303,7 @@ def _value(patch: Patch) -> Value:
 
 def _open(thread: int, sequence: int, record: bytes) -> tuple[fmt.Header, bytes]:
     try:
-        fmt.verify(thread, sequence, record)
-        header = fmt.read_header(record)
+        header = fmt.verify(thread, sequence, record)
     except ValueError as error:
         if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error

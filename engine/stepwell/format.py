@@ -92,8 +92,8 @@ def read_header(record: bytes) -> Header:
     return Header(version, kind, flags, lane, commit, created_at, base, previous, checksum, chain)
 
 
-def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> None:
-    """Raise ValueError unless the record is what was written at this place.
+def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> Header:
+    """The header of a record; raises ValueError unless the record is what was written at this place.
 
     Args:
         thread: Number of the thread that the record was read from.
@@ -109,6 +109,7 @@ def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None
         raise ValueError("the hash chain is broken before this event")
     if header.version > FORMAT_VERSION or record[3] or header.flags & ~KNOWN_FLAGS:
         raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
+    return header
 
 
 def _digest(thread: int, sequence: int, covered: bytes, body: bytes) -> bytes:

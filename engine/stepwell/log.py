@@ -123,6 +123,7 @@ class Log:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.content = ContentMemory()
+        self.reader = reader.Reader(storage)
         self._writer = Writer(storage)
         _open_logs.add(self)
 
@@ -340,7 +341,7 @@ class Thread:
         if isinstance(at, int):
             record = self.log.storage.read(row.number, [sequence])[sequence]
             lane = next(iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), "")
-        state = reader.states(self.log.storage, row.number, [sequence])[sequence]
+        state = self.log.reader.state(row.number, sequence)
         payloads = reader.Payloads(self.log.storage, row.number)
         return Snapshot(
             state.sequence,

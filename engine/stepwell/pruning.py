@@ -65,7 +65,7 @@ class _Rewriting:
         head = ThreadPruned(self._thread_id, Sequence(row.last), row.chain, self._now, row.created_at)
         yield self._entry(head)
         kept = keep | retain.keys()
-        states = reader.states(self._storage, row.number, kept)
+        states = reader.Reader(self._storage).states(row.number, kept)
         branches, order = self._branches(kept)
         placed: dict[int, Sequence] = {}
         for sequence in order:
@@ -77,7 +77,7 @@ class _Rewriting:
 
     def _branches(self, kept: frozenset[int]) -> tuple[dict[int, StepCommitted], list[int]]:
         """The kept steps and all that they are based on; and the kept ones in the order of lists."""
-        records = sorted(self._storage.branches(self._row.number, sorted(kept)).items())
+        records = sorted(self._storage.branches(self._row.number, sorted(kept), frozenset()).items())
         first_committed: dict[int, int] = {}
         for sequence, record in records:
             header = fmt.read_header(record)

@@ -6,6 +6,8 @@ answers is plain data.  A branch is folded forward once, however many of its sta
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -19,6 +21,8 @@ from stepwell.storage import Found, Record, Storage
 _PAGE_EVENTS: Final = 256
 _FIRST_ANCESTORS: Final = 64
 _PAYLOADS_HELD_BYTES: Final = 1 << 25
+_STATES_HELD: Final = 64
+_STATES_PER_CALL: Final = 4
 
 
 class Payloads:
@@ -91,56 +95,93 @@ def missing(storage: Storage, thread: int, sequence: int) -> ConflictError | Cor
     return CorruptionError("the event is missing", thread=thread, sequence=sequence)
 
 
-def states(storage: Storage, thread: int, sequences: Iterable[int]) -> dict[int, State]:
-    """The states after some steps.
+class Reader:
+    """Reads states, and remembers those that were read last.
 
-    Args:
-        storage: Where the log is kept.
-        thread: Number of the thread.
-        sequences: Where the steps stand; 0 is the empty state.
-
-    Raises:
-        ConflictError: The thread was pruned or deleted meanwhile.
-        CorruptionError: An event is damaged or missing.
+    A state never changes once it is committed, so one that is remembered is right for ever; it names its
+    content by reference and so costs little to keep.
     """
-    wanted = sorted(set(sequences) - {0}, reverse=True)
-    records = storage.branches(thread, wanted)
-    events: dict[int, StepCommitted] = {}
-    followers: dict[int, int] = dict.fromkeys(wanted, 1)  # one for the caller, who keeps the state
-    for sequence, record in records.items():
-        event = codec.decode(thread, sequence, record).event
-        if not isinstance(event, StepCommitted):
-            raise CorruptionError("the event is not a step", thread=thread, sequence=sequence)
-        events[sequence] = event
-        followers[event.base] = followers.get(event.base, 0) + 1
-    found: dict[int, State] = {0: EMPTY}
-    followers[0] = followers.get(0, 0) + 1
-    for sequence in sorted(events):
-        event = events.pop(sequence)
-        base = found.get(event.base)
-        if base is None:
-            raise missing(storage, thread, event.base)
-        found[sequence] = folded(base, event, thread, sequence)
-        followers[event.base] -= 1
-        if not followers[event.base]:
-            del found[event.base]
-    for sequence in wanted:
-        if sequence not in found:
-            raise missing(storage, thread, sequence)
-    return found
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[int, int], State] = OrderedDict()
+
+    def state(self, thread: int, sequence: int) -> State:
+        """The state after one step.
+
+        Args:
+            thread: Number of the thread.
+            sequence: Where the step stands.
+
+        Raises:
+            ConflictError: The thread was pruned or deleted meanwhile.
+            CorruptionError: An event is damaged or missing.
+        """
+        return self.states(thread, (sequence,))[sequence]
+
+    def states(self, thread: int, sequences: Iterable[int]) -> dict[int, State]:
+        """The states after some steps; 0 is the empty state.  Raises as `state` does."""
+        wanted = sorted(set(sequences) - {0}, reverse=True)
+        found = self._remembered(thread)
+        missing_ones = [sequence for sequence in wanted if sequence not in found]
+        events: dict[int, StepCommitted] = {}
+        if missing_ones:
+            records = self._storage.branches(thread, missing_ones, frozenset(found))
+            events = {sequence: _step(thread, sequence, record) for sequence, record in records.items()}
+        followers = Counter(event.base for event in events.values())
+        kept = {0, *wanted}
+        for sequence in sorted(events):
+            event = events.pop(sequence)
+            base = found.get(event.base)
+            if base is None:
+                raise missing(self._storage, thread, event.base)
+            found[sequence] = folded(base, event, thread, sequence)
+            followers[event.base] -= 1
+            # A state is dropped with the last one that is based on it, unless it was asked for.
+            if not followers[event.base] and event.base not in kept:
+                del found[event.base]
+        for sequence in wanted:
+            if sequence not in found:
+                raise missing(self._storage, thread, sequence)
+        result = {sequence: found[sequence] for sequence in wanted}
+        self._remember(thread, result)
+        return {0: EMPTY, **result}
+
+    def _remembered(self, thread: int) -> dict[int, State]:
+        with self._lock:
+            held = {sequence: state for (number, sequence), state in self._held.items() if number == thread}
+        held[0] = EMPTY
+        return held
+
+    def _remember(self, thread: int, states: dict[int, State]) -> None:
+        if len(states) > _STATES_PER_CALL:
+            return  # a walk through history, which does not come back to where it was
+        with self._lock:
+            for sequence, state in states.items():
+                self._held[thread, sequence] = state
+                self._held.move_to_end((thread, sequence))
+            while len(self._held) > _STATES_HELD:
+                self._held.popitem(last=False)
+
+    def ancestors(self, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
+        """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
+        line = self._storage.ancestry(thread, lane, step_key)
+        start, size = 0, _FIRST_ANCESTORS
+        while start < len(line):
+            page = [found for _, found in line[start : start + size]]
+            states = self.states(thread, [found.step for found in page])
+            for found in page:
+                yield found, states[found.step]
+            start += size
+            size *= 2
 
 
-def ancestors(storage: Storage, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
-    """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
-    line = storage.ancestry(thread, lane, step_key)
-    start, size = 0, _FIRST_ANCESTORS
-    while start < len(line):
-        page = [found for _, found in line[start : start + size]]
-        found_states = states(storage, thread, [found.step for found in page])
-        for found in page:
-            yield found, found_states.pop(found.step)
-        start += size
-        size *= 2
+def _step(thread: int, sequence: int, record: bytes) -> StepCommitted:
+    event = codec.decode(thread, sequence, record).event
+    if not isinstance(event, StepCommitted):
+        raise CorruptionError("the event is not a step", thread=thread, sequence=sequence)
+    return event
 
 
 def folded(base: State, event: StepCommitted, thread: int, sequence: int) -> State:

@@ -300,7 +300,7 @@ def build_ledger(saver: Saver) -> CompiledStateGraph[Any, Any, Any, Any]:
     graph.add_conditional_edges(START, lambda state: "book" if "round" in state else "open", ["book", "open"])
     graph.add_edge("open", "book")
     graph.add_edge("book", "correct")
-    graph.add_conditional_edges("correct", lambda state: END if state["round"] % 4 == 0 else "book")
+    graph.add_conditional_edges("correct", lambda state: END if state["round"] % 3 == 0 else "book")
     return graph.compile(checkpointer=saver)
 
 

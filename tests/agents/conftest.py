@@ -18,7 +18,7 @@ def make_saver(tmp_path: Path) -> Iterator[Callable[[], SaverFile]]:
         return files[-1]
 
     yield make
-    for file in files:
-        with file.open_sync(file.path) as saver:
-            if hasattr(saver, "log"):
+    if CONTENDER == "stepwell":
+        for file in files:
+            with file.open_sync(file.path) as saver:
                 assert saver.log.audit().breaches == []

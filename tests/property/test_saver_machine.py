@@ -363,4 +363,4 @@ class SaverMachine(RuleBasedStateMachine):
 
 TestSaverMachine = SaverMachine.TestCase
 TestSaverMachine.__doc__ = "After any sequence of calls, each saver shows what the model shows, and the audit is clean."
-TestSaverMachine.settings = settings(max_examples=settings().max_examples, stateful_step_count=25)
+TestSaverMachine.settings = settings(max_examples=settings().max_examples, stateful_step_count=40)

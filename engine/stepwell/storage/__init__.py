@@ -227,8 +227,8 @@ class Storage(Protocol):
     def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
         """The records at some sequences; those that are not there are left out."""
 
-    def branches(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
-        """The records at some sequences and at all that they are based on, down to the empty state."""
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> dict[int, bytes]:
+        """The records at some sequences and at all that they are based on, down to known ones or the empty state."""
 
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
         """Up to `limit` records between two sequences, both excluded."""

@@ -160,12 +160,12 @@ class TableStorage(ABC):
             found = ((sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences)
             return {sequence: record for sequence, record in found if record is not None}
 
-    def branches(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         with self._reading() as tables:
             for sequence in sequences:
                 following = sequence
-                while following and following not in found:
+                while following and following not in found and following not in known:
                     record = tables.get(EVENTS, fmt.event_key(thread, following))
                     if record is None:
                         break
