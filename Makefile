@@ -11,11 +11,11 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check format bench bench-quick kill agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV_READY) ## create .venv with all that developing needs
 
@@ -30,6 +30,19 @@ check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
+
+kill: $(DEV_READY) ## kill a writer 200 times and look for what it was promised
+	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
+
+agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
+	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)
+
+bench: $(DEV_READY) ## measure against other savers, and put the table into README.md
+	$(PY) bench/run.py --workload research-300,research-1000,chat-200 --contenders stepwell,sqlite,memory,lmdb --rounds 3 --json bench/results/savers.json $(ARGS)
+	$(PY) bench/report.py bench/results/savers.json --write README.md
+
+bench-quick: $(DEV_READY) ## a short look at the same
+	$(PY) bench/run.py --workload research-300,chat-200 --rounds 1 $(ARGS)
 
 format: $(DEV_READY) ## put the sources in form and mend what the linter can
 	$(PY) -m ruff format .

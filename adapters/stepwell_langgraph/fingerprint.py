@@ -55,7 +55,7 @@ def fingerprint(value: object) -> object | None:
         packed = ormsgpack.packb((others, value.__pydantic_extra__), default=_refuse, option=_OPTIONS)
     except (ormsgpack.MsgpackEncodeError, TypeError):
         return None
-    return kind, texts, packed
+    return kind, tuple(value.__dict__), texts, packed
 
 
 def _refuse(value: object) -> object:

@@ -163,8 +163,8 @@ def recall_step(
     for name, value in state.channels.items():
         if split and isinstance(value, Array) and not value.wrapped:
             # The elements are read only if one of them has to be compared.
-            size = sum(sum(piece.lengths) for piece in value.pieces)
-            memory.channels[name] = ListChannel(_Elements(storage, number, value).read, value.count, size)
+            lengths = [length for piece in value.pieces for length in piece.lengths]
+            memory.channels[name] = ListChannel(_Elements(storage, number, value).read, lengths)
             continue
         known = reader.resolved_value(value, payloads.read)
         if split and isinstance(known, Map) and not known.wrapped:

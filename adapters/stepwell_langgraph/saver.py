@@ -29,7 +29,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
 from stepwell import reader
-from stepwell.codec import lane_of
+from stepwell.codec import header_of
 from stepwell.errors import ConflictError, UsageError
 from stepwell.events import StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite as StoredWrite
@@ -402,7 +402,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         before, size = 0, _FIRST_PAGE
         while True:
             records = storage.steps(number, lane[0] if lane else None, before, size)
-            lane_numbers = {sequence: lane_of(number, sequence, record) for sequence, record in records}
+            lane_numbers = {sequence: header_of(number, sequence, record).lane for sequence, record in records}
             page: _Page = []
             for sequence, event in reader.decoded(storage, number, records):
                 assert isinstance(event, StepCommitted)

@@ -19,8 +19,8 @@ serializer, and for values that are neither list nor dict, the value is encoded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import cycle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, cycle
 from operator import is_
 from typing import Any, Final
 
@@ -97,13 +97,14 @@ class Checks:
 class _Slot:
     """One stored element or entry, and the object that it came from."""
 
-    __slots__ = ("digest", "mark", "object", "turn", "value")
+    __slots__ = ("digest", "length", "mark", "object", "turn", "value")
 
     def __init__(self, object_: object, mark: object | None) -> None:
         self.object = object_
         self.mark = mark
         self.digest: bytes | None = None  # of a list's element; None if it was not needed yet
         self.value: Value | None = None  # of a dict's entry
+        self.length = 0  # bytes of its encoding
         self.turn: int | None = None
 
 
@@ -145,17 +146,17 @@ class ListChannel:
         size: Bytes of the encoded elements, roughly.
     """
 
-    def __init__(self, stored: Callable[[], list[bytes]] | None = None, count: int = 0, size: int = 0) -> None:
+    def __init__(self, stored: Callable[[], list[bytes]] | None = None, lengths: Sequence[int] = ()) -> None:
         """A channel with nothing in it, or one whose stored elements are known but not what they came from.
 
         Args:
             stored: Reads the stored elements.
-            count: How many there are.
-            size: How many bytes they have.
+            lengths: How many bytes each of them has.
         """
-        self.size = size
+        self.size = sum(lengths)
         self._stored = stored
-        self._count = count
+        self._lengths = lengths
+        self._count = len(lengths)
         self._stored_digests: list[bytes] = []
         self._objects: list[object] = []
         self._slots: list[_Slot] = []
@@ -165,16 +166,21 @@ class ListChannel:
     def adopt(self, objects: list[object]) -> None:
         """Take the objects that were decoded from the stored elements as what they came from."""
         if len(objects) == self._count:
-            for item in objects:
-                self._remember(_Slot(item, fingerprint(item)))
+            for item, length in zip(objects, self._lengths, strict=True):
+                slot = _Slot(item, fingerprint(item))
+                slot.length = length
+                self._remember(slot)
 
     def update(self, value: list[object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         known = len(self._objects)
         if known == self._count and len(value) >= known and all(map(is_, self._objects, value)):
-            changed = self._changed(self._slots, checks)
-            if not changed:
-                return self._appended(value[known:])
+            fresh = value[known:]
+            # An element that is there already may have changed before it was added once more.
+            again = [self._by_id[id(item)] for item in fresh if id(item) in self._by_id]
+            changed = self._changed(self._slots, checks, again)
+            if not changed and not again:
+                return self._appended(fresh)
             return self._rebuilt(value, changed)
         kept = [slot for slot in (self._by_id.get(id(item)) for item in value) if slot is not None]
         return self._rebuilt(value, self._changed(kept, checks))
@@ -196,9 +202,10 @@ class ListChannel:
 
     def _encode(self, item: object) -> bytes:
         """Encode an element at the end of the list and remember it."""
-        slot = _Slot(item, fingerprint(item))
+        slot = self._by_id.get(id(item)) or _Slot(item, None)
+        slot.mark = fingerprint(item)
         data = _encode_element(item)
-        slot.digest = digest_of(data)
+        slot.digest, slot.length = digest_of(data), len(data)
         self._remember(slot)
         self.size += len(data)
         return data
@@ -209,10 +216,10 @@ class ListChannel:
         self._by_id[id(slot.object)] = slot
         self._rotation.add(slot)
 
-    def _changed(self, slots: list[_Slot], checks: Checks) -> dict[int, bytes]:
+    def _changed(self, slots: list[_Slot], checks: Checks, more: Iterable[_Slot] = ()) -> dict[int, bytes]:
         """The new encoding of every checked element that changed in place, by identity of its slot."""
         changed: dict[int, bytes] = {}
-        for slot in _to_check(slots, self._by_id, self._rotation, checks):
+        for slot in chain(_to_check(slots, self._by_id, self._rotation, checks), more):
             mark = slot.mark
             if mark is IMMUTABLE:
                 continue
@@ -225,7 +232,7 @@ class ListChannel:
             if slot.digest is None:
                 self._read_digests()
             if digest != slot.digest:
-                slot.digest = digest
+                slot.digest, slot.length = digest, len(data)
                 changed[id(slot)] = data
         return changed
 
@@ -259,6 +266,7 @@ class ListChannel:
                 self._remember(before[index])
                 sources.append(changed.get(id(before[index]), index))
         self._count = len(value)
+        self.size = sum(slot.length for slot in self._slots)
         if sources == list(range(count_before)):
             return None
         pieces = splice_pieces(sources)
@@ -279,7 +287,6 @@ class DictChannel:
         self.size = size
         self._new = stored is None
         self._entries: dict[str, _Slot] = {}
-        self._by_id: dict[int, _Slot] = {}
         self._rotation = _Rotation()
         for key, value in (stored or {}).items():
             slot = self._entries[key] = _Slot(_NOTHING, None)
@@ -288,21 +295,21 @@ class DictChannel:
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         before = self._entries
-        to_check = _to_check(list(before.values()), self._by_id, self._rotation, checks)
-        suspects = set(map(id, to_check))
+        suspects = set(map(id, _to_check(list(before.values()), {}, self._rotation, checks)))
         changes: dict[str, Patch] = {}
-        self._entries, self._by_id, self._rotation = {}, {}, _Rotation()
+        self._entries, self._rotation = {}, _Rotation()
         for key, item in value.items():
             slot = before.get(key)
-            if slot is None or slot.object is not item or (slot.mark is not IMMUTABLE and id(slot) in suspects):
+            suspect = slot is not None and (id(slot) in suspects or id(item) in checks.announced)
+            if slot is None or slot.object is not item or (suspect and slot.mark is not IMMUTABLE):
                 old = None if slot is None else slot.value
                 slot = self._encode(slot, item)
                 patch = diff(old, _value(slot))
                 if patch is not None:
                     changes[key] = patch
             self._entries[key] = slot
-            self._by_id[id(item)] = slot
             self._rotation.add(slot)
+        self.size = sum(slot.length for slot in self._entries.values())
         drop = tuple(key for key in before if key not in value)
         kept = [key for key in before if key in value]
         in_order = kept + [key for key in value if key not in before] == list(value)
@@ -320,11 +327,10 @@ class DictChannel:
 
     def _encode(self, slot: _Slot | None, item: object) -> _Slot:
         data = _encode_element(item)
-        self.size += len(data)
         if slot is None or slot.object is not item:
             # Entries are compared by their encoding: only that an object cannot change is of use here.
             slot = _Slot(item, IMMUTABLE if fingerprint(item) is IMMUTABLE else None)
-        slot.value = parse_entry(data)
+        slot.value, slot.length = parse_entry(data), len(data)
         return slot
 
 

@@ -255,11 +255,18 @@ def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
     return body[_LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES]) :]
 
 
-def lane_of(thread: int, sequence: int, record: bytes) -> int:
-    """The lane number in a record's header."""
+def header_of(thread: int, sequence: int, record: bytes) -> fmt.Header:
+    """Check a record and give its header.
+
+    Raises:
+        CorruptionError: The record is not what was written at this place.
+        NewerFormatError: A newer version of the library wrote it.
+    """
     try:
-        return fmt.read_header(record).lane
+        return fmt.verify(thread, sequence, record)
     except ValueError as error:
+        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
+            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
 
@@ -302,12 +309,7 @@ def _value(patch: Patch) -> Value:
 
 
 def _open(thread: int, sequence: int, record: bytes) -> tuple[fmt.Header, bytes]:
-    try:
-        header = fmt.verify(thread, sequence, record)
-    except ValueError as error:
-        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
-            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
-        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+    header = header_of(thread, sequence, record)
     body = record[fmt.HEADER_BYTES :]
     if header.flags & fmt.FLAG_COMPRESSED:
         body = _decompress(body, thread, sequence)

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from stepwell import audit as auditing
+from stepwell import codec, pruning, reader
 from stepwell import format as fmt
-from stepwell import pruning, reader
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, ReadOnlyError, UsageError
-from stepwell.events import Commit, Event, Sequence, StepCommitted
+from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.storage import Append, Copy, Delete, Storage, ThreadRow
@@ -144,6 +144,8 @@ class Log:
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
         if os.fspath(path) == IN_MEMORY:
             return cls(MemoryStorage())
+        if "\0" in os.fspath(path):
+            raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
         return cls(LmdbStorage(path, read_only=read_only))
 
     @property
@@ -172,20 +174,16 @@ class Log:
 
         Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.
         """
-        names = {row.number: thread_id for thread_id, row in self._rows()}
+        names: dict[int, str] = {}
         while True:
             page = self.storage.feed(after, _PAGE_ROWS)
             for row in page:
+                if row.thread not in names:
+                    names.update({found.number: name for name, found in self.storage.threads(row.thread - 1, 1)})
                 yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].commit
-
-    def _rows(self) -> Iterator[tuple[str, ThreadRow]]:
-        after = 0
-        while page := self.storage.threads(after, _PAGE_ROWS):
-            yield from page
-            after = page[-1][1].number
 
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
@@ -256,6 +254,8 @@ class Thread:
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
         """
+        for event in events:
+            _check_event(event)
         now = time.time_ns()
         encoding = Encoding(self.log.content, self.id, events, now)
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
@@ -340,7 +340,8 @@ class Thread:
             return None
         if isinstance(at, int):
             record = self.log.storage.read(row.number, [sequence])[sequence]
-            lane = next(iter(self.log.storage.lane_names(row.number, {fmt.read_header(record).lane}).values()), "")
+            number = codec.header_of(row.number, sequence, record).lane
+            lane = self.log.storage.lane_names(row.number, {number}).get(number, "")
         state = self.log.reader.state(row.number, sequence)
         payloads = reader.Payloads(self.log.storage, row.number)
         return Snapshot(
@@ -357,8 +358,10 @@ class Thread:
     def _locate(self, number: int, at: int | str | None, lane: str) -> int | None:
         storage = self.log.storage
         if isinstance(at, int):
+            check_sequence("sequence", at)
             record = storage.read(number, [at]).get(at)
-            return at if record is not None and fmt.read_header(record).kind == fmt.KIND_STEP else None
+            is_step = record is not None and codec.header_of(number, at, record).kind == fmt.KIND_STEP
+            return at if is_step else None
         found = storage.lane(number, lane)
         if found is None:
             return None
@@ -428,6 +431,29 @@ def check_text(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
+
+
+def check_sequence(what: str, number: int) -> None:
+    """Raise UsageError unless the number can be a sequence, or 0."""
+    if not isinstance(number, int) or not 0 <= number < _END:
+        raise UsageError(f"the {what} is a whole number from 0, not {number!r}")
+
+
+def _check_event(event: Event) -> None:
+    """Raise UsageError unless the event is one that callers may append, with fields that can be stored."""
+    if not isinstance(event, StepCommitted | WritesRecorded):
+        raise UsageError(f"append takes StepCommitted and WritesRecorded, not {type(event).__name__}")
+    texts = {"lane": event.lane, "step id": event.step_id}
+    if isinstance(event, StepCommitted):
+        texts["parent id"] = event.parent_id or ""
+        check_sequence("base", event.base)
+    else:
+        texts.update({"task id": event.task_id, "task path": event.task_path})
+    check_sequence("created_at", event.created_at)
+    for what, text in texts.items():
+        if not isinstance(text, str):
+            raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
+        check_text(what, text)
 
 
 def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None) -> Merge:

@@ -14,6 +14,7 @@ from typing import Final
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.content import entry
+from stepwell.errors import UsageError
 from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, WritesRecorded
 from stepwell.fold import State
 from stepwell.patch import Merge, Ref, compose_merges
@@ -39,8 +40,19 @@ def plan(
         retain: Sequences of steps to keep hidden, each with the channels to keep.
     """
     retain = {sequence: channels for sequence, channels in retain.items() if sequence not in keep}
+    _check(storage, thread_id, row, keep | retain.keys())
     entries = list(_Rewriting(storage, thread_id, row).entries(keep, retain))
     return Append(thread_id, lambda number, first: entries, row.last, row.number, restart=True)
+
+
+def _check(storage: Storage, thread_id: str, row: ThreadRow, sequences: frozenset[int]) -> None:
+    """Raise UsageError unless all sequences are steps of the thread."""
+    inside = [sequence for sequence in sequences if row.first <= sequence <= row.last]
+    records = storage.read(row.number, inside)
+    for sequence in sorted(sequences):
+        record = records.get(sequence)
+        if record is None or codec.header_of(row.number, sequence, record).kind != fmt.KIND_STEP:
+            raise UsageError(f"event {sequence} of thread {thread_id!r} is not a step, and only steps can be kept")
 
 
 class _Rewriting:
@@ -80,14 +92,14 @@ class _Rewriting:
         records = sorted(self._storage.branches(self._row.number, sorted(kept), frozenset()).items())
         first_committed: dict[int, int] = {}
         for sequence, record in records:
-            header = fmt.read_header(record)
+            header = codec.header_of(self._row.number, sequence, record)
             first_committed[sequence] = header.previous if header.flags & fmt.FLAG_REPLACES else sequence
         branches: dict[int, StepCommitted] = {
             sequence: event
             for sequence, event in reader.decoded(self._storage, self._row.number, records)
             if isinstance(event, StepCommitted)
         }
-        return branches, sorted(kept, key=lambda sequence: first_committed[sequence])
+        return branches, sorted(kept, key=lambda sequence: (first_committed[sequence], sequence))
 
     def _restated(
         self,

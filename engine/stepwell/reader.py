@@ -210,11 +210,10 @@ def events(
 
 def decoded(storage: Storage, thread: int, page: list[Record]) -> Iterator[tuple[Sequence, Event]]:
     """Events from records, with the names of their lanes."""
-    lanes = {codec.lane_of(thread, sequence, record) for sequence, record in page}
-    names = storage.lane_names(thread, lanes)
+    lanes = {sequence: codec.header_of(thread, sequence, record).lane for sequence, record in page}
+    names = storage.lane_names(thread, set(lanes.values()))
     for sequence, record in page:
-        lane = names.get(codec.lane_of(thread, sequence, record), "")
-        yield Sequence(sequence), codec.decode(thread, sequence, record, lane).event
+        yield Sequence(sequence), codec.decode(thread, sequence, record, names.get(lanes[sequence], "")).event
 
 
 def writes(storage: Storage, thread: int, sequences: Iterable[int], lane: str = "") -> list[PendingWrite]:

@@ -21,7 +21,7 @@ from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, StepwellError
-from stepwell.storage import Committed, Operation, Outcome, Storage
+from stepwell.storage import Append, Committed, Operation, Outcome, Storage
 
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
 
@@ -133,11 +133,11 @@ class Writer:
     def close(self) -> None:
         """Wait for everything that was submitted, then end the thread."""
         with self._lock:
+            if not self._closed and self._thread is not None:
+                self._queue.put(None)
             self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
-            self._queue.put(None)
-            thread.join()
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join()
 
     def _run(self) -> None:
         group: list[Ticket] = []
@@ -186,6 +186,10 @@ class Writer:
             if len(group) == 1:
                 _resolve(group, error)
             else:
+                for ticket in group:
+                    # Nobody may refer to where the failed attempt would have put it.
+                    if isinstance(ticket.operation, Append) and ticket.operation.placed is not None:
+                        ticket.operation.placed(None)
                 for ticket in group:
                     self._commit([ticket])
             return

@@ -128,9 +128,7 @@ class Calls:
                 self.saver, config=config, channels=list(channels)
             )
         else:
-            walked = BaseCheckpointSaver.get_delta_channel_history(
-                self.saver, config=config, channels=list(channels)
-            )
+            walked = BaseCheckpointSaver.get_delta_channel_history(self.saver, config=config, channels=list(channels))
         assert found == walked
         return dict(found)
 
@@ -162,7 +160,5 @@ class Calls:
         checkpoint = checkpoint_of(id or new_id(), values, versions, **fields)
         if metadata is None:
             metadata = {"source": "loop", "step": 0, "parents": {}}
-        stored: RunnableConfig = await self.put(
-            parent, checkpoint, metadata, versions if new is None else new
-        )
+        stored: RunnableConfig = await self.put(parent, checkpoint, metadata, versions if new is None else new)
         return stored

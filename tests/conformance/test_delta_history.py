@@ -71,9 +71,7 @@ class TestWritesAndSeed:
     async def test_no_seed(self, calls: Calls) -> None:
         """Where no ancestor stores a value, all writes from the root on are there and the seed is omitted."""
         stored = await chain(calls, 4)
-        assert await calls.history(stored[-1], "ch") == {
-            "ch": {"writes": [(f"task {n}", "ch", n) for n in range(3)]}
-        }
+        assert await calls.history(stored[-1], "ch") == {"ch": {"writes": [(f"task {n}", "ch", n) for n in range(3)]}}
 
     async def test_own_writes_and_value_are_left_out(self, calls: Calls) -> None:
         """The target's own writes and its own value are not part of its history."""

@@ -134,6 +134,23 @@ class TestPutAndGet:
         assert found.pending_writes == [(TASK, "x", "written")]
         assert ids(await calls.list(config_of())) == [id_of(first), id_of(root)]
 
+    async def test_reput_of_an_older_checkpoint(self, calls: Calls) -> None:
+        """Putting an older checkpoint again neither makes it the latest nor changes what its descendants show."""
+        root = await calls.step(None, {"x": [1]})
+        versions = {"x": new_version(), "y": new_version()}
+        middle = await calls.step(root, {"x": [1, 2, 3], "y": {"a": 1}}, versions=versions)
+        child = await calls.step(middle, {"x": [1, 2, 3], "y": {"a": 1}}, versions=versions, new={})
+        head = await calls.step(child, {"x": [1, 2, 3, 4], "y": {"a": 1, "b": 2}})
+        before = [shown(await calls.get_tuple(each)) for each in (head, child)]
+
+        await calls.step(root, {"x": ["other"]}, id=id_of(middle), metadata={"step": 7})
+        assert (await calls.get_tuple(middle)).checkpoint["channel_values"] == {"x": ["other"]}
+        assert [shown(await calls.get_tuple(each)) for each in (head, child)] == before
+        assert ids(await calls.list(config_of())) == [id_of(each) for each in (head, child, middle, root)]
+        assert (await calls.get_tuple(config_of())).config == head
+        sibling = await calls.step(middle, {"x": ["other", "one"]})
+        assert (await calls.get_tuple(sibling)).checkpoint["channel_values"] == {"x": ["other", "one"]}
+
     async def test_reput_with_same_content(self, calls: Calls) -> None:
         """Putting the same checkpoint twice changes nothing."""
         root = await calls.step()
@@ -182,9 +199,7 @@ class TestChannelValues:
     async def test_empty_channel(self, calls: Calls) -> None:
         """A channel in `new_versions` without a value became empty: its old value does not come back."""
         start = new_version()
-        first = await calls.step(
-            None, {"branch:to:a": None, "x": 1}, versions={"branch:to:a": start, "x": "1"}
-        )
+        first = await calls.step(None, {"branch:to:a": None, "x": 1}, versions={"branch:to:a": start, "x": "1"})
         consumed = {"branch:to:a": new_version()}
         second = await calls.step(first, {"x": 1}, versions={**consumed, "x": "1"}, new=consumed)
         third = await calls.step(second, {"x": 1}, versions={**consumed, "x": "1"}, new={})
@@ -403,8 +418,7 @@ class TestFreshObjects:
         third = await calls.step(second, {"messages": [message, AIMessage("hi", id="m2")]})
 
         found = [
-            (await calls.get_tuple(each)).checkpoint["channel_values"]["messages"]
-            for each in (first, second, third)
+            (await calls.get_tuple(each)).checkpoint["channel_values"]["messages"] for each in (first, second, third)
         ]
         assert found == [
             [HumanMessage("hello")],
@@ -430,9 +444,7 @@ class TestFreshObjects:
         second = await calls.step(first, {"messages": loaded})
         found = (await calls.get_tuple(second)).checkpoint["channel_values"]["messages"]
         assert [each.content for each in found[2:5]] == ["message 2", "changed", "message 4"]
-        assert (await calls.get_tuple(first)).checkpoint["channel_values"]["messages"][
-            3
-        ].content == "message 3"
+        assert (await calls.get_tuple(first)).checkpoint["channel_values"]["messages"][3].content == "message 3"
 
     async def test_two_results_put_in_turn(self, calls: Calls) -> None:
         """A change in one result does not reach the checkpoint put from another result."""
@@ -647,9 +659,7 @@ class TestForks:
         root = await calls.step(None, {"x": [1], "y": 2})
         await calls.step(root, {"x": [1, 2], "y": 3})
         copied = (await calls.get_tuple(root)).checkpoint
-        fork = await calls.put(
-            root, {**copied, "id": new_id()}, {"source": "fork", "step": 5, "parents": {}}, {}
-        )
+        fork = await calls.put(root, {**copied, "id": new_id()}, {"source": "fork", "step": 5, "parents": {}}, {})
         assert (await calls.get_tuple(fork)).checkpoint["channel_values"] == {"x": [1], "y": 2}
         assert (await calls.get_tuple(config_of())).checkpoint["id"] == id_of(fork)
 
@@ -816,9 +826,7 @@ class TestList:
         for each in await calls.list(None):
             assert shown(await calls.get_tuple(each.config)) == shown(each)
             if each.parent_config is not None:
-                assert (await calls.get_tuple(each.parent_config)).checkpoint["id"] == id_of(
-                    each.parent_config
-                )
+                assert (await calls.get_tuple(each.parent_config)).checkpoint["id"] == id_of(each.parent_config)
 
     async def test_writing_while_listing(self, calls: Calls) -> None:
         """Puts between two items of a list go through, and the list still shows what was there."""
@@ -1097,9 +1105,7 @@ class TestThreads:
 class TestNextVersion:
     """`get_next_version`."""
 
-    @pytest.mark.parametrize(
-        ("current", "number"), [(None, 1), (1, 2), (41, 42), (f"{9:032}.0123", 10), ("7", 8)]
-    )
+    @pytest.mark.parametrize(("current", "number"), [(None, 1), (1, 2), (41, 42), (f"{9:032}.0123", 10), ("7", 8)])
     def test_next(self, saver: BaseCheckpointSaver[str], current: Any, number: int) -> None:
         """The next version counts on from the current one, of whatever type, in LangGraph's form."""
         head, tail = saver.get_next_version(current, None).split(".", 1)

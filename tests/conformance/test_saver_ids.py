@@ -274,18 +274,8 @@ class TestWrongTypes:
         assert (await calls.get_tuple(stored)).pending_writes == []
 
     async def test_whole_numbers_as_thread_ids(self, calls: Calls) -> None:
-        """A whole number as thread id names the same thread as its text, as it does for SqliteSaver."""
-        for thread in (7, 0, -3, 2**70):
-            stored = await calls.step(None, {"x": str(thread)}, thread=thread)
-            await calls.put_writes(stored, [("x", str(thread))], "task")
-            text = shown(await calls.get_tuple(config_of(str(thread))))
-            assert text is not None
-            assert text["checkpoint"]["channel_values"] == {"x": str(thread)}
-            assert text["writes"] == [("task", "x", str(thread))]
-            assert shown(await calls.get_tuple(config_of(thread))) == text
-            assert [shown(each) for each in await calls.list(config_of(thread))] == [text]
-            await calls.step(config_of(str(thread), id=id_of(stored)), {"x": "by text"})
-            assert len(await calls.list(config_of(thread))) == 2
-        await calls.delete_thread(7)
-        assert await calls.list(config_of("7")) == []
-        assert len(await calls.list(config_of(0))) == 2
+        """A whole number as thread id is refused, and the error says to pass its text."""
+        for thread in (7, 0, -3, 2**70, True):
+            with pytest.raises(UsageError, match=r"thread_id is a str.*str\("):
+                await calls.step(None, {"x": 1}, thread=thread)
+        assert await calls.list(None) == []

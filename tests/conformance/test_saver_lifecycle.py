@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
@@ -213,9 +214,7 @@ class TestReopened:
             calls = Calls(saver, asynchronous=asynchronous)
             first = await calls.step(None, {"x": [1, 2], "gone": 1}, versions={"x": "1", "gone": "1"})
             await calls.put_writes(first, [("x", 3)], "task", "~a")
-            second = await calls.step(
-                first, {"x": [1, 2]}, versions={"x": "1", "gone": "2"}, new={"gone": "2"}
-            )
+            second = await calls.step(first, {"x": [1, 2]}, versions={"x": "1", "gone": "2"}, new={"gone": "2"})
             waiting = new_id()
             await calls.put_writes(config_of(id=waiting), [("x", 4)], "task")
             before = [shown(each) for each in await calls.list(None)]
@@ -229,6 +228,25 @@ class TestReopened:
             assert found.pending_writes == [("task", "x", 4)]
             assert (await calls.get_tuple(first)).pending_writes == [("task", "x", 3)]
             assert saver.log.audit().breaches == []
+
+    async def test_changes_after_the_last_put(self, path: str, asynchronous: bool) -> None:
+        """What was put or handed out, changed afterwards by its user, is stored as it was when it was put."""
+        with StepwellSaver.from_conn_string(path) as saver:
+            calls = Calls(saver, asynchronous=asynchronous)
+            messages = [HumanMessage(f"message {number}", id=str(number)) for number in range(5)]
+            values: dict[str, Any] = {"messages": messages, "map": {"deep": [1]}, "list": [[1], {"a": 1}]}
+            first = await calls.step(None, values)
+            second = await calls.step(first, {**values, "messages": [*messages, HumanMessage("last", id="5")]})
+            before = [shown(await calls.get_tuple(each)) for each in (first, second)]
+            messages[2].content = "redacted for display"
+            values["map"]["deep"].append(2)
+            values["list"][1]["a"] = 2
+            found = (await calls.get_tuple(second)).checkpoint["channel_values"]
+            found["messages"][3].content = "redacted for display"
+            found["list"].clear()
+        with StepwellSaver.from_conn_string(path) as saver:
+            calls = Calls(saver, asynchronous=asynchronous)
+            assert [shown(await calls.get_tuple(each)) for each in (first, second)] == before
 
     def test_two_savers_on_one_file(self, path: str) -> None:
         """A file opened twice in a process is one log: each saver sees the other's steps and closes alone."""

@@ -30,9 +30,7 @@ async def build(calls: Calls, thread: str) -> None:
     for ns in NAMESPACES:
         config, stored = None, []
         for number in range(6):
-            values: dict[str, Any] = {
-                "messages": [HumanMessage(f"{ns} {n}", id=str(n)) for n in range(number)]
-            }
+            values: dict[str, Any] = {"messages": [HumanMessage(f"{ns} {n}", id=str(n)) for n in range(number)]}
             versions = {"messages": new_version(), "files": new_version()}
             if number == 2:
                 values["files"] = _DeltaSnapshot([f"{ns} snapshot"])
@@ -180,9 +178,7 @@ class TestCopyThread:
         assert await everything(calls, "1\x00") == before
 
 
-async def build_delta(
-    calls: Calls, *, counted: bool, seeded: bool, length: int = 8, ns: str = ""
-) -> list[Any]:
+async def build_delta(calls: Calls, *, counted: bool, seeded: bool, length: int = 8, ns: str = "") -> list[Any]:
     """A lane with the delta channels `files` and `notes`; `counted` tells of them in the metadata."""
     config, stored = None, []
     for number in range(length):
@@ -339,10 +335,7 @@ class TestPrune:
 
     async def test_each_namespace_keeps_its_own_history(self, calls: Calls) -> None:
         """Delta histories of several namespaces survive side by side."""
-        heads = {
-            ns: (await build_delta(calls, counted=ns == "", seeded=ns != "mid:1", ns=ns))[-1]
-            for ns in NAMESPACES
-        }
+        heads = {ns: (await build_delta(calls, counted=ns == "", seeded=ns != "mid:1", ns=ns))[-1] for ns in NAMESPACES}
         before = {ns: await delta(calls, head) for ns, head in heads.items()}
         await calls.prune(["thread"])
         assert {ns: await delta(calls, head) for ns, head in heads.items()} == before
@@ -395,6 +388,29 @@ class TestPrune:
             await calls.prune([], strategy="keep_some")
         assert await everything(calls, "thread") == before
 
+    async def test_lost_writes_stay_lost(self, calls: Calls) -> None:
+        """A write that gave way to an earlier one of its task and place does not come back when that one goes."""
+        root = await calls.step(None, {"plain": 1}, versions={"plain": "1", "files": "1"})
+        await calls.put_writes(root, [("plain", "first"), ("files", "kept")], "task")
+        await calls.put_writes(root, [("files", "too late"), ("plain", "too late")], "task")
+        counters = {"counters_since_delta_snapshot": {"files": [1, 1]}}
+        head = await calls.step(
+            root, {"plain": 2}, versions={"plain": "2", "files": "2"}, metadata={"step": 1, **counters}
+        )
+        before = await calls.get_delta_channel_history(config=head, channels=["files"])
+        assert before == {"files": {"writes": [("task", "files", "kept")]}}
+        await calls.prune(["thread"])
+        assert await calls.get_delta_channel_history(config=head, channels=["files"]) == before
+
+    async def test_waiting_writes(self, calls: Calls) -> None:
+        """Writes that wait for a checkpoint outlive a pruning that comes between, as a run may be going on."""
+        root = await calls.step(await calls.step())
+        waiting = new_id()
+        await calls.put_writes(config_of(id=waiting), [("x", 1)], "task")
+        await calls.prune(["thread"])
+        later = await calls.step(root, id=waiting)
+        assert (await calls.get_tuple(later)).pending_writes == [("task", "x", 1)]
+
     async def test_writes_only(self, calls: Calls) -> None:
         """A thread of waiting writes only is pruned without an error, and its checkpoint may still come."""
         waiting = new_id()
@@ -414,9 +430,7 @@ class TestDeleteForRuns:
         await build(calls, "one")
         await build(calls, "two")
         expected = {
-            thread: [
-                each for each in await everything(calls, thread) if each["metadata"].get("run_id") != "run 1"
-            ]
+            thread: [each for each in await everything(calls, thread) if each["metadata"].get("run_id") != "run 1"]
             for thread in ("one", "two")
         }
         assert await calls.delete_for_runs(["run 1", "no such run"]) is None

@@ -477,9 +477,7 @@ class TestSerdes:
         for config, value in stored:
             assert (await calls.get_tuple(config)).checkpoint["channel_values"] == value
         found = await calls.list(config_of())
-        assert [each.checkpoint["channel_values"] for each in found] == [
-            value for _, value in reversed(stored)
-        ]
+        assert [each.checkpoint["channel_values"] for each in found] == [value for _, value in reversed(stored)]
         history = await calls.history(config_of(), "d", "list")
         assert [value for _, _, value in history["d"]["writes"]] == [[n] for n in range(19)]
         assert history["list"] == {"writes": [("task", "list", 18)], "seed": [[n] for n in range(18)]}

@@ -90,7 +90,7 @@ class SaverModel:
         metadata: Mapping[str, Any],
         new_versions: Mapping[str, Any],
     ) -> None:
-        """Store a checkpoint; one put again replaces the former, and becomes the newest."""
+        """Store a checkpoint; one put again replaces the former in its place."""
         lane = self.threads.setdefault(thread, {}).setdefault(ns, Lane())
         fields = {key: value for key, value in checkpoint.items() if key != "channel_values"}
         before = lane.steps.get(parent) if parent is not None else None
@@ -99,7 +99,6 @@ class SaverModel:
             unmoved = channel not in values and channel not in new_versions and before is not None
             if unmoved and before.versions.get(channel) == version and channel in before.values:
                 values[channel] = before.values[channel]
-        lane.steps.pop(checkpoint["id"], None)
         lane.steps[checkpoint["id"]] = Step(
             checkpoint["id"],
             parent,

@@ -165,7 +165,15 @@ class SaverMachine(RuleBasedStateMachine):
         return f"1f0b0000-0000-6000-8000-{self._count():012x}"
 
     def _put(
-        self, thread: str, ns: str, parent: str | None, plan: dict[str, Any], metadata: Any, *, unnamed: bool
+        self,
+        thread: str,
+        ns: str,
+        parent: str | None,
+        plan: dict[str, Any],
+        metadata: Any,
+        *,
+        unnamed: bool = False,
+        again: str | None = None,
     ) -> None:
         lane = (thread, ns)
         current: dict[str, Any] = {}
@@ -200,7 +208,7 @@ class SaverMachine(RuleBasedStateMachine):
                 del new_versions[dropped]
                 self.ours_alone.add(thread)
 
-        id = self.awaited.pop(lane, None) or self._new_id()
+        id = again or self.awaited.pop(lane, None) or self._new_id()
         checkpoint: Any = {
             "v": 4,
             "id": id,
@@ -226,7 +234,17 @@ class SaverMachine(RuleBasedStateMachine):
     def fork(self, thread: str, ns: str, pick: int, plan: Any, metadata: Any) -> None:
         visible = self.model.lane(thread, ns).visible()
         parent = visible[pick % len(visible)].id if visible else None
-        self._put(thread, ns, parent, plan, metadata, unnamed=False)
+        self._put(thread, ns, parent, plan, metadata)
+
+    @rule(thread=threads, ns=namespaces, pick=picks, plan=plans, metadata=metadatas)
+    def put_again(self, thread: str, ns: str, pick: int, plan: Any, metadata: Any) -> None:
+        lane = self.model.lane(thread, ns)
+        visible = lane.visible()
+        if visible:
+            step = visible[-1 - pick % min(len(visible), 4)]
+            parent = lane.steps.get(step.parent or "")
+            if parent is None or not parent.hidden:
+                self._put(thread, ns, step.parent, plan, metadata, again=step.id)
 
     @rule(thread=threads, ns=namespaces, turns=turns, metadata=metadatas)
     def run(self, thread: str, ns: str, turns: list[Any], metadata: Any) -> None:

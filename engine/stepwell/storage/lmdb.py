@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 import lmdb
 import msgspec
+from lmdb import verify as offline
 
 from stepwell import format as fmt
 from stepwell.errors import (
@@ -34,6 +35,7 @@ from stepwell.errors import (
     UsageError,
 )
 from stepwell.storage import Operation, Outcome
+from stepwell.storage.datafile import Finding, inspect
 from stepwell.storage.tables import ALL, META, Tables, TableStorage
 
 _T = TypeVar("_T")
@@ -44,9 +46,6 @@ _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 _COMMITS_BETWEEN_READER_CHECKS: Final = 1024
 _META_FORMAT: Final = b"format"
-_LMDB_MAGIC: Final = (0xBEEFC0DE).to_bytes(4, sys.byteorder)
-_LMDB_MAGIC_OFFSET: Final = 16
-_LMDB_FORMAT: Final = 1  # engine 0.9
 
 
 class LogFormat(msgspec.Struct):
@@ -169,9 +168,11 @@ class _Environment:
         if new:
             _sync_directory(os.path.dirname(real_path))
 
-    def _open(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
+    def _open(
+        self, read_only: bool, largest_bytes: int = _LARGEST_MAP_BYTES
+    ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
         with _translated(self.path):
-            env = _open_map(self.real_path, read_only)
+            env = _open_map(self.real_path, read_only, largest_bytes)
             try:
                 env.reader_check()
                 tables, log_id = _open_tables(env, self.path, read_only)
@@ -208,7 +209,7 @@ class _Environment:
                 self._leave()
                 # Another process has grown the file beyond this one's map.
                 with self._alone():
-                    self._env.set_mapsize(0)
+                    self._resize(0)
             except lmdb.ReadersFullError:
                 self._leave()
                 if not self._env.reader_check():
@@ -239,13 +240,21 @@ class _Environment:
                     f"the log {self.path!r} has reached its largest size of {_LARGEST_MAP_BYTES:,} bytes; "
                     "prune threads, or start a new file"
                 ) from full
-            try:
-                self._env.set_mapsize(size)
-            except (lmdb.Error, MemoryError, OverflowError) as error:
-                raise MapFullError(
-                    f"the log {self.path!r} needs a map of {size:,} bytes, and the address space has no room for it; "
-                    "raise the limit (ulimit -v) or use a 64-bit system"
-                ) from error
+            self._resize(size)
+
+    def _resize(self, size: int) -> None:
+        """Change the size of the map; 0 takes the size that the file says."""
+        before = self._env.info()["map_size"]
+        try:
+            self._env.set_mapsize(size)
+        except (lmdb.Error, MemoryError, OverflowError) as error:
+            # A resizing that fails leaves no map at all: go on with the one that there was.
+            self._env.close()
+            self._env, self.tables, self.log_id = self._open(self._read_only, before)
+            raise MapFullError(
+                f"the log {self.path!r} needs a map of {size or 'more'} bytes, and the address space has no room "
+                "for it; raise the limit (ulimit -v) or use a 64-bit system"
+            ) from error
 
     def make_writable(self) -> None:
         """Open the file anew for writing: the first handle on it was a read-only one."""
@@ -259,18 +268,34 @@ class _Environment:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait until no transaction of this process is open, and let none begin."""
-        with self._gate:
-            while self._resizing:
-                self._gate.wait()
-            self._resizing = True
-            while self._active:
-                self._gate.wait()
+        self.rest(None)
         try:
             yield
         finally:
-            with self._gate:
-                self._resizing = False
-                self._gate.notify_all()
+            self.resume()
+
+    def rest(self, timeout_seconds: float | None) -> bool:
+        """Let no transaction begin, and wait until none is open; False if that took too long."""
+        with self._gate:
+            if not self._gate.wait_for(lambda: not self._resizing, timeout_seconds):
+                return False
+            self._resizing = True
+            if self._gate.wait_for(lambda: not self._active, timeout_seconds):
+                return True
+            self._resizing = False
+            self._gate.notify_all()
+            return False
+
+    def resume(self) -> None:
+        """Let transactions begin again."""
+        with self._gate:
+            self._resizing = False
+            self._gate.notify_all()
+
+    def abandon(self) -> None:
+        """In a forked child: give back its copy of what the parent opened."""
+        self._gate = threading.Condition()
+        self._env.close()
 
     def close(self) -> None:
         with self._alone():
@@ -304,51 +329,62 @@ def _release(environment: _Environment) -> None:
             environment.close()
 
 
-_inherited: list[_Environment] = []
+# Whoever forks waits until no transaction is open, so that the child finds environments at rest, can close
+# its copies of them, and may open the files for itself.  A commit takes milliseconds; what takes longer than
+# this is a fork out of a signal handler that interrupted a transaction, which would wait for itself.
+_FORK_PATIENCE_SECONDS: Final = 5.0
+_at_rest: list[_Environment] = []
 
 
-def _forget_parent() -> None:
-    """In a forked child: the parent's environments must be neither used nor closed."""
+def _before_fork() -> None:
+    _registry.acquire()
+    for environment in _environments.values():
+        if environment.rest(_FORK_PATIENCE_SECONDS):
+            _at_rest.append(environment)
+
+
+def _after_fork_in_parent() -> None:
+    while _at_rest:
+        _at_rest.pop().resume()
+    _registry.release()
+
+
+def _after_fork_in_child() -> None:
+    """The parent's environments may not be used here; ForkedError says so to whoever tries."""
     global _registry
     _registry = threading.Lock()
-    # Kept alive on purpose: closing one here would pull the lock table from under the parent.
-    _inherited.extend(_environments.values())
     _environments.clear()
+    while _at_rest:
+        _at_rest.pop().abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 # --- opening ---
 
 
 def _check_file(path: str, real_path: str, read_only: bool) -> bool:
-    """Whether the file is to be created.  Raises if what is there is no LMDB file of our engine."""
+    """Whether the file is to be created.  Raises if the engine must not touch what is there."""
     try:
-        with open(real_path, "rb") as file:
-            head = file.read(_LMDB_MAGIC_OFFSET + 8)
-    except FileNotFoundError:
+        found = inspect(path, real_path)
+    except OSError as error:
+        raise UsageError(f"there can be no log at {path!r}: {error}") from error
+    if found is Finding.NOTHING:
         if read_only:
-            raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it") from None
-        if not os.path.isdir(os.path.dirname(real_path)):
-            raise UsageError(f"the directory of {path!r} does not exist; create it first") from None
+            raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it")
         return True
-    except IsADirectoryError:
-        raise NotALogError(f"{path!r} is a directory; a log is a single file") from None
-    if not head and not read_only:
-        return True
-    magic = head[_LMDB_MAGIC_OFFSET : _LMDB_MAGIC_OFFSET + 4]
-    version = int.from_bytes(head[_LMDB_MAGIC_OFFSET + 4 :], sys.byteorder)
-    if magic != _LMDB_MAGIC:
-        raise NotALogError(f"{path!r} is not a stepwell log; it was left as it is")
-    if version != _LMDB_FORMAT:
-        raise NotALogError(f"{path!r} has LMDB format {version}; a log has format {_LMDB_FORMAT} (engine 0.9)")
+    if found is Finding.SHORT:
+        # Pages that were given back before they were ever written may be missing at the end; others may not.
+        breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
+        if breaches:
+            raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
     return False
 
 
-def _open_map(real_path: str, read_only: bool) -> lmdb.Environment:
-    size = _LARGEST_MAP_BYTES
+def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
+    size = largest_bytes
     while True:
         try:
             return lmdb.open(
@@ -371,25 +407,17 @@ def _open_map(real_path: str, read_only: bool) -> lmdb.Environment:
 
 
 def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dict[str, lmdb._Database], bytes]:
+    if not read_only:
+        _create_tables(env, path)
     try:
-        with env.begin() as transaction:
-            meta = env.open_db(META.encode(), transaction, create=False)
-            data = transaction.get(_META_FORMAT, db=meta)
+        # Outside any transaction: a table that was opened within one is gone when that was only for reading.
+        tables = {table: env.open_db(table.encode(), create=False) for table in ALL}
     except lmdb.NotFoundError:
-        data = None
-    except lmdb.ReadonlyError:
-        data = None
+        raise _foreign(path) from None
+    with env.begin() as transaction:
+        data = transaction.get(_META_FORMAT, db=tables[META])
     if data is None:
-        if read_only or env.stat()["entries"]:
-            raise NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
-        with env.begin(write=True) as transaction:
-            tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
-            # Another process may have created the log between the two transactions.
-            data = transaction.get(_META_FORMAT, db=tables[META])
-            if data is None:
-                format_ = LogFormat(fmt.FORMAT_VERSION, fmt.OLDEST_READABLE_VERSION, os.urandom(16))
-                data = msgspec.msgpack.encode(format_)
-                transaction.put(_META_FORMAT, data, db=tables[META])
+        raise _foreign(path)
     try:
         format_ = msgspec.msgpack.decode(data, type=LogFormat)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -399,9 +427,25 @@ def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dic
             f"{path!r} was written in format {format_.written}, this library reads up to {fmt.FORMAT_VERSION}; "
             "upgrade stepwell"
         )
-    with env.begin(write=not read_only) as transaction:
-        tables = {table: env.open_db(table.encode(), transaction, create=False) for table in ALL}
     return tables, format_.log_id
+
+
+def _create_tables(env: lmdb.Environment, path: str) -> None:
+    """Make a new log of an empty environment."""
+    with env.begin() as transaction:
+        if transaction.stat(env.open_db(None, transaction))["entries"]:
+            return
+    with env.begin(write=True) as transaction:
+        # Another process may have done it between the two transactions.
+        if transaction.stat(env.open_db(None, transaction))["entries"]:
+            return
+        tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
+        format_ = LogFormat(fmt.FORMAT_VERSION, fmt.OLDEST_READABLE_VERSION, os.urandom(16))
+        transaction.put(_META_FORMAT, msgspec.msgpack.encode(format_), db=tables[META])
+
+
+def _foreign(path: str) -> NotALogError:
+    return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
 
 
 def _sync_directory(directory: str) -> None:

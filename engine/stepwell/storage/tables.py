@@ -199,11 +199,20 @@ class TableStorage(ABC):
             stop = fmt.event_key(thread, before) if before else prefix_end(fmt.number_key(thread))
             for key, record in tables.scan_back(EVENTS, fmt.event_key(thread, 0), stop):
                 sequence = fmt.read_event_key(key)[1]
-                header = _header(record, thread, sequence)
+                # Verified, or a damaged step could pass for something that is not listed.
+                header = _verified(record, thread, sequence)
                 if header.kind == fmt.KIND_STEP and not header.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN):
                     yield sequence, record
             return
-        following = _lane_row(tables, thread, lane).tip
+        data = tables.get(LANES, fmt.lane_key(thread, lane))
+        if data is None:
+            raise ConflictError(
+                f"lane {lane} of thread {thread} was pruned or deleted while it was read; read it again",
+                thread=str(thread),
+                expected=lane,
+                actual=None,
+            )
+        following = unpack_lane(data).tip
         if before:
             # A page ends at a step of this lane: going on from there saves the walk from the tip.
             record_before = tables.get(EVENTS, fmt.event_key(thread, before))
@@ -284,9 +293,11 @@ class _Commit:
         self._lanes: dict[tuple[int, int], LaneRow] = {}
         self._lane_numbers: dict[tuple[int, str], int] = {}
         self._commit = _last_number(tables, FEED)
+        self._changing = False
 
     def attempt(self, operation: Operation) -> Outcome:
-        """Carry out one operation.  Whatever can refuse it is asked before anything is changed."""
+        """Carry out one operation.  One that is refused has changed nothing; one that fails halfway is raised."""
+        self._changing = False
         try:
             if isinstance(operation, Append):
                 return self._append(operation)
@@ -294,6 +305,8 @@ class _Commit:
                 return self._delete(operation)
             return self._copy(operation)
         except StepwellError as error:
+            if self._changing:
+                raise
             return error
 
     def finish(self) -> None:
@@ -306,6 +319,11 @@ class _Commit:
         self._lane_numbers.clear()
         self._threads.clear()
 
+    def _begin(self) -> None:
+        """From here on the tables change."""
+        self._changing = True
+        self._commit += 1
+
     # --- append ---
 
     def _append(self, operation: Append) -> Committed:
@@ -316,7 +334,7 @@ class _Commit:
             return Committed(row.number if row else 0, 0, ())
         for entry in entries:
             self._check_base(operation, row, entry)
-        self._commit += 1
+        self._begin()
         if row is None:
             row = self._open(operation.thread_id)
             self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, entries[0].created_at))
@@ -435,7 +453,7 @@ class _Commit:
         row = self._thread(operation.thread_id)
         if row is None:
             return Committed(0, 0, ())
-        self._commit += 1
+        self._begin()
         gone = _entry(ThreadDeleted(Sequence(row.last), row.chain), None, operation.created_at)
         self._clear(row)
         self._tables.delete(NAMES, fmt.name_key(_THREAD_NAMES, operation.thread_id.encode()))
@@ -457,7 +475,7 @@ class _Commit:
                 expected=0,
                 actual=existing.last,
             )
-        self._commit += 1
+        self._begin()
         row = self._open(operation.target_id)
         row.first, row.last = source.first, source.first - 1
         opened: Event = ThreadOpened(operation.target_id)
@@ -466,8 +484,7 @@ class _Commit:
         self._record(row, 0, _entry(opened, None, operation.created_at))
         start = fmt.event_key(source.number, source.first + 1)
         for key, record in self._pages(EVENTS, start, fmt.event_key(source.number, source.last + 1)):
-            header = _header(record, source.number, fmt.read_event_key(key)[1])
-            fmt.verify(source.number, fmt.read_event_key(key)[1], record)
+            header = _verified(record, source.number, fmt.read_event_key(key)[1])
             body = record[fmt.HEADER_BYTES :]
             compressed = bool(header.flags & fmt.FLAG_COMPRESSED)
             entry = Entry(None, header.kind, body, compressed, header.created_at, header.base)
@@ -493,8 +510,12 @@ class _Commit:
         self._flush_lanes()
         commits: set[int] = set()
         owner = fmt.number_key(row.number)
-        for key, record in self._pages(EVENTS, fmt.event_key(row.number, row.first), prefix_end(owner)):
-            commits.add(fmt.read_header(record).commit)
+        for key, record in self._pages(EVENTS, owner, prefix_end(owner)):
+            try:
+                commits.add(fmt.verify(row.number, fmt.read_event_key(key)[1], record).commit)
+            except ValueError:
+                # A damaged thread can still be removed, but its records do not say which commits it had.
+                commits.update(self._commits_of(row.number))
             self._tables.delete(EVENTS, key)
         for commit in commits:
             self._tables.delete(FEED, fmt.number_key(commit))
@@ -503,6 +524,11 @@ class _Commit:
                 self._tables.delete(table, key)
         row.first = row.last + 1
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
+
+    def _commits_of(self, thread: int) -> Iterator[int]:
+        for key, data in self._pages(FEED, b"", _AFTER_ALL):
+            if unpack_feed(fmt.read_number(key), data).thread == thread:
+                yield fmt.read_number(key)
 
     def _pages(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """A scan that may be interleaved with changes, and holds one page at a time."""
@@ -571,6 +597,13 @@ def _entry(event: Event, lane: str | None, created_at: int) -> Entry:
 def _header(record: bytes, thread: int, sequence: int) -> fmt.Header:
     try:
         return fmt.read_header(record)
+    except ValueError as error:
+        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+
+
+def _verified(record: bytes, thread: int, sequence: int) -> fmt.Header:
+    try:
+        return fmt.verify(thread, sequence, record)
     except ValueError as error:
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 

@@ -1,0 +1,125 @@
+"""Events and raw rows for the tests of the engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Several
+from contextlib import contextmanager
+
+from stepwell import Sequence, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell import format as fmt
+from stepwell.patch import Value
+from stepwell.storage import Operation, Outcome, Storage
+from stepwell.storage.memory import MemoryStorage
+from stepwell.storage.tables import EVENTS, Tables, TableStorage
+
+
+def noise(length: int = 300) -> bytes:
+    """Bytes that no event holds yet and that do not compress."""
+    return os.urandom(length)
+
+
+def step(
+    step_id: str,
+    channels: Mapping[str, bytes] | None = None,
+    *,
+    parent: str | None = None,
+    base: int = 0,
+    lane: str = "",
+    old: Mapping[str, Value] | None = None,
+    fields: Mapping[str, bytes] | None = None,
+    hidden: bool = False,
+    created_at: int = 0,
+) -> StepCommitted:
+    """A step after which its lane holds `channels`, given what it holds at `base`."""
+    typed = {name: ("text", payload) for name, payload in (channels or {}).items()}
+    kept = {name: ("text", payload) for name, payload in (fields or {}).items()}
+    return StepCommitted(
+        step_id, parent, changes(typed, old), changes(kept), lane, Sequence(base), hidden, created_at
+    )
+
+
+def wrote(
+    step_id: str,
+    values: Iterable[bytes] = (b"written",),
+    *,
+    task: str = "task",
+    path: str = "",
+    lane: str = "",
+    first_index: int = 0,
+) -> WritesRecorded:
+    """What a task wrote to channel `x`, one write for each value."""
+    writes = tuple(Write(first_index + i, "x", parse("text", value)) for i, value in enumerate(values))
+    return WritesRecorded(step_id, task, path, writes, lane)
+
+
+# --- behind the log's back ---
+
+
+def get_row(storage: Storage, table: str, key: bytes) -> bytes | None:
+    """A row as it stands in a table."""
+    assert isinstance(storage, TableStorage)
+    with storage._reading() as tables:
+        return tables.get(table, key)
+
+
+def set_row(storage: Storage, table: str, key: bytes, value: bytes | None) -> None:
+    """Change a row as no operation would; None removes it."""
+    assert isinstance(storage, TableStorage)
+    with storage._writing() as tables:
+        if value is None:
+            tables.delete(table, key)
+        else:
+            tables.put(table, key, value)
+
+
+def get_record(storage: Storage, thread: int, sequence: int) -> bytes:
+    """A record as it stands."""
+    record = get_row(storage, EVENTS, fmt.event_key(thread, sequence))
+    assert record is not None
+    return record
+
+
+def set_record(storage: Storage, thread: int, sequence: int, record: bytes | None) -> None:
+    """Damage a log."""
+    set_row(storage, EVENTS, fmt.event_key(thread, sequence), record)
+
+
+def all_rows(storage: Storage) -> dict[tuple[str, bytes], bytes]:
+    """Every row of a log: two logs with equal rows answer alike."""
+    rows = {(table, key): value for table, key, value in storage.derived()}
+    for number in storage.event_threads():
+        for sequence, record in storage.scan(number, 0, 1 << 62, 1 << 30, reverse=False):
+            rows[EVENTS, fmt.event_key(number, sequence)] = record
+    return rows
+
+
+class FailingStorage(MemoryStorage):
+    """A log in memory whose commits can be made to wait, and to fail as a whole after all was done.
+
+    Attributes:
+        failure: Asked with the operations of each group; what it returns is raised.
+        groups: The operations of each commit that was tried.
+        gate: A commit does not begin while this is held.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: Callable[[Several[Operation]], BaseException | None] = lambda operations: None
+        self.groups: list[list[Operation]] = []
+        self.gate = threading.Lock()
+
+    def commit(self, operations: Several[Operation]) -> list[Outcome]:
+        with self.gate:
+            self.groups.append(list(operations))
+            return super().commit(operations)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Tables]:
+        with super()._writing() as tables:
+            yield tables
+            error = self.failure(self.groups[-1]) if self.groups else None
+            if error is not None:
+                raise error

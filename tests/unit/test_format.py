@@ -1,0 +1,174 @@
+"""Keys and records, byte by byte."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from stepwell import format as fmt
+
+BODY = b"the body"
+
+
+def stamped(thread: int = 7, sequence: int = 3, chain: bytes = fmt.CHAIN_SEED) -> tuple[bytes, bytes]:
+    """A record with another number in every field, and the chain after it."""
+    return fmt.stamp(thread, sequence, fmt.KIND_STEP, fmt.FLAG_REPLACES, 4, 5, 6, 1, 2, BODY, chain)
+
+
+def test_record_bytes() -> None:
+    """A record is laid out as it always was."""
+    record, after = stamped()
+    assert record == bytes.fromhex(
+        "01030200"  # version, kind, flags, zero
+        "00000004"  # lane
+        "0000000000000005"  # commit
+        "0000000000000006"  # created_at
+        "0000000000000001"  # base
+        "0000000000000002"  # previous
+        "8e5cb86e08255002"  # checksum
+        "570cbc5050f0a49963b706a75f97491d"  # chain
+        "74686520626f6479"  # body
+    )
+    assert after == record[48:64]
+
+
+def test_header_round_trip() -> None:
+    """Every field of a header comes back."""
+    record, after = stamped()
+    header = fmt.read_header(record)
+    assert header == (1, fmt.KIND_STEP, fmt.FLAG_REPLACES, 4, 5, 6, 1, 2, record[40:48], after)
+    assert len(record) == fmt.HEADER_BYTES + len(BODY)
+
+
+@pytest.mark.parametrize("length", [0, 1, fmt.HEADER_BYTES - 1])
+def test_short_record(length: int) -> None:
+    """What is shorter than a header is no record."""
+    with pytest.raises(ValueError, match="at least 64 bytes"):
+        fmt.read_header(stamped()[0][:length])
+
+
+def test_verify_accepts() -> None:
+    """A record is accepted at its place, with its chain and without."""
+    record, after = stamped()
+    fmt.verify(7, 3, record)
+    fmt.verify(7, 3, record, fmt.CHAIN_SEED)
+    following, _ = stamped(sequence=4, chain=after)
+    fmt.verify(7, 4, following, after)
+
+
+def test_verify_finds_every_changed_bit() -> None:
+    """No bit of the header, the checksum or the body can change unnoticed, nor one of the chain."""
+    record, _ = stamped()
+    for position in range(len(record)):
+        for bit in range(8):
+            damaged = bytearray(record)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(ValueError, match="checksum|chain|format"):
+                fmt.verify(7, 3, bytes(damaged), fmt.CHAIN_SEED)
+
+
+@pytest.mark.parametrize("place", [(7, 2), (7, 4), (6, 3), (3, 7)])
+def test_verify_place(place: tuple[int, int]) -> None:
+    """A sound record is refused in another thread and at another sequence."""
+    with pytest.raises(ValueError, match="checksum"):
+        fmt.verify(*place, stamped()[0])
+
+
+def test_verify_chain() -> None:
+    """A sound record is refused after another event than the one that it was written after."""
+    with pytest.raises(ValueError, match="chain"):
+        fmt.verify(7, 3, stamped()[0], b"x" * fmt.CHAIN_BYTES)
+
+
+def test_chain_depends_on_everything_before() -> None:
+    """Two histories that differ in one event have different chains ever after."""
+    one = stamped(sequence=2)[1]
+    other = fmt.stamp(7, 2, fmt.KIND_STEP, 0, 4, 5, 6, 1, 2, BODY, fmt.CHAIN_SEED)[1]
+    assert stamped(chain=one)[1] != stamped(chain=other)[1]
+
+
+@pytest.mark.parametrize(("position", "value"), [(0, 2), (2, 8), (2, 128), (3, 1)])
+def test_verify_newer_format(
+    position: int, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sound record with a version, flag or reserved byte that is not known is refused, not guessed at."""
+    covered = bytearray(stamped()[0][:40])
+    covered[position] = value
+    digest = fmt._digest(7, 3, bytes(covered), BODY)
+    with pytest.raises(ValueError, match="format"):
+        fmt.verify(7, 3, bytes(covered) + digest[:8] + bytes(16) + BODY)
+
+
+# --- keys ---
+
+NUMBERS = [0, 1, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63, 2**64 - 1]
+LANES = [0, 1, 255, 256, 2**32 - 1]
+
+
+def test_keys_come_back() -> None:
+    """What a key was made of can be read from it."""
+    for number in NUMBERS:
+        assert fmt.read_number(fmt.number_key(number)) == number
+        for other in NUMBERS:
+            assert fmt.read_event_key(fmt.event_key(number, other)) == (number, other)
+        for lane in LANES:
+            assert fmt.read_lane_key(fmt.lane_key(number, lane)) == (number, lane)
+    key = fmt.index_key(1, 2, fmt.id_key("a"), fmt.INDEX_WRITES, 2**40)
+    assert fmt.read_index_tail(key) == (fmt.INDEX_WRITES, 2**40)
+
+
+def test_order_of_keys() -> None:
+    """Keys are ordered as the numbers in them."""
+    events = [(thread, sequence) for thread in NUMBERS for sequence in NUMBERS]
+    assert sorted(events, key=lambda place: fmt.event_key(*place)) == events
+    lanes = [(thread, lane) for thread in NUMBERS for lane in LANES]
+    assert sorted(lanes, key=lambda place: fmt.lane_key(*place)) == lanes
+
+
+def test_key_bytes() -> None:
+    """Keys are laid out as they always were."""
+    assert fmt.name_key(0, b"thread").hex() == "0000000000000000bd6bf7e21b032ae200f0def1fbf54f7f"
+    plain = fmt.index_key(1, 2, fmt.id_key("a"), fmt.INDEX_WRITES, 3)
+    assert plain.hex() == "0000000000000001000000020127c35e6e9373877f29e562464e46497e020000000000000003"
+    named = fmt.index_key(1, 2, fmt.id_key("1ef663ba-28fe-6528-8002-5a559208592c"), fmt.INDEX_STEP, 3)
+    assert named.hex() == "000000000000000100000002001ef663ba28fe652880025a559208592c000000000000000003"
+    assert len(plain) == len(named) == fmt.INDEX_KEY_BYTES
+
+
+def test_uuid_order() -> None:
+    """The keys of UUIDs are ordered as their texts, and each holds its UUID."""
+    ids = sorted(str(uuid.uuid4()) for _ in range(50))
+    assert sorted(ids, key=fmt.id_key) == ids
+    assert all(fmt.id_key(each)[1:] == uuid.UUID(each).bytes for each in ids)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "1EF663BA-28FE-6528-8002-5A559208592C",
+        "1ef663ba28fe652880025a559208592c",
+        "{1ef663ba-28fe-6528-8002-5a559208592}",
+        "1ef663ba-28fe-6528-80025-a559208592c",
+        "1ef663ba-28fe-6528-8002-5a559208592\u0663",
+        " 1ef663ba-28fe-6528-8002-5a55920859",
+    ],
+)
+def test_ids_like_uuids(other: str) -> None:
+    """Another spelling of a UUID is another id."""
+    key = fmt.id_key(other)
+    assert key != fmt.id_key("1ef663ba-28fe-6528-8002-5a559208592c")
+    assert key[:1] == b"\x01"
+
+
+def test_hostile_ids() -> None:
+    """Ids that differ in anything have different keys, all of one length."""
+    ids = ["", "\0", "\0\0", "a", "a\0", "1", "12", "x" * 600, "x" * 601, "é", "e\u0301", "\U0001f389"]
+    keys = {fmt.id_key(each) for each in ids}
+    assert len(keys) == len(ids)
+    assert {len(key) for key in keys} == {fmt.ID_KEY_BYTES}
+
+
+def test_owners_of_names() -> None:
+    """The same name is another name for another owner."""
+    assert len({fmt.name_key(owner, b"name") for owner in NUMBERS}) == len(NUMBERS)
