@@ -36,9 +36,7 @@ def step(
     """A step after which its lane holds `channels`, given what it holds at `base`."""
     typed = {name: ("text", payload) for name, payload in (channels or {}).items()}
     kept = {name: ("text", payload) for name, payload in (fields or {}).items()}
-    return StepCommitted(
-        step_id, parent, changes(typed, old), changes(kept), lane, Sequence(base), hidden, created_at
-    )
+    return StepCommitted(step_id, parent, changes(typed, old), changes(kept), lane, Sequence(base), hidden, created_at)
 
 
 def wrote(

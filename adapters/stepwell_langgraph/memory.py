@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
@@ -26,7 +26,7 @@ from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
 from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
 
 _REMEMBERED_BYTES: Final = 1 << 26
-_ANNOUNCED_LANES: Final = 1024
+_ANNOUNCED_STEPS: Final = 1024
 _FIELDS_BYTES: Final = 4096
 
 LaneKey = tuple[str, str]
@@ -70,6 +70,13 @@ class LaneMemory:
         self.fresh = True
         self.turn = 0
 
+    def knows(self, values: Mapping[str, Any]) -> bool:
+        """Whether some of these values hold objects that this memory knows."""
+        return any(
+            isinstance(channel, ListChannel) and isinstance(value, list) and value and channel.begins_with(value[0])
+            for channel, value in ((self.channels.get(name), value) for name, value in values.items())
+        )
+
     @property
     def size(self) -> int:
         """Bytes of the encoded state, roughly: what holding its objects may cost."""
@@ -77,27 +84,41 @@ class LaneMemory:
 
 
 class Memories:
-    """The lanes that were written or read lately, up to a number of bytes; the least recent is forgotten."""
+    """The steps that were written or read lately, up to a number of bytes; the least recent is forgotten.
+
+    A step may have two memories: one of the objects that were put, for the run that goes on, and one of the
+    objects that `get_tuple` handed out, for the run that they begin.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._memories: OrderedDict[tuple[LaneKey, str], LaneMemory] = OrderedDict()
-        self._sizes: dict[tuple[LaneKey, str], int] = {}
+        self._memories: OrderedDict[_Key, LaneMemory] = OrderedDict()
+        self._sizes: dict[_Key, int] = {}
         self._size = 0
-        self._announced: OrderedDict[LaneKey, set[int]] = OrderedDict()
+        self._announced: OrderedDict[tuple[LaneKey, str], set[int]] = OrderedDict()
 
     def holds(self, lane: LaneKey, step_id: str) -> bool:
         """Whether a step is remembered."""
-        return (lane, step_id) in self._memories
+        return _Key(lane, step_id, True) in self._memories or _Key(lane, step_id, False) in self._memories
 
-    def take(self, lane: LaneKey, step_id: str) -> LaneMemory | None:
-        """The memory of a step, which then belongs to the caller alone."""
+    def take(self, lane: LaneKey, step_id: str, values: Mapping[str, Any]) -> LaneMemory | None:
+        """The memory of a step, which then belongs to the caller alone.
+
+        Args:
+            lane: The lane.
+            step_id: The step.
+            values: The channel values that come next: of two memories, they say whose objects they are.
+        """
         with self._lock:
-            return self._remove((lane, step_id))
+            read = self._remove(_Key(lane, step_id, False))
+            put = self._remove(_Key(lane, step_id, True))
+        if put is None or (read is not None and not put.knows(values) and read.knows(values)):
+            return read
+        return put
 
     def put(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Remember a step."""
-        key = (lane, step_id)
+        """Remember a step; memories that a put made and those that a read made do not replace each other."""
+        key = _Key(lane, step_id, not memory.fresh)
         size = memory.size
         with self._lock:
             self._remove(key)
@@ -107,7 +128,7 @@ class Memories:
             while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
                 self._remove(next(iter(self._memories)))
 
-    def _remove(self, key: tuple[LaneKey, str]) -> LaneMemory | None:
+    def _remove(self, key: _Key) -> LaneMemory | None:
         memory = self._memories.pop(key, None)
         if memory is not None:
             self._size -= self._sizes.pop(key)
@@ -116,31 +137,37 @@ class Memories:
     def forget(self, thread_id: str) -> None:
         """Forget all lanes of a thread."""
         with self._lock:
-            for key in [key for key in self._memories if key[0][0] == thread_id]:
+            for key in [key for key in self._memories if key.lane[0] == thread_id]:
                 self._remove(key)
 
-    def all(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
-        """Everything that is remembered."""
+    def of_puts(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
+        """Every memory that a put made."""
         with self._lock:
-            return [(lane, step_id, memory) for (lane, step_id), memory in self._memories.items()]
+            return [(key.lane, key.step_id, memory) for key, memory in self._memories.items() if key.by_put]
 
-    def announce(self, lane: LaneKey, writes: Several[tuple[str, Any]]) -> None:
-        """Note the objects that a task returned: they may have been changed by it."""
+    def announce(self, lane: LaneKey, step_id: str, writes: Several[tuple[str, Any]]) -> None:
+        """Note the objects that a task on a step returned: they may have been changed by it."""
         with self._lock:
-            announced = self._announced.setdefault(lane, set())
+            announced = self._announced.setdefault((lane, step_id), set())
             for _, value in writes:
                 announced.add(id(value))
                 if isinstance(value, list | tuple):
                     announced.update(map(id, value))
                 elif isinstance(value, dict):
                     announced.update(map(id, value.values()))
-            while len(self._announced) > _ANNOUNCED_LANES:
+            while len(self._announced) > _ANNOUNCED_STEPS:
                 self._announced.popitem(last=False)
 
-    def announced(self, lane: LaneKey) -> frozenset[int] | set[int]:
-        """The objects that were noted since the last call."""
+    def announced(self, lane: LaneKey, step_id: str | None) -> frozenset[int] | set[int]:
+        """The objects that were noted for the step after `step_id`, once."""
         with self._lock:
-            return self._announced.pop(lane, frozenset())
+            return frozenset() if step_id is None else self._announced.pop((lane, step_id), frozenset())
+
+
+class _Key(NamedTuple):
+    lane: LaneKey
+    step_id: str
+    by_put: bool
 
 
 def recall_step(

@@ -64,7 +64,8 @@ class Put:
     def begin(self) -> Ticket:
         """Encode the checkpoint and submit it."""
         parent_id = self._address.checkpoint_id
-        memory = None if parent_id is None else self._memories.take(self._lane, parent_id)
+        values = self._checkpoint["channel_values"]
+        memory = None if parent_id is None else self._memories.take(self._lane, parent_id, values)
         if memory is None:
             memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self._address)
         self._memory = memory
@@ -98,7 +99,7 @@ class Put:
         checks = Checks(
             memory.turn,
             everything=self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS,
-            announced=self._memories.announced(self._lane),
+            announced=self._memories.announced(self._lane, self._address.checkpoint_id),
         )
         memory.turn += 1
         memory.fresh = False

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from stepwell import codec, reader
 from stepwell import format as fmt
-from stepwell import reader
 from stepwell.fold import State
 from stepwell.log import Log
 
@@ -35,7 +35,7 @@ def needed_by(log: Log, thread: int, keep: Iterable[int], serde: SerializerProto
         if not sequence:
             continue
         record = log.storage.read(thread, [sequence])[sequence]
-        lane = fmt.read_header(record).lane
+        lane = codec.header_of(thread, sequence, record).lane
         for step, channels in _path(log, thread, lane, state, _counted(state, payloads, serde), keep).items():
             retain[step] = retain.get(step, frozenset()) | channels
     return retain

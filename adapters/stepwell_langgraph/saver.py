@@ -110,7 +110,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     def close(self) -> None:
         """Store what was changed in place since the last put, then close the log."""
         try:
-            for lane, step_id, memory in self._memories.all():
+            for lane, step_id, memory in self._memories.of_puts():
                 self._store_late_changes(lane, step_id, memory)
         finally:
             self.log.close()
@@ -220,7 +220,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             ),
             address.lane,
         )
-        self._memories.announce((address.thread_id, address.lane), writes)
+        self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
         return self.log.thread(address.thread_id).begin_append([event])
 
     def _value(self, value: Any) -> Value:
@@ -228,6 +228,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         return parse(type_, bytes(payload))
 
     def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
+        """Commit the head of a lane once more if objects of it were changed in place since it was put."""
+        place = locate(self.log.storage, Address(*lane, step_id))
+        if place is None or place.head != memory.sequence or place.number != memory.incarnation:
+            return
         changes: dict[str, Patch] = {}
         for name, channel in memory.channels.items():
             patch = channel.recheck(self.serde) if isinstance(channel, PlainChannel) else channel.recheck()

@@ -171,6 +171,10 @@ class ListChannel:
                 slot.length = length
                 self._remember(slot)
 
+    def begins_with(self, item: object) -> bool:
+        """Whether the first element came from this very object."""
+        return bool(self._objects) and self._objects[0] is item
+
     def update(self, value: list[object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         known = len(self._objects)
@@ -351,6 +355,7 @@ class PlainChannel:
         self.size = 0
         self._value = stored
         self._object: object = _NOTHING
+        self._mark: bytes | None = None
 
     def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
@@ -361,15 +366,22 @@ class PlainChannel:
             checks: What to check if it is the object that it was.
             moved: Whether the channel has a new version.
         """
-        if value is self._object and not moved and not self._suspect(checks):
+        if value is self._object and not moved and not (self._suspect(checks) and self._differs(serde)):
             return None
-        self._object = value
+        self._object, self._mark = value, _mark(value, serde)
         type_, payload = serde.dumps_typed(value)
         self.size = len(payload)
         new = parse(type_, bytes(payload))
         patch = diff(self._value, new)
         self._value = new
         return patch
+
+    def recheck(self, serde: SerializerProtocol) -> Patch | None:
+        """The patch that stores every in-place change since the last put."""
+        if self._object is _NOTHING:
+            return None
+        everything = Checks(0, everything=True, announced=frozenset())
+        return self.update(self._object, serde, everything, moved=False)
 
     def _suspect(self, checks: Checks) -> bool:
         if fingerprint(self._object) is IMMUTABLE:
@@ -381,12 +393,19 @@ class PlainChannel:
             or checks.turn % ROTATION_PUTS == 0
         )
 
-    def recheck(self, serde: SerializerProtocol) -> Patch | None:
-        """The patch that stores every in-place change since the last put."""
-        if self._object is _NOTHING:
-            return None
-        everything = Checks(0, everything=True, announced=frozenset())
-        return self.update(self._object, serde, everything, moved=False)
+    def _differs(self, serde: SerializerProtocol) -> bool:
+        """Whether the object may have changed, for a serializer that encodes the same object differently each time."""
+        return by_element(serde) or self._mark is None or _mark(self._object, serde) != self._mark
+
+
+def _mark(value: object, serde: SerializerProtocol) -> bytes | None:
+    """What an object is compared by where its encoding is of no use for that: JsonPlus's; None if it has none."""
+    if by_element(serde) or not _SEPARABLE:
+        return None
+    try:
+        return digest_of(_encode_element(value))
+    except Exception:  # whatever a foreign object raises: it is then encoded each time
+        return None
 
 
 Channel = ListChannel | DictChannel | PlainChannel

@@ -150,9 +150,9 @@ class _Thread:
         if sequence != row.last + 1:
             self._breach("I1", sequence, f"it follows {row.last}")
         try:
-            fmt.verify(self._number, sequence, record, row.chain)
-        except ValueError as error:
-            self._breach("I3", sequence, str(error))
+            codec.open_record(self._number, sequence, record, row.chain)
+        except CorruptionError as error:
+            self._breach("I3", sequence, error.reason)
         row.last, row.chain, row.updated_at = sequence, header.chain, header.created_at
         row.stored_bytes += len(record)
         self._payload_bytes[sequence] = len(payload)

@@ -1,6 +1,6 @@
 """Events to record bodies and back; the one place that knows how a body is laid out.
 
-    body     = skeleton length u32, skeleton, payload; as one zstandard frame if that is smaller
+    body     = skeleton length u32, skeleton, payload; stored as one zstandard frame if that is smaller
     skeleton = the event in msgpack, its larger contents replaced by references
     payload  = those contents, one after the other
 
@@ -63,13 +63,15 @@ class Body(NamedTuple):
     Attributes:
         kind: What storage files the record under.
         data: The body as it will stand on disk.
-        compressed: Whether `data` is a zstandard frame.
+        form: Which form that is.
+        digest: `body_digest` of the plain body.
         fresh: What later events may refer to.
     """
 
     kind: int
     data: bytes
-    compressed: bool
+    form: int
+    digest: bytes
     fresh: list[Fresh]
 
 
@@ -110,10 +112,11 @@ def encode(event: Event, known: Known | None = None) -> Body:
             "split the value over several channels or keep it outside the state"
         )
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
+    digest = fmt.body_digest(body)
     smaller = _compress(body)
     if len(smaller) < len(body):
-        return Body(kind, smaller, True, packer.fresh)
-    return Body(kind, body, False, packer.fresh)
+        return Body(kind, smaller, fmt.FORM_ZSTD, digest, packer.fresh)
+    return Body(kind, body, fmt.FORM_PLAIN, digest, packer.fresh)
 
 
 class _Packer:
@@ -209,7 +212,7 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
         CorruptionError: The record is not what was written at this place.
         NewerFormatError: A newer version of the library wrote it.
     """
-    header, body = _open(thread, sequence, record)
+    header, body = open_record(thread, sequence, record)
     head_end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
     try:
         event = _decoder.decode(body[_LENGTH_BYTES:head_end])
@@ -251,7 +254,7 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
 
 def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
     """Check a record and give its payload, which references of other events point into."""
-    _, body = _open(thread, sequence, record)
+    _, body = open_record(thread, sequence, record)
     return body[_LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES]) :]
 
 
@@ -262,12 +265,7 @@ def header_of(thread: int, sequence: int, record: bytes) -> fmt.Header:
         CorruptionError: The record is not what was written at this place.
         NewerFormatError: A newer version of the library wrote it.
     """
-    try:
-        return fmt.verify(thread, sequence, record)
-    except ValueError as error:
-        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
-            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
-        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+    return open_record(thread, sequence, record)[0]
 
 
 def with_patches(event: StepCommitted, channels: Merge, fields: Merge) -> StepCommitted:
@@ -308,12 +306,31 @@ def _value(patch: Patch) -> Value:
     return patch
 
 
-def _open(thread: int, sequence: int, record: bytes) -> tuple[fmt.Header, bytes]:
-    header = header_of(thread, sequence, record)
-    body = record[fmt.HEADER_BYTES :]
-    if header.flags & fmt.FLAG_COMPRESSED:
-        body = _decompress(body, thread, sequence)
-    return header, body
+def open_record(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> tuple[fmt.Header, bytes]:
+    """Check a record and give its header and its body in plain form.
+
+    Args:
+        thread: Number of the thread that the record was read from.
+        sequence: Where in the thread it was read.
+        record: Header and stored body.
+        chain: The chain hash before this record; None checks the record alone.
+
+    Raises:
+        CorruptionError: The record is not what was written at this place.
+        NewerFormatError: A newer version of the library wrote it.
+    """
+    try:
+        header = fmt.read_header(record)
+        body = record[fmt.HEADER_BYTES :]
+        if header.form == fmt.FORM_ZSTD:
+            body = _decompress(body)
+        elif header.form != fmt.FORM_PLAIN:
+            raise ValueError(f"the body has the unknown form {header.form}")
+        return fmt.verify(thread, sequence, record, body, chain), body
+    except (ValueError, zstandard.ZstdError, MemoryError) as error:
+        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
+            raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
+        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
 
 # Compressors may not be shared between threads at the same moment, and LangGraph starts new threads for
@@ -332,16 +349,13 @@ def _compress(body: bytes) -> bytes:
     return data
 
 
-def _decompress(data: bytes, thread: int, sequence: int) -> bytes:
+def _decompress(data: bytes) -> bytes:
+    if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
+        raise ValueError("the frame claims an impossible size")
     try:
         decompressor = _decompressors.pop()
     except IndexError:
         decompressor = zstandard.ZstdDecompressor()
-    try:
-        if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
-            raise CorruptionError("the frame claims an impossible size", thread=thread, sequence=sequence)
-        body = decompressor.decompress(data)
-    except zstandard.ZstdError as error:
-        raise CorruptionError(f"the body cannot be decompressed: {error}", thread=thread, sequence=sequence) from error
+    body = decompressor.decompress(data)
     _decompressors.append(decompressor)
     return body

@@ -167,7 +167,8 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
             event.lane,
             body.kind,
             body.data,
-            body.compressed,
+            body.form,
+            body.digest,
             created_at,
             event.base,
             fmt.id_key(event.step_id),
@@ -176,5 +177,5 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
         )
     if isinstance(event, WritesRecorded):
         key = fmt.id_key(event.step_id)
-        return Entry(event.lane, body.kind, body.data, body.compressed, created_at, step_key=key)
-    return Entry(None, body.kind, body.data, body.compressed, created_at)
+        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key)
+    return Entry(None, body.kind, body.data, body.form, body.digest, created_at)

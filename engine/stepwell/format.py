@@ -23,19 +23,22 @@ KIND_THREAD_COPIED: Final = 5
 KIND_THREAD_PRUNED: Final = 6
 KIND_THREAD_DELETED: Final = 7
 
-FLAG_COMPRESSED: Final = 1  # the body is one zstandard frame
-FLAG_REPLACES: Final = 2  # the step's id was committed before in this lane; `previous` names the first time
-FLAG_HIDDEN: Final = 4  # the step is kept for what descends from it, and shown to nobody
-KNOWN_FLAGS: Final = FLAG_COMPRESSED | FLAG_REPLACES | FLAG_HIDDEN
+FLAG_REPLACES: Final = 1  # the step's id was committed before in this lane; `previous` names the first time
+FLAG_HIDDEN: Final = 2  # the step is kept for what descends from it, and shown to nobody
+KNOWN_FLAGS: Final = FLAG_REPLACES | FLAG_HIDDEN
+
+FORM_PLAIN: Final = 0  # the body stands as it is
+FORM_ZSTD: Final = 1  # the body is one zstandard frame
 
 CHAIN_BYTES: Final = 16
 CHECKSUM_BYTES: Final = 8
-_DIGEST_BYTES: Final = 24  # the first 8 are the checksum, all 24 go into the chain
+_SEAL_BYTES: Final = 24  # the first 8 are the checksum, all 24 go into the chain
 CHAIN_SEED: Final = bytes(CHAIN_BYTES)
 
-# version, kind, flags, zero, lane, commit, created_at, base, previous
+# version, kind, flags, form, lane, commit, created_at, base, previous
 _HEADER = struct.Struct(">BBBBIQQQQ")
-_COVERED_BYTES: Final = _HEADER.size  # 40: what the checksum covers of the header
+_COVERED_BYTES: Final = _HEADER.size  # 40: what the checksum covers of the header, with the form as 0
+_FORM_OFFSET: Final = 3
 HEADER_BYTES: Final = _COVERED_BYTES + CHECKSUM_BYTES + CHAIN_BYTES  # 64
 
 # The largest event body before compression.  LMDB holds values up to 4 GiB, but above 2 GiB single
@@ -49,6 +52,7 @@ class Header(NamedTuple):
     version: int
     kind: int
     flags: int
+    form: int
     lane: int
     commit: int
     created_at: int
@@ -58,65 +62,82 @@ class Header(NamedTuple):
     chain: bytes
 
 
+def body_digest(body: bytes) -> bytes:
+    """What a record's checksum takes of its body: always of the plain body, whatever form it is stored in."""
+    return blake2b(body, digest_size=32).digest()
+
+
 def stamp(
     thread: int,
     sequence: int,
     kind: int,
     flags: int,
+    form: int,
     lane: int,
     commit: int,
     created_at: int,
     base: int,
     previous: int,
-    body: bytes,
+    digest: bytes,
     chain: bytes,
 ) -> tuple[bytes, bytes]:
-    """Build a record and the chain hash after it.
+    """A record's header and the chain hash after it.
 
     The checksum covers the record's place (thread, sequence) as well as its bytes, so that a record read
-    from another place is found out; the chain covers everything before it.
+    from another place is found out; the chain covers everything before it.  Neither covers the form, so that
+    a body may be stored in another one later.
+
+    Args:
+        digest: `body_digest` of the body.
+        chain: The chain hash before this record.
     """
-    covered = _HEADER.pack(FORMAT_VERSION, kind, flags, 0, lane, commit, created_at, base, previous)
-    digest = _digest(thread, sequence, covered, body)
-    after = blake2b(chain + digest, digest_size=CHAIN_BYTES).digest()
-    return b"".join((covered, digest[:CHECKSUM_BYTES], after, body)), after
+    covered = _HEADER.pack(FORMAT_VERSION, kind, flags, FORM_PLAIN, lane, commit, created_at, base, previous)
+    seal = _seal(thread, sequence, covered, digest)
+    after = _chained(chain, seal)
+    return b"".join((covered[:_FORM_OFFSET], bytes((form,)), covered[4:], seal[:CHECKSUM_BYTES], after)), after
 
 
 def read_header(record: bytes) -> Header:
     """Take a record's header apart without checking anything but its length."""
     if len(record) < HEADER_BYTES:
         raise ValueError(f"a record has at least {HEADER_BYTES} bytes, this one has {len(record)}")
-    version, kind, flags, _, lane, commit, created_at, base, previous = _HEADER.unpack_from(record)
     checksum = bytes(record[_COVERED_BYTES : _COVERED_BYTES + CHECKSUM_BYTES])
     chain = bytes(record[_COVERED_BYTES + CHECKSUM_BYTES : HEADER_BYTES])
-    return Header(version, kind, flags, lane, commit, created_at, base, previous, checksum, chain)
+    version, kind, flags, form, lane, commit, created_at, base, previous = _HEADER.unpack_from(record)
+    return Header(version, kind, flags, form, lane, commit, created_at, base, previous, checksum, chain)
 
 
-def verify(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> Header:
+def verify(thread: int, sequence: int, record: bytes, body: bytes, chain: bytes | None = None) -> Header:
     """The header of a record; raises ValueError unless the record is what was written at this place.
 
     Args:
         thread: Number of the thread that the record was read from.
         sequence: Where in the thread it was read.
-        record: Header and body.
+        record: The record, or at least its header.
+        body: Its body in plain form.
         chain: The chain hash before this record; None checks the record alone.
     """
     header = read_header(record)
-    digest = _digest(thread, sequence, record[:_COVERED_BYTES], record[HEADER_BYTES:])
-    if digest[:CHECKSUM_BYTES] != header.checksum:
+    covered = b"".join((record[:_FORM_OFFSET], bytes((FORM_PLAIN,)), record[_FORM_OFFSET + 1 : _COVERED_BYTES]))
+    seal = _seal(thread, sequence, covered, body_digest(body))
+    if seal[:CHECKSUM_BYTES] != header.checksum:
         raise ValueError("the checksum does not match")
-    if chain is not None and blake2b(chain + digest, digest_size=CHAIN_BYTES).digest() != header.chain:
+    if chain is not None and _chained(chain, seal) != header.chain:
         raise ValueError("the hash chain is broken before this event")
-    if header.version > FORMAT_VERSION or record[3] or header.flags & ~KNOWN_FLAGS:
+    if header.version > FORMAT_VERSION or header.flags & ~KNOWN_FLAGS:
         raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
     return header
 
 
-def _digest(thread: int, sequence: int, covered: bytes, body: bytes) -> bytes:
-    hasher = blake2b(_THREAD_AND_SEQUENCE.pack(thread, sequence), digest_size=_DIGEST_BYTES)
+def _seal(thread: int, sequence: int, covered: bytes, digest: bytes) -> bytes:
+    hasher = blake2b(_THREAD_AND_SEQUENCE.pack(thread, sequence), digest_size=_SEAL_BYTES)
     hasher.update(covered)
-    hasher.update(body)
+    hasher.update(digest)
     return hasher.digest()
+
+
+def _chained(chain: bytes, seal: bytes) -> bytes:
+    return blake2b(chain + seal, digest_size=CHAIN_BYTES).digest()
 
 
 # --- keys ---

@@ -25,11 +25,11 @@ scalars = st.one_of(
 extensions = st.builds(msgspec.msgpack.Ext, st.integers(0, 127), st.binary(max_size=40))
 objects: st.SearchStrategy[Any] = st.recursive(
     st.one_of(scalars, extensions),
-    lambda inner: st.one_of(st.lists(inner, max_size=20), st.dictionaries(keys, inner, max_size=6)),
-    max_leaves=20,
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=6,
 )
-lists = st.lists(st.one_of(st.text(min_size=10, max_size=60), objects), max_size=24)
-maps = st.dictionaries(keys, st.one_of(st.text(min_size=10, max_size=60), lists, objects), max_size=20)
+lists = st.lists(st.one_of(st.text(min_size=10, max_size=60), objects), max_size=18)
+maps = st.dictionaries(keys, st.one_of(st.text(min_size=10, max_size=60), objects), max_size=17)
 structures = st.one_of(lists, maps)
 
 

@@ -27,7 +27,8 @@ class Entry(NamedTuple):
         lane: Name of its lane; None for an event about the thread as a whole.
         kind: Kind of record.
         body: The body as it will stand on disk.
-        compressed: Whether the body is a zstandard frame.
+        form: Which form that is.
+        digest: `body_digest` of the plain body.
         created_at: Unix time in nanoseconds.
         base: For a step, the step that its patch applies to.
         step_key: For a step and for writes, the step's id in its fixed-width form.
@@ -38,7 +39,8 @@ class Entry(NamedTuple):
     lane: str | None
     kind: int
     body: bytes
-    compressed: bool
+    form: int
+    digest: bytes
     created_at: int
     base: int = 0
     step_key: bytes = b""

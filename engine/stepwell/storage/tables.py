@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from stepwell import codec
 from stepwell import format as fmt
-from stepwell.errors import ConflictError, CorruptionError, StepwellError
+from stepwell.errors import ConflictError, CorruptionError, FormatError, StepwellError
 from stepwell.events import (
     Event,
     LaneOpened,
@@ -200,7 +200,7 @@ class TableStorage(ABC):
             for key, record in tables.scan_back(EVENTS, fmt.event_key(thread, 0), stop):
                 sequence = fmt.read_event_key(key)[1]
                 # Verified, or a damaged step could pass for something that is not listed.
-                header = _verified(record, thread, sequence)
+                header = codec.header_of(thread, sequence, record)
                 if header.kind == fmt.KIND_STEP and not header.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN):
                     yield sequence, record
             return
@@ -421,20 +421,21 @@ class _Commit:
 
     def _record(self, row: ThreadRow, lane: int, entry: Entry, flags: int = 0, previous: int = 0) -> int:
         sequence = row.last + 1
-        flags |= fmt.FLAG_COMPRESSED if entry.compressed else 0
-        record, row.chain = fmt.stamp(
+        header, row.chain = fmt.stamp(
             row.number,
             sequence,
             entry.kind,
             flags,
+            entry.form,
             lane,
             self._commit,
             entry.created_at,
             entry.base,
             previous,
-            entry.body,
+            entry.digest,
             row.chain,
         )
+        record = header + entry.body
         self._tables.put(EVENTS, fmt.event_key(row.number, sequence), record)
         row.last = sequence
         row.stored_bytes += len(record)
@@ -484,10 +485,9 @@ class _Commit:
         self._record(row, 0, _entry(opened, None, operation.created_at))
         start = fmt.event_key(source.number, source.first + 1)
         for key, record in self._pages(EVENTS, start, fmt.event_key(source.number, source.last + 1)):
-            header = _verified(record, source.number, fmt.read_event_key(key)[1])
-            body = record[fmt.HEADER_BYTES :]
-            compressed = bool(header.flags & fmt.FLAG_COMPRESSED)
-            entry = Entry(None, header.kind, body, compressed, header.created_at, header.base)
+            header, body = codec.open_record(source.number, fmt.read_event_key(key)[1], record)
+            stored, digest = record[fmt.HEADER_BYTES :], fmt.body_digest(body)
+            entry = Entry(None, header.kind, stored, header.form, digest, header.created_at, header.base)
             self._record(row, header.lane, entry, header.flags, header.previous)
         self._copy_derived(source.number, row.number)
         row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
@@ -512,8 +512,8 @@ class _Commit:
         owner = fmt.number_key(row.number)
         for key, record in self._pages(EVENTS, owner, prefix_end(owner)):
             try:
-                commits.add(fmt.verify(row.number, fmt.read_event_key(key)[1], record).commit)
-            except ValueError:
+                commits.add(codec.header_of(row.number, fmt.read_event_key(key)[1], record).commit)
+            except (CorruptionError, FormatError):
                 # A damaged thread can still be removed, but its records do not say which commits it had.
                 commits.update(self._commits_of(row.number))
             self._tables.delete(EVENTS, key)
@@ -591,19 +591,12 @@ def _gone(thread_id: str, why: str) -> ConflictError:
 
 def _entry(event: Event, lane: str | None, created_at: int) -> Entry:
     body = codec.encode(event)
-    return Entry(lane, body.kind, body.data, body.compressed, created_at)
+    return Entry(lane, body.kind, body.data, body.form, body.digest, created_at)
 
 
 def _header(record: bytes, thread: int, sequence: int) -> fmt.Header:
     try:
         return fmt.read_header(record)
-    except ValueError as error:
-        raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
-
-
-def _verified(record: bytes, thread: int, sequence: int) -> fmt.Header:
-    try:
-        return fmt.verify(thread, sequence, record)
     except ValueError as error:
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 

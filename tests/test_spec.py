@@ -1,0 +1,580 @@
+"""SPEC.md agrees with the code, and says enough to read a log without it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lmdb
+import msgspec
+import pytest
+import zstandard
+
+from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, events, parse, patch, storage
+from stepwell import format as fmt
+from stepwell.storage import tables
+from stepwell.storage.lmdb import LogFormat
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")
+
+SECTIONS = (
+    "Guarantees and non-goals",
+    "Words",
+    "Tables",
+    "Keys",
+    "Records and rows",
+    "Events",
+    "Values, patches, fold, compose",
+    "Append, step by step",
+    "Reading and isolation",
+    "Sealing and compaction",
+    "Invariants",
+    "Recovery and audit",
+    "Versions",
+    "Limits",
+    "What we assume of LMDB and the disk",
+    "Cancellation",
+    "LangGraph mapping",
+    "Choices not taken",
+)
+
+FIRST_ID = "1f0e3a5c-7b2d-6c41-8003-9a5e4d7f2b16"
+TODO = (b"\xbebook Friday's train to Z\xc3\xbcrich", b"\xd9$pack: warm coat, map, swimsuit, book")
+MORE = b"\xd9\x4bfind a quiet hotel by the lake, two nights, breakfast, at most 130 EUR each"
+NOON = 1_700_000_000_000_000_000
+
+
+# --- the page taken apart ---
+
+
+def fences(language: str) -> dict[str, str]:
+    """The fenced blocks of a language: what stands after it in the fence's first line, and the block."""
+    found = re.findall(rf"^```{language}\b *(.*)\n((?:.*\n)*?)```$", SPEC, re.MULTILINE)
+    assert len({name for name, _ in found}) == len(found)
+    return dict(found)
+
+
+def hex_lines(block: str) -> list[bytes]:
+    """The bytes of each line; what follows two spaces is comment."""
+    return [bytes.fromhex(line.split("  ")[0]) for line in block.splitlines()]
+
+
+def subsections() -> dict[str, str]:
+    """The text under each heading of the third level."""
+    parts = re.split(r"^###? (.*)$", SPEC, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows_of(text: str, *columns: str) -> list[list[str]]:
+    """The cells of the table with these first columns; none if there is no such table."""
+    lines = text.splitlines()
+    for index, line in enumerate(lines):
+        if [cell.strip() for cell in line.strip("|").split("|")][: len(columns)] == list(columns):
+            found = []
+            for row in lines[index + 2 :]:
+                if not row.startswith("|"):
+                    break
+                found.append([cell.strip() for cell in row.strip("|").split("|")])
+            return found
+    return []
+
+
+def test_sections() -> None:
+    """The page has its eighteen sections, numbered in order."""
+    titles = re.findall(r"^## (\d+)\. (.*)$", SPEC, re.MULTILINE)
+    assert titles == [(str(number), title) for number, title in enumerate(SECTIONS, 1)]
+
+
+# --- examples ---
+
+
+def fill_example(log: Log) -> None:
+    """The log that the page's examples are of."""
+    thread = log.thread("trip")
+    begun = changes({"todo": ("msgpack", b"\x92" + b"".join(TODO))})
+    thread.append([StepCommitted(FIRST_ID, None, begun, changes({}), created_at=NOON)])
+    write = Write(0, "todo", parse("msgpack", MORE))
+    thread.append([WritesRecorded(FIRST_ID, "t1", "~pull", (write,), created_at=NOON + 1)])
+    head = thread.state()
+    assert head is not None
+    more = changes({"todo": ("msgpack", b"\x93" + b"".join((*TODO, MORE)))}, head.values)
+    thread.append([StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2)])
+
+
+@cache
+def example() -> dict[str, bytes]:
+    """The bytes behind each hex example."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "agents.stepwell"
+        with Log.open(path) as log:
+            fill_example(log)
+        rows = read_rows(path)
+    step_key = fmt.index_key(1, 1, fmt.id_key("s2"), fmt.INDEX_STEP, 5)
+    names = {
+        "events": fmt.event_key(1, 5),
+        "threads": fmt.number_key(1),
+        "names": fmt.name_key(0, b"trip"),
+        "lanes": fmt.lane_key(1, 1),
+        "index": step_key,
+        "feed": fmt.number_key(3),
+    }
+    found = {f"{table}-key": key for table, key in names.items()}
+    found.update({f"{table}-value": rows[table][key] for table, key in names.items()})
+    found["body"] = rows["events"][fmt.event_key(1, 4)][fmt.HEADER_BYTES :]
+    found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
+    assert rows["meta"].keys() == {b"format"}
+    return found
+
+
+def read_rows(path: Path) -> dict[str, dict[bytes, bytes]]:
+    """Every row of every table of a file, with nothing but LMDB."""
+    with lmdb.open(str(path), subdir=False, readonly=True, max_dbs=64) as env, env.begin() as transaction:
+        found = {}
+        for name, _ in transaction.cursor():
+            found[name.decode()] = dict(transaction.cursor(env.open_db(name, transaction, create=False)))
+        return found
+
+
+@pytest.mark.parametrize("name", fences("hex"))
+def test_hex_example(name: str) -> None:
+    """The code makes these very bytes."""
+    assert b"".join(hex_lines(fences("hex")[name])).hex() == example()[name].hex()
+
+
+def test_every_example_is_on_the_page() -> None:
+    """Each key and each value has its example."""
+    assert fences("hex").keys() == example().keys()
+
+
+@pytest.mark.parametrize(("name", "sequence"), [("event 4", 4), ("event 5", 5)])
+def test_decoded_example(name: str, sequence: int) -> None:
+    """The skeleton decodes to the array that the page shows."""
+    body = example()["body"] if sequence == 4 else example()["events-value"][fmt.HEADER_BYTES :]
+    length = int.from_bytes(body[:4])
+    assert json.loads(fences("json")[name]) == msgspec.msgpack.decode(body[4 : 4 + length])
+
+
+@pytest.mark.parametrize("title", [title for title, text in subsections().items() if rows_of(text, "Offset", "Size")])
+def test_byte_table(title: str) -> None:
+    """Fields follow each other without a gap, and the lines of the example below are those fields."""
+    text = subsections()[title]
+    table = rows_of(text, "Offset", "Size", "Field", "Meaning")
+    end = 0
+    for offset, size, *_ in table:
+        if offset.isdecimal():
+            assert int(offset) == end
+            end += int(size) if size.isdecimal() else 0
+    (block,) = re.findall(r"^```hex.*\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    lines = hex_lines(block)
+    assert [size if size.isdecimal() else None for _, size, *_ in table] == [
+        str(len(line)) if size.isdecimal() else None for line, (_, size, *_) in zip(lines, table, strict=True)
+    ]
+
+
+# --- names and numbers ---
+
+
+CONSTANTS = re.findall(r"`([a-z_.]+)\.([A-Z_]+) = ([^`]+)`", SPEC)
+
+
+def test_constants_are_quoted() -> None:
+    """The pattern finds the constants that matter most."""
+    assert {"HEADER_BYTES", "KIND_STEP", "FLAG_HIDDEN", "MAX_BODY_BYTES"} <= {name for _, name, _ in CONSTANTS}
+
+
+@pytest.mark.parametrize(("module", "name", "value"), CONSTANTS, ids=[".".join(found[:2]) for found in CONSTANTS])
+def test_constant(module: str, name: str, value: str) -> None:
+    """The code has the number that the page says."""
+    package = "stepwell_langgraph" if module == "translate" else "stepwell"
+    owner = vars(importlib.import_module(f"{package}.{module}"))
+    factors = [int(factor) for factor in value.split(" << ")]
+    expected = factors[0] << factors[1] if len(factors) == 2 else factors[0]
+    assert owner.get(name, owner.get(f"_{name}")) == expected
+
+
+def test_kinds_and_flags_are_complete() -> None:
+    """No kind, flag or index entry of the code is missing from the page."""
+    quoted = {name for module, name, _ in CONSTANTS if module == "format"}
+    assert {name for name in vars(fmt) if re.match("KIND_|FLAG_|INDEX_(?!KEY)", name)} <= quoted
+
+
+def test_tables() -> None:
+    """The tables and which of them are derived."""
+    rows = rows_of(SPEC, "Table", "Key", "Value", "Derived")
+    assert {name.strip("`") for name, *_ in rows} == set(tables.ALL)
+    assert {name.strip("`") for name, *_, derived in rows if derived == "yes"} == set(tables.DERIVED)
+
+
+LAYOUTS = dict(re.findall(r"^(\w+) += \[(.*)\]$", "".join(fences("layout").values()), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(name: str) -> None:
+    """An array has the tag, the elements, their order and the defaults that the page says."""
+    type_ = getattr(events, name, None) or getattr(patch, name)
+    expected = [] if type_.__struct_config__.tag is None else [str(type_.__struct_config__.tag)]
+    for field in msgspec.structs.fields(type_):
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        shown = "" if default is msgspec.NODEFAULT else f"={msgspec.json.encode(default).decode()}"
+        expected.append(field.encode_name + shown)
+    assert LAYOUTS[name].split(", ") == expected
+
+
+def test_layouts_are_complete() -> None:
+    """Every struct that goes into a body is on the page."""
+    structs = {
+        name
+        for module in (events, patch)
+        for name, found in vars(module).items()
+        if isinstance(found, type) and issubclass(found, msgspec.Struct) and found.__module__ == module.__name__
+    }
+    assert LAYOUTS.keys() == structs
+
+
+@pytest.mark.parametrize(
+    ("title", "row"), [("5.3 `threads`: catalogue row", storage.ThreadRow), ("5.5 `lanes`: lane row", storage.LaneRow)]
+)
+def test_row(title: str, row: type[msgspec.Struct]) -> None:
+    """A row has the elements that the page says, in this order, with these defaults."""
+    table = rows_of(subsections()[title], "Index", "Field", "Type", "Default", "Meaning")
+    assert [cells[0] for cells in table] == [str(index) for index in range(len(row.__struct_fields__))]
+    assert [cells[1] for cells in table] == list(row.__struct_fields__)
+    for cells, field in zip(table, msgspec.structs.fields(row), strict=True):
+        if field.default is msgspec.NODEFAULT:
+            assert cells[3] == ""
+        elif isinstance(field.default, bytes):
+            assert (cells[3], field.default) == ("16 zeros", bytes(16))
+        else:
+            assert json.loads(cells[3]) == field.default
+
+
+def test_meta_keys() -> None:
+    """The map in `meta` has the keys that the page says."""
+    table = rows_of(subsections()["5.8 `meta`: `format`"], "Key", "Type", "Meaning")
+    assert [cells[0].strip("`") for cells in table] == list(LogFormat.__struct_fields__)
+
+
+def test_invariants_are_those_of_audit() -> None:
+    """The page defines the invariants whose names audit gives to breaches."""
+    source = (ROOT / "engine" / "stepwell" / "audit.py").read_text(encoding="utf-8")
+    rows = rows_of(subsections()["11. Invariants"], "", "Invariant", "Tests")
+    assert [name for name, *_ in rows] == sorted(set(re.findall(r'"(I\d+)"', source)))
+
+
+def test_named_tests_exist() -> None:
+    """Each test that the page names is there."""
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", SPEC):
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert not name or name in defined, f"{path} has no {name}"
+
+
+def test_references_of_the_code_lead_somewhere() -> None:
+    """Every guarantee and invariant that a source names is defined on the page."""
+    defined = set(re.findall(r"^\| ([GI]\d+) \|", SPEC, re.MULTILINE))
+    for path in [*(ROOT / "engine").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
+        for names in re.findall(r"SPEC(?:\.md)?,? ((?:[GI]\d+(?:, | and )?)+)", path.read_text(encoding="utf-8")):
+            assert set(re.findall(r"[GI]\d+", names)) <= defined, f"{path.name} names one of {names}"
+
+
+# --- a reader made from the page alone ---
+
+
+def header(short: int, holds: int, forms: dict[int, int], length: int) -> bytes:
+    """A msgpack header in its shortest form: in the first byte if that holds it, else in as few bytes as will do."""
+    if length < holds:
+        return bytes((short | length,))
+    first = next(first for first, size in forms.items() if length < 1 << (8 * size))
+    return bytes((first,)) + length.to_bytes(forms[first])
+
+
+def array_header(count: int) -> bytes:
+    return header(0x90, 16, {0xDC: 2, 0xDD: 4}, count)
+
+
+def map_header(count: int) -> bytes:
+    return header(0x80, 16, {0xDE: 2, 0xDF: 4}, count)
+
+
+def text_header(length: int) -> bytes:
+    return header(0xA0, 32, {0xD9: 1, 0xDA: 2, 0xDB: 4}, length)
+
+
+def extension_header(length: int) -> bytes:
+    return header(0, 0, {0xC7: 1, 0xC8: 2, 0xC9: 4}, length) + b"\x07"
+
+
+def u64(number: int) -> bytes:
+    return number.to_bytes(8)
+
+
+def hashed(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=16).digest()
+
+
+class Stranger:
+    """Reads one thread of a log as the page says, knowing LMDB, msgpack, zstandard and BLAKE2b."""
+
+    def __init__(self, path: Path, thread_id: str) -> None:
+        self.rows = read_rows(path)
+        name = self.rows["names"][u64(0) + hashed(thread_id)]
+        assert name[8:].decode() == thread_id
+        self.thread = int.from_bytes(name[:8])
+        self.lanes = {
+            value[8:].decode(): int.from_bytes(value[:8])
+            for key, value in self.rows["names"].items()
+            if key[:8] == u64(self.thread)
+        }
+
+    def record(self, sequence: int) -> bytes:
+        """Section 5.1, with the checksum checked."""
+        record = self.rows["events"][u64(self.thread) + u64(sequence)]
+        digest = blake2b(u64(self.thread) + u64(sequence) + record[:40] + record[64:], digest_size=24).digest()
+        assert record[40:48] == digest[:8]
+        assert record[0] == 1
+        assert record[3] == 0
+        return record
+
+    def check_chain(self) -> None:
+        """Section 5.1, the chain, from the first event to the last."""
+        events = sorted(int.from_bytes(key[8:]) for key in self.rows["events"] if key[:8] == u64(self.thread))
+        first = self.event(events[0])[0]
+        chain = {1: bytes(16), 6: first[3] if first[0] == 6 else b""}[first[0]]
+        for sequence in events:
+            record = self.record(sequence)
+            digest = blake2b(u64(self.thread) + u64(sequence) + record[:40] + record[64:], digest_size=24).digest()
+            chain = blake2b(chain + digest, digest_size=16).digest()
+            assert chain == record[48:64]
+
+    def event(self, sequence: int) -> tuple[list[Any], bytes]:
+        """Sections 5.2 and 6: the array and the payload."""
+        record = self.record(sequence)
+        body = record[64:]
+        if record[2] & 1:
+            body = zstandard.ZstdDecompressor().decompress(body)
+        end = 4 + int.from_bytes(body[:4])
+        return msgspec.msgpack.decode(body[4:end]), body[end:]
+
+    def head(self, lane: str) -> int:
+        """Section 5.5."""
+        return int(msgspec.msgpack.decode(self.rows["lanes"][u64(self.thread) + self.lanes[lane].to_bytes(4)])[1])
+
+    def of_id(self, lane: str, step_id: str) -> tuple[list[int], list[int]]:
+        """Section 4.5: the steps and the writes of an id, which here is no UUID."""
+        prefix = u64(self.thread) + self.lanes[lane].to_bytes(4) + b"\x01" + hashed(step_id)
+        found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+        for key in sorted(self.rows["index"]):
+            if key.startswith(prefix):
+                found[key[29]].append(int.from_bytes(key[30:]))
+        return found[0], found[2]
+
+    def listed(self, lane: str) -> list[str]:
+        """Section 5.1: the ids that lists show, newest first."""
+        following = int(msgspec.msgpack.decode(self.rows["lanes"][u64(self.thread) + self.lanes[lane].to_bytes(4)])[2])
+        found = []
+        while following:
+            found.append(self.event(following)[0][1])
+            following = int.from_bytes(self.record(following)[32:40])
+        return found
+
+    def state(self, sequence: int) -> dict[str, tuple[str, bytes]]:
+        """Section 7.2: the channels after a step, as type and payload."""
+        branch = [sequence]
+        while base := int.from_bytes(self.record(branch[-1])[24:32]):
+            branch.append(base)
+        channels: dict[str, Any] = {}
+        for step in reversed(branch):
+            event = self.event(step)[0]
+            assert event[0] == 3
+            channels = self.merged(absolute(event[3], step), channels)
+        return {name: (value[1], self.payload(value)) for name, value in channels.items()}
+
+    def merged(self, merge: list[Any], old: dict[str, Any]) -> dict[str, Any]:
+        tag, drop, changed = merge
+        assert tag == 6
+        entries = {name: value for name, value in old.items() if name not in drop}
+        for name, change in changed.items():
+            entries[name] = self.applied(change, entries.get(name))
+        return entries
+
+    def applied(self, change: list[Any], old: list[Any] | None) -> list[Any]:
+        if change[0] == 5:
+            assert old is not None
+            elements = [element for piece in old[4] for element in elements_of(piece)]
+            new = []
+            for piece in change[1]:
+                new.extend(elements[piece[1] : piece[1] + piece[2]] if piece[0] == 7 else elements_of(piece))
+            return [2, old[1], old[2], len(new), [[8, [length], content] for length, content in new]]
+        if change[0] == 6:
+            assert old is not None
+            return [3, old[1], old[2], self.merged(change, old[3])]
+        return change
+
+    def payload(self, value: list[Any]) -> bytes:
+        """Section 7.1."""
+        if value[0] == 1:
+            return self.content(value[2])
+        if value[0] == 2:
+            data = array_header(value[3]) + b"".join(self.content(piece[2]) for piece in value[4])
+        else:
+            data = map_header(len(value[3])) + b"".join(
+                text_header(len(key.encode())) + key.encode() + self.payload(item) for key, item in value[3].items()
+            )
+        if value[2]:
+            data = extension_header(len(data)) + data
+        return data
+
+    def content(self, content: Any) -> bytes:
+        if isinstance(content, bytes):
+            return content
+        sequence, start, length = content
+        payload = self.event(sequence)[1]
+        assert start + length <= len(payload)
+        return payload[start : start + length]
+
+    def writes(self, lane: str, step_id: str) -> list[tuple[str, str, bytes]]:
+        """Section 6: the writes that count, as task, channel and payload."""
+        kept: dict[tuple[str, int], tuple[str, str, list[Any]]] = {}
+        for sequence in self.of_id(lane, step_id)[1]:
+            _, _, task_id, task_path, writes, *_ = self.event(sequence)[0]
+            for index, channel, value in writes:
+                if index < 0 or (task_id, index) not in kept:
+                    kept[task_id, index] = (task_path, channel, absolute(value, sequence))
+        order = sorted(kept, key=lambda place: (kept[place][0], *place))
+        return [(place[0], kept[place][1], self.payload(kept[place][2])) for place in order]
+
+
+def elements_of(piece: list[Any]) -> Iterator[tuple[int, Any]]:
+    """The elements of a New, each with its length and content."""
+    _, lengths, content = piece
+    start = 0
+    for length in lengths:
+        if isinstance(content, bytes):
+            yield length, content[start : start + length]
+        else:
+            yield length, [content[0], content[1] + start, length]
+        start += length
+
+
+def absolute(form: list[Any], sequence: int) -> list[Any]:
+    """The same form with references to its own event naming that event."""
+    tag = form[0]
+    if tag in (1, 8):
+        return [*form[:2], own(form[2], sequence)]
+    if tag in (2, 5):
+        return [*form[:-1], [absolute(piece, sequence) for piece in form[-1]]]
+    if tag in (3, 6):
+        return [*form[:-1], {key: absolute(item, sequence) for key, item in form[-1].items()}]
+    return form
+
+
+def own(content: Any, sequence: int) -> Any:
+    return [sequence, *content[1:]] if isinstance(content, list) and content[0] == 0 else content
+
+
+def random_payload(chance: random.Random) -> tuple[str, bytes]:
+    """A value of any shape, in the serializer's bytes."""
+
+    def text() -> str:
+        return " ".join(chance.choice(("lake", "train", "coat", "Zürich", "book")) for _ in range(chance.randrange(30)))
+
+    shape = chance.randrange(6)
+    if shape == 0:
+        return "null", b""
+    if shape == 1:
+        return "bytes", chance.randbytes(chance.randrange(300))
+    value: Any = [text() for _ in range(chance.choice((0, 3, 15, 16, 40)))]
+    if shape >= 4:
+        value = {f"key {number}": chance.choice((text(), [text()] * 9)) for number in range(chance.choice((1, 15, 17)))}
+    data = msgspec.msgpack.encode(value)
+    if shape == 3:
+        data = msgspec.msgpack.encode(msgspec.msgpack.Ext(7, data))
+    return "msgpack", data
+
+
+def fill_at_random(log: Log, chance: random.Random) -> None:
+    """A thread with two lanes, branches, steps committed again, lists that grow and shrink, writes in any order."""
+    thread = log.thread("trip")
+    for number in range(60):
+        lane = chance.choice(("", "tools:1"))
+        steps = list(thread.steps(lane=lane))
+        parent = chance.choice(steps[:5]) if steps else None
+        before = thread.state(parent.step_id, lane=lane) if parent else None
+        channels = dict(before.channels) if before else {}
+        for name in chance.sample("abcdef", 3):
+            type_, data = channels.get(name, ("", b""))
+            if type_ == "msgpack" and 0x90 <= data[0] <= 0xA0 or data[:1] == b"\xdc":
+                elements = msgspec.msgpack.decode(data)
+                elements = elements[chance.randrange(2) :] + [f"and number {number} " * 5]
+                channels[name] = (type_, msgspec.msgpack.encode(elements))
+            elif chance.random() < 0.3:
+                channels.pop(name, None)
+            else:
+                channels[name] = random_payload(chance)
+        step_id = chance.choice(steps).step_id if steps and chance.random() < 0.2 else f"step {number}"
+        recorded = tuple(
+            Write(chance.choice((-3, index)), "abcdef"[index], parse(*channels.get("abcdef"[index], ("null", b""))))
+            for index in range(4)
+        )
+        step = StepCommitted(
+            step_id,
+            parent.step_id if parent else None,
+            changes(channels, before.values if before else None),
+            changes({}),
+            lane,
+            before.sequence if before else Sequence(0),
+        )
+        writes = WritesRecorded(f"step {chance.randrange(60)}", f"task {number % 3}", f"~{number % 2}", recorded, lane)
+        thread.append(chance.choice(([step, writes], [writes, step])))
+
+
+@pytest.mark.parametrize("form", ["as written", "copied", "pruned", "pruned and copied"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None:
+    """A reader that knows only the page finds the same states, lists and writes as the library."""
+    path, name = tmp_path / "agents.stepwell", "trip"
+    with Log.open(path) as log:
+        fill_at_random(log, random.Random(seed))
+        thread = log.thread(name)
+        if "pruned" in form:
+            kept = [step.sequence for lane in ("", "tools:1") for step in thread.steps(lane=lane)][::3]
+            thread.prune(kept)
+        if "copied" in form:
+            thread.copy_to("copy")
+            thread = log.thread("copy")
+        assert log.audit().breaches == []
+        shown = {
+            lane: {
+                step.step_id: (thread.state(step.step_id, lane=lane), thread.writes(step.step_id, lane=lane))
+                for step in thread.steps(lane=lane)
+            }
+            for lane in ("", "tools:1")
+        }
+        heads = {lane: thread.state(lane=lane) for lane in shown}
+
+    stranger = Stranger(path, thread.id)
+    stranger.check_chain()
+    assert stranger.lanes.keys() == shown.keys()
+    for lane, steps in shown.items():
+        assert stranger.listed(lane) == list(steps)
+        head = heads[lane]
+        assert head is not None
+        assert stranger.head(lane) == head.sequence
+        for step_id, (state, writes) in steps.items():
+            assert state is not None
+            assert stranger.of_id(lane, step_id)[0][-1] == state.sequence
+            assert stranger.state(state.sequence) == state.channels
+            expected = [(found.task_id, found.write.channel, found.write.value) for found in writes]
+            assert stranger.writes(lane, step_id) == [
+                (task_id, channel, patch.payload_of(value, lambda ref: b"")) for task_id, channel, value in expected
+            ]
