@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -126,6 +127,9 @@ class Log:
         self.reader = reader.Reader(storage)
         self._writer = Writer(storage)
         _open_logs.add(self)
+        # A log that is dropped without being closed gives everything back all the same.
+        self._dropped = weakref.finalize(self, self._writer.abandon, storage.close)
+        self._dropped.atexit = False  # the interpreter's end waits for what was submitted, see below
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
@@ -197,6 +201,7 @@ class Log:
 
     def close(self) -> None:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
+        self._dropped.detach()
         self._writer.close()
         self.storage.close()
         _open_logs.discard(self)
@@ -481,4 +486,5 @@ _open_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 def _close_logs() -> None:
     """What was submitted is committed before the interpreter ends."""
     for log in list(_open_logs):
-        log.close()
+        with suppress(Exception):  # one log's trouble is not the others'
+            log.close()

@@ -15,7 +15,7 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -103,6 +103,7 @@ class Writer:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._last: Callable[[], None] = _nothing
         self._pid = os.getpid()
 
     def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
@@ -126,8 +127,9 @@ class Writer:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
+                thread.start()
+                self._thread = thread
             self._queue.put(ticket)
         return ticket
 
@@ -135,12 +137,28 @@ class Writer:
         """Wait for everything that was submitted, then end the thread."""
         if self._pid != os.getpid():
             return  # in a forked child there is no such thread, and its locks may be held for ever
+        self._end()
+        if self._thread is not None:
+            self._thread.join()
+
+    def abandon(self, last: Callable[[], None]) -> None:
+        """End the thread once everything that was submitted is done, without waiting for it.
+
+        Args:
+            last: To be called then.
+        """
+        if self._pid != os.getpid():
+            return
+        self._last = last
+        self._end()
+        if self._thread is None:
+            last()
+
+    def _end(self) -> None:
         with self._lock:
             if not self._closed and self._thread is not None:
                 self._queue.put(None)
             self._closed = True
-        if self._thread is not None:
-            self._thread.join()
 
     def _run(self) -> None:
         group: list[Ticket] = []
@@ -148,6 +166,7 @@ class Writer:
             while True:
                 group = self._gather()
                 if not group:
+                    self._last()
                     return
                 self._commit(group)
         except BaseException as error:
@@ -201,6 +220,10 @@ class Writer:
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
         _tell(waiting)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _resolve(tickets: list[Ticket], error: BaseException) -> None:
