@@ -265,10 +265,13 @@ def test_meta_keys() -> None:
 
 
 def test_invariants_are_those_of_audit() -> None:
-    """The page defines the invariants whose names audit gives to breaches."""
+    """The page defines the invariants whose names audit gives to breaches, and says what tests each."""
     source = (ROOT / "engine" / "stepwell" / "audit.py").read_text(encoding="utf-8")
     rows = rows_of(subsections()["11. Invariants"], "", "Invariant", "Tests")
     assert [name for name, *_ in rows] == sorted(set(re.findall(r'"(I\d+)"', source)))
+    for name, _, names in rows:
+        assert names
+        assert all(test.startswith(f"`test_{name.lower()}_") for test in names.split(", "))
 
 
 def test_named_tests_exist() -> None:

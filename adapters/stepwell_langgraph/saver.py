@@ -38,7 +38,8 @@ from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
 from stepwell.patch import Merge, Patch, Value, parse
-from stepwell.storage import Found
+from stepwell.pruning import Kept
+from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
@@ -266,7 +267,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             CorruptionError: Something that the checkpoint depends on is damaged.
         """
         address = read_address(config)
-        return self._retrying(lambda: self._get_tuple(address))
+        return self._retrying(address.thread_id, lambda: self._get_tuple(address))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
@@ -316,12 +317,20 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             self.serde.loads_typed((value.type, payloads.payload(value))),
         )
 
-    def _retrying(self, read: Callable[[], _T]) -> _T:
-        """Read again if the thread was pruned meanwhile."""
+    def _retrying(self, thread_id: str, read: Callable[[], _T]) -> _T:
+        """Read again if the thread was pruned or deleted meanwhile: what was there may have seemed absent."""
         for _ in range(_ATTEMPTS - 1):
+            before = self._generation(thread_id)
             with suppress(ConflictError):
-                return read()
+                result = read()
+                if self._generation(thread_id) == before:
+                    return result
         return read()
+
+    def _generation(self, thread_id: str) -> tuple[int, int] | None:
+        """What changes when a thread is deleted, made anew, or pruned."""
+        row = self.log.storage.thread(thread_id)
+        return None if row is None else (row.number, row.first)
 
     def _seed(
         self, address: Address, number: int, state: State, tuple_: CheckpointTuple, payloads: reader.Payloads
@@ -383,19 +392,34 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for summary in self.log.threads():
                 yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
             return
-        row = self.log.storage.thread(address.thread_id)
-        if row is None:
-            return
-        # A thread that is deleted or pruned while its list is paused has nothing more to show.
-        with suppress(ConflictError):
-            yield from self._list_thread(address, row.number, filter_, before_id)
+        for _ in range(_ATTEMPTS):
+            shown = False
+            try:
+                for tuple_ in self._list_thread(address, filter_, before_id):
+                    shown = True
+                    yield tuple_
+                return
+            except ConflictError:
+                if shown:
+                    return  # a thread that is deleted or pruned while its list is paused has nothing more to show
 
     def _list_thread(
-        self, address: Address, number: int, filter_: dict[str, Any], before_id: str | None
+        self, address: Address, filter_: dict[str, Any], before_id: str | None
     ) -> Iterator[CheckpointTuple]:
+        generation = self._generation(address.thread_id)
+        if generation is None:
+            return
+        number = generation[0]
         for page in self._pages(number, address, before_id):
             states = self.log.reader.states(number, [found.step for _, found in page])
             payloads = reader.Payloads(self.log.storage, number)
+            if self._generation(address.thread_id) != generation:
+                raise ConflictError(
+                    f"thread {address.thread_id!r} was pruned or deleted while it was listed; list it again",
+                    thread=address.thread_id,
+                    expected=generation,
+                    actual=None,
+                )
             for namespace, found in page:
                 state = states.pop(found.step)
                 if filter_:
@@ -424,6 +448,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         before, size = 0, _FIRST_PAGE
         while True:
             records = storage.steps(number, lane[0] if lane else None, before, size)
+            if not records:
+                return
             lane_numbers = {sequence: header_of(number, sequence, record).lane for sequence, record in records}
             page: _Page = []
             for sequence, event in reader.decoded(storage, number, records):
@@ -431,9 +457,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 if before_id is None or event.step_id < before_id:
                     key = id_key(event.step_id)
                     page.append((event.lane, storage.find(number, lane_numbers[sequence], [key])[0]))
-            yield [(name, found) for name, found in page if found.step]
-            if len(records) < size:
-                return
+            yield [(name, found) for name, found in page if found.step and not found.hidden]
             before, size = records[-1][0], min(2 * size, _LARGEST_PAGE)
 
     def _lanes(self, number: int) -> Iterator[tuple[int, str, int]]:
@@ -458,7 +482,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         address = read_address(config)
-        return self._retrying(lambda: self._history(address, channels))
+        return self._retrying(address.thread_id, lambda: self._history(address, channels))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -572,22 +596,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
 
     def _rewrite(self, thread_id: str, choose: Callable[[int], set[int] | None]) -> None:
         """Keep only the chosen steps of a thread, and what delta channels need."""
-        thread = self.log.thread(thread_id)
-        for attempt in range(_ATTEMPTS):
-            row = thread.row()
-            keep = None if row is None else choose(row.number)
-            if row is None or keep is None:
-                return
-            try:
-                if keep:
-                    retain = retention.needed_by(self.log, row.number, keep, self.serde)
-                    thread.prune(keep, retain=retain, expected_head=row.last)
-                else:
-                    thread.delete()
-                break
-            except ConflictError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
+
+        def kept(row: ThreadRow) -> Kept | None:
+            keep = choose(row.number)
+            if keep is None:
+                return None
+            return Kept(frozenset(keep), retention.needed_by(self.log, row.number, keep, self.serde))
+
+        self.log.thread(thread_id).rewrite(kept)
         self._memories.forget(thread_id)
 
     # --- the rest ---

@@ -8,6 +8,7 @@ outlives the call that began it: a reader left open would keep every page that i
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 import threading
@@ -46,6 +47,7 @@ _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 _COMMITS_BETWEEN_READER_CHECKS: Final = 1024
 _META_FORMAT: Final = b"format"
+_META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
 
 class LogFormat(msgspec.Struct):
@@ -226,11 +228,25 @@ class _Environment:
 
     def retrying(self, attempt: Callable[[], _T]) -> _T:
         """Run a commit, with a larger map if it does not fit."""
+        turned = False
         while True:
             try:
                 return attempt()
             except MapFullError as error:
-                self._grow(error)
+                if not turned and self._turn():
+                    turned = True
+                else:
+                    self._grow(error)
+
+    def _turn(self) -> bool:
+        """Commit something small: LMDB gives out again what one commit freed only in the second after it."""
+        try:
+            with self.transaction(write=True) as transaction:
+                turn = int.from_bytes(transaction.get(_META_TURN, b"", db=self.tables[META]))
+                transaction.put(_META_TURN, (turn + 1).to_bytes(8), db=self.tables[META])
+        except MapFullError:
+            return False
+        return True
 
     def _grow(self, full: MapFullError) -> None:
         with self._alone():
@@ -246,11 +262,13 @@ class _Environment:
         """Change the size of the map; 0 takes the size that the file says."""
         before = self._env.info()["map_size"]
         try:
+            # A resizing that fails leaves no map at all, so the room is asked for first.
+            mmap.mmap(-1, max(size - before, 1)).close()
             self._env.set_mapsize(size)
-        except (lmdb.Error, MemoryError, OverflowError) as error:
-            # A resizing that fails leaves no map at all: go on with the one that there was.
-            self._env.close()
-            self._env, self.tables, self.log_id = self._open(self._read_only, before)
+        except (lmdb.Error, OSError, MemoryError, OverflowError) as error:
+            if isinstance(error, lmdb.Error):
+                self._env.close()
+                self._env, self.tables, self.log_id = self._open(self._read_only, before)
             raise MapFullError(
                 f"the log {self.path!r} needs a map of {size or 'more'} bytes, and the address space has no room "
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
@@ -382,7 +400,10 @@ def _check_file(path: str, real_path: str, read_only: bool) -> bool:
         return True
     if found is Finding.SHORT:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
-        breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
+        try:
+            breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
+        except offline.VerifyError as error:
+            breaches = [str(error)]
         if breaches:
             raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
     return False
@@ -482,12 +503,13 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
         return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
-    if error.code in _NO_ROOM or isinstance(error, lmdb.DiskError):
+    code = getattr(error, "code", None)
+    if code in _NO_ROOM or isinstance(error, lmdb.DiskError):
         return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError):
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
-    if error.code in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")

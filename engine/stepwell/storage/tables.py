@@ -45,6 +45,7 @@ from stepwell.storage import (
     Operation,
     Outcome,
     Record,
+    Rewrite,
     ThreadRow,
     pack_feed,
     pack_name,
@@ -66,6 +67,7 @@ DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
 ALL: Final = (META, EVENTS, *DERIVED)
 
 _THREAD_NAMES: Final = 0  # owner of thread ids among the names
+PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
 _PAGE_ROWS: Final = 512  # rows held at once while a whole thread is removed or copied
 _AFTER_ALL: Final = b"\xff" * 64
 
@@ -178,20 +180,24 @@ class TableStorage(ABC):
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
         start, stop = fmt.event_key(thread, after + 1), fmt.event_key(thread, before)
         found: list[Record] = []
+        size = 0
         with self._reading() as tables:
             for key, record in (tables.scan_back if reverse else tables.scan)(EVENTS, start, stop):
-                if len(found) >= limit:
+                if len(found) >= limit or size > PAGE_BYTES:
                     break
                 found.append((fmt.read_event_key(key)[1], record))
+                size += len(record)
         return found
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
         found: list[Record] = []
         with self._reading() as tables:
+            size = 0
             for sequence, record in self._steps(tables, thread, lane, before):
-                if len(found) >= limit:
+                if len(found) >= limit or size > PAGE_BYTES:
                     break
                 found.append((sequence, record))
+                size += len(record)
         return found
 
     def _steps(self, tables: Tables, thread: int, lane: int | None, before: int) -> Iterator[Record]:
@@ -303,6 +309,10 @@ class _Commit:
                 return self._append(operation)
             if isinstance(operation, Delete):
                 return self._delete(operation)
+            if isinstance(operation, Rewrite):
+                row = self._thread(operation.thread_id)
+                decided = None if row is None else operation.decide(row)
+                return Committed(0, 0, ()) if decided is None else self.attempt(decided)
             return self._copy(operation)
         except StepwellError as error:
             if self._changing:
@@ -534,13 +544,15 @@ class _Commit:
         """A scan that may be interleaved with changes, and holds one page at a time."""
         while True:
             page: list[tuple[bytes, bytes]] = []
+            size = 0
             for row in self._tables.scan(table, start, stop):
                 page.append(row)
-                if len(page) == _PAGE_ROWS:
+                size += len(row[1])
+                if len(page) == _PAGE_ROWS or size > PAGE_BYTES:
                     break
-            yield from page
-            if len(page) < _PAGE_ROWS:
+            if not page:
                 return
+            yield from page
             start = page[-1][0] + b"\0"
 
     # --- rows ---
