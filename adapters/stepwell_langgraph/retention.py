@@ -46,7 +46,12 @@ def needed_by(log: Log, thread: int, keep: Iterable[int], serde: SerializerProto
 
 def _by_lane(log: Log, thread: int, steps: Iterable[int]) -> dict[int, list[int]]:
     lanes: dict[int, list[int]] = {}
-    for sequence, record in log.storage.read(thread, sorted(steps)).items():
+    wanted = sorted(steps)
+    records = log.storage.read(thread, wanted)
+    for sequence in wanted:
+        if sequence not in records:
+            raise reader.missing(log.storage, thread, sequence)
+        record = records[sequence]
         lanes.setdefault(codec.header_of(thread, sequence, record).lane, []).append(sequence)
     return lanes
 

@@ -31,7 +31,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_
 
 from stepwell import reader
 from stepwell.codec import header_of
-from stepwell.errors import ClosedError, ConflictError, UsageError
+from stepwell.errors import ClosedError, ConflictError, ForkedError, UsageError
+from stepwell.events import Sequence as Sequence_
 from stepwell.events import StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
@@ -118,13 +119,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """
         try:
             for lane, step_id, memory in self._memories.take_puts():
-                try:
-                    self._store_late_changes(lane, step_id, memory)
-                except ClosedError:
-                    break
-                except Exception:
-                    # What was put is stored; an object that cannot be encoded any more must not keep the log open.
-                    _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
+                self._store_late_changes(lane, step_id, memory)
         finally:
             self.log.close()
 
@@ -221,7 +216,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> Ticket:
         address = read_address(config)
-        if address.checkpoint_id is None:
+        if address.checkpoint_id is not None:
+            # Before anything is encoded: the put that takes the writes over may overtake this call.
+            self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
+        else:
             raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
         event = WritesRecorded(
             address.checkpoint_id,
@@ -233,29 +231,45 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             ),
             address.lane,
         )
-        self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
         return self.log.thread(address.thread_id).begin_append([event])
 
     def _value(self, value: Any) -> Value:
         type_, payload = self.serde.dumps_typed(value)
         return parse(type_, bytes(payload))
 
+    def _catch_up(self, address: Address) -> None:
+        """Store the late changes of a head before it is read, for what is handed out replaces its objects."""
+        lane = (address.thread_id, address.lane)
+        taken = self._memories.take_last_put(lane, address.checkpoint_id)
+        if taken is not None:
+            step_id, memory = taken
+            self._store_late_changes(lane, step_id, memory)
+            self._memories.put(lane, step_id, memory)
+
     def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Commit the head of a lane once more if objects of it were changed in place since it was put."""
-        place = locate(self.log.storage, Address(*lane, step_id))
-        if place is None or place.head != memory.sequence or place.number != memory.incarnation:
-            return
+        """Commit the head of a lane once more if objects of it were changed in place since they were checked."""
+        try:
+            place = locate(self.log.storage, Address(*lane, step_id))
+            if place is None or place.head != memory.sequence or place.number != memory.incarnation:
+                return
+            changes = self._late_changes(memory)
+            if changes:
+                step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), lane[1], memory.sequence)
+                ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
+                memory.sequence = Sequence_(ticket.result().sequences[-1])
+        except (ConflictError, ClosedError, ForkedError):
+            return  # the thread was pruned or deleted, or the log is not ours any more: nothing is left to correct
+        except Exception:
+            # What was put is stored; an object that cannot be encoded any more must keep nobody from reading on.
+            _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
+
+    def _late_changes(self, memory: LaneMemory) -> dict[str, Patch]:
         changes: dict[str, Patch] = {}
         for name, channel in memory.channels.items():
             patch = channel.recheck(self.serde) if isinstance(channel, PlainChannel) else channel.recheck()
             if patch is not None:
                 changes[name] = patch
-        if changes:
-            thread_id, namespace = lane
-            step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), namespace, memory.sequence)
-            thread = self.log.thread(thread_id)
-            with suppress(ConflictError):  # the thread was pruned or deleted: there is nothing left to correct
-                thread.begin_append([step], incarnation=memory.incarnation).result()
+        return changes
 
     # --- get ---
 
@@ -267,6 +281,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             CorruptionError: Something that the checkpoint depends on is damaged.
         """
         address = read_address(config)
+        self._catch_up(address)
         return self._retrying(address.thread_id, lambda: self._get_tuple(address))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -370,7 +385,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if before_id is not None:
             check_id("checkpoint_id", before_id)
         tuples = self._list(address, filter or {}, before_id)
-        return tuples if limit is None else islice(tuples, max(limit, 0))
+        return tuples if limit is None else islice(tuples, max(int(limit), 0))
 
     async def alist(
         self,
@@ -554,11 +569,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """
         if strategy not in ("keep_latest", "delete"):
             raise UsageError(f'there is no strategy {strategy!r}: pass "keep_latest" or "delete"')
+        if isinstance(thread_ids, str):
+            raise UsageError(f"prune takes a list of thread ids: pass [{thread_ids!r}]")
         for thread_id in [check_id("thread_id", thread_id) for thread_id in thread_ids]:
             if strategy == "delete":
                 self.delete_thread(thread_id)
             else:
-                self._rewrite(thread_id, lambda number: {head for _, _, head in self._lanes(number) if head})
+                # A thread without any head holds writes that wait for their step, which may still come.
+                self._rewrite(thread_id, lambda number: {head for _, _, head in self._lanes(number) if head} or None)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """`prune` for coroutines."""

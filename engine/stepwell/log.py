@@ -146,9 +146,12 @@ class Log:
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
-        if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
+        check_text("path", os.fspath(path))
         if os.fspath(path) == IN_MEMORY:
+            if read_only:
+                raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             return cls(MemoryStorage())
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
@@ -323,13 +326,13 @@ class Thread:
             return pruning.plan(self.log.storage, self.id, row, kept)
 
         for _ in range(_HOPEFUL_ATTEMPTS):
-            row = self.row()
-            operation = None if row is None else decide(row)
-            if operation is None:
-                return
-            if isinstance(operation, Delete):
-                break  # an append that came meanwhile must not be deleted with the rest
             with suppress(ConflictError):
+                row = self.row()
+                operation = None if row is None else decide(row)
+                if operation is None:
+                    return
+                if isinstance(operation, Delete):
+                    break  # an append that came meanwhile must not be deleted with the rest
                 self.log.submit(operation).result()
                 return
         self.log.submit(Rewrite(self.id, decide)).result()

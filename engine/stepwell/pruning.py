@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.content import entry
-from stepwell.errors import UsageError
+from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
 from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
@@ -55,6 +55,13 @@ def _check(storage: Storage, thread_id: str, row: ThreadRow, sequences: frozense
     """Raise UsageError unless all sequences are steps of the thread."""
     inside = [sequence for sequence in sequences if row.first <= sequence <= row.last]
     records = storage.read(row.number, inside)
+    if storage.thread(thread_id) != row:
+        raise ConflictError(
+            f"thread {thread_id!r} was changed meanwhile; choose again",
+            thread=thread_id,
+            expected=row.last,
+            actual=None,
+        )
     for sequence in sorted(sequences):
         record = records.get(sequence)
         if record is None or codec.header_of(row.number, sequence, record).kind != fmt.KIND_STEP:

@@ -58,7 +58,6 @@ class Child:
 
     def __init__(self, name: str, path: Path, life: int, seed: int, mode: str) -> None:
         self.name = name
-        self.facts = 0
         self._rest = b""
         self._pipe, theirs = processes.Pipe(duplex=False)
         their_control, self._control = processes.Pipe(duplex=False)

@@ -456,7 +456,9 @@ def test_a_change_that_nothing_announces_waits_for_its_turn() -> None:
         for message in values["messages"][:200]:
             change(message)
         for _ in range(ROTATION_PUTS):
-            values = {"messages": [*values["messages"], HumanMessage("more")]}
+            more = HumanMessage("more")
+            run.put_writes(tip, [("messages", [more])])
+            values = {"messages": [*values["messages"], more]}
             tip = run.put(lane, tip, values)
             late.append(promise.check(tip))
         assert late[0] > 100
@@ -565,7 +567,10 @@ def _run_with_late_changes(path: Path) -> tuple[Run, Step]:
     promise.check(tip)
     for item in [*values["messages"], *values["files"].values(), *values["table"]]:
         change(item)
-    tip = run.put(lane, tip, dict(values), still={"table"})
+    more, file = HumanMessage("more"), _element(1)
+    run.put_writes(tip, [("messages", [more]), ("files", {"more": file})])
+    values = {**values, "messages": [*values["messages"], more], "files": {**values["files"], "more": file}}
+    tip = run.put(lane, tip, values, still={"table"})
     assert promise.check(tip) > 300
     return run, tip
 

@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 _LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
-_COMMITS_BETWEEN_READER_CHECKS: Final = 1024
+_COMMITS_BETWEEN_READER_CHECKS: Final = 32
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -164,9 +164,12 @@ class _Environment:
         self._gate = threading.Condition()
         self._active = 0
         self._resizing = False
+        self._closed = False
+        self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         new = _check_file(path, real_path, read_only)
         self._env, self.tables, self.log_id = self._open(read_only)
+        self._identity = _identity(real_path)
         if new:
             _sync_directory(os.path.dirname(real_path))
 
@@ -202,9 +205,14 @@ class _Environment:
     def _begin(self, write: bool) -> lmdb.Transaction[bytes]:
         while True:
             with self._gate:
-                while self._resizing:
+                # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
+                # all transactions to end, it would wait for itself.
+                while self._resizing and threading.get_ident() not in self._inside:
                     self._gate.wait()
+                if self._closed:
+                    raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
                 self._active += 1
+                self._inside[threading.get_ident()] = self._inside.get(threading.get_ident(), 0) + 1
             try:
                 return self._env.begin(write=write, buffers=False)
             except lmdb.MapResizedError:
@@ -223,6 +231,11 @@ class _Environment:
     def _leave(self) -> None:
         with self._gate:
             self._active -= 1
+            depth = self._inside[threading.get_ident()] - 1
+            if depth:
+                self._inside[threading.get_ident()] = depth
+            else:
+                del self._inside[threading.get_ident()]
             if self._resizing:
                 self._gate.notify_all()
 
@@ -274,6 +287,13 @@ class _Environment:
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
             ) from error
 
+    def is_gone(self) -> bool:
+        """Whether the path names another file by now, or none."""
+        try:
+            return _identity(self.real_path) != self._identity
+        except OSError:
+            return True
+
     def make_writable(self) -> None:
         """Open the file anew for writing: the first handle on it was a read-only one."""
         if not self._read_only:
@@ -322,6 +342,7 @@ class _Environment:
 
     def close(self) -> None:
         with self._alone():
+            self._closed = True
             self._env.close()
 
 
@@ -335,6 +356,10 @@ def _acquire(path: str, read_only: bool) -> _Environment:
     real_path = os.path.realpath(path)
     with _registry:
         environment = _environments.get(real_path)
+        if environment is not None and environment.is_gone():
+            # The file was removed or replaced: who has it open keeps it, who opens it now gets the new one.
+            del _environments[real_path]
+            environment = None
         if environment is None:
             environment = _Environment(path, real_path, read_only)
             _environments[real_path] = environment
@@ -348,7 +373,8 @@ def _release(environment: _Environment) -> None:
     with _registry:
         environment.handles -= 1
         if environment.handles == 0:
-            _environments.pop(environment.real_path, None)
+            if _environments.get(environment.real_path) is environment:
+                del _environments[environment.real_path]
             environment.close()
 
 
@@ -474,6 +500,11 @@ def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
 
 
+def _identity(real_path: str) -> tuple[int, int]:
+    status = os.stat(real_path)
+    return status.st_dev, status.st_ino
+
+
 def _sync_directory(directory: str) -> None:
     """Make the new file's name durable; a synced file without a name would be lost."""
     if os.name == "posix":
@@ -504,7 +535,8 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
     if isinstance(error, lmdb.ReadersFullError):
         return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
     code = getattr(error, "code", None)
-    if code in _NO_ROOM or isinstance(error, lmdb.DiskError):
+    # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
+    if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
         return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
