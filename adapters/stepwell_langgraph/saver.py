@@ -407,7 +407,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for summary in self.log.threads():
                 yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
             return
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             shown = False
             try:
                 for tuple_ in self._list_thread(address, filter_, before_id):
@@ -417,6 +417,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             except ConflictError:
                 if shown:
                     return  # a thread that is deleted or pruned while its list is paused has nothing more to show
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
     def _list_thread(
         self, address: Address, filter_: dict[str, Any], before_id: str | None

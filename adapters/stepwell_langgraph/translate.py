@@ -325,7 +325,6 @@ class DictChannel:
 
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
-        value = dict(value)
         self._turn = checks.turn
         before = self._entries
         suspects = set(map(id, _to_check(list(before.values()), {}, self._rotation, checks)))
@@ -462,9 +461,11 @@ def update(
         if type(value) is list and _worth_splitting(value):
             channel = channel if isinstance(channel, ListChannel) else ListChannel()
             return channel, channel.update(value, checks)
-        if type(value) is dict and value and all(type(key) is str and key.isprintable() for key in [*value]):
-            channel = channel if isinstance(channel, DictChannel) else DictChannel()
-            return channel, channel.update(value, checks)
+        if type(value) is dict:
+            entries = dict(value)
+            if entries and all(type(key) is str and key.isprintable() for key in entries):
+                channel = channel if isinstance(channel, DictChannel) else DictChannel()
+                return channel, channel.update(entries, checks)
     channel = channel if isinstance(channel, PlainChannel) else PlainChannel()
     return channel, channel.update(value, serde, checks, moved=moved)
 
