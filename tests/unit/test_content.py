@@ -130,6 +130,28 @@ def test_nothing_refers_to_a_deleted_thread(memory_log: Log) -> None:
     assert shown(memory_log, "s1") == big
 
 
+@pytest.mark.parametrize("order", [("old", "new"), ("new", "old")])
+def test_nothing_refers_to_two_threads_of_one_name(memory_log: Log, order: tuple[str, str]) -> None:
+    """Of contents of a thread and of one that had its name before, only those that are still there are referred to."""
+    contents, thread = {"old": noise(5000), "new": noise(5000)}, memory_log.thread("t")
+    thread.append([step("s0", {"x": contents["old"]})])
+    thread.delete()
+    thread.append([step("s0", {"x": contents["new"]})])
+    assert grown_by(memory_log, step("s1", {name: contents[name] for name in order})) > 5000
+    assert [shown(memory_log, "s1", name) for name in order] == [contents[name] for name in order]
+
+
+def test_a_run_of_known_elements(memory_log: Log) -> None:
+    """A list of elements that lie side by side in another event is found again where they lie, not elsewhere."""
+    thread = memory_log.thread("t")
+    elements = [msgspec.Raw(msgspec.msgpack.encode(noise())) for _ in range(4)]
+    listed = [msgspec.msgpack.encode(part) for part in (elements, elements[1:3], elements[1:3])]
+    thread.append([step("s0", {"x": noise(), "y": listed[0]})])
+    for number in (1, 2):
+        assert grown_by(memory_log, step(f"s{number}", {"x": listed[number]})) < 200
+    assert [shown(memory_log, "s0", "y"), shown(memory_log, "s1"), shown(memory_log, "s2")] == listed
+
+
 def test_nothing_refers_to_what_was_pruned(memory_log: Log) -> None:
     """After a pruning, content that went with it is written again, and then referred to again."""
     big, thread = noise(5000), memory_log.thread("t")
@@ -238,6 +260,8 @@ def test_layout_of_an_encoding_that_was_replaced(failing: FailingStorage) -> Non
             ticket.result()
         thread.append([step("d", {"x": run})])
         assert [shown(log, "a"), shown(log, "d")] == [run, run]
+        # Nor does what was said of the layout before stay "on its way" for ever.
+        assert all(place.durable or place.failed for place, _, _ in log.content._places.values())
         assert log.audit().breaches == []
 
 

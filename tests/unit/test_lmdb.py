@@ -23,7 +23,16 @@ import pytest
 
 import building
 from building import noise, step
-from stepwell import ClosedError, CorruptionError, Log, NewerFormatError, NotALogError, ReadOnlyError, UsageError
+from stepwell import (
+    ClosedError,
+    CorruptionError,
+    Log,
+    NewerFormatError,
+    NotALogError,
+    ReadOnlyError,
+    StepwellError,
+    UsageError,
+)
 from stepwell.storage import lmdb as engine
 from stepwell.storage.lmdb import LmdbStorage
 
@@ -182,6 +191,45 @@ def test_a_dropped_log_is_given_back_at_any_moment(path: Path) -> None:
         print("done")
         """
     assert run(script, path) == "done"
+
+
+def test_file_removed_while_it_is_open(path: Path) -> None:
+    """Who has a file open that was removed keeps it; who opens the path now gets a new log."""
+    old = Log.open(path)
+    old.thread("t").append([step("old")])
+    path.unlink()
+    Path(f"{path}-lock").unlink()
+    with Log.open(path) as new:
+        assert ids(new) == []
+        new.thread("t").append([step("new")])
+        old.thread("t").append([step("older")])
+        assert (ids(new), ids(old)) == (["new"], ["older", "old"])
+        old.close()
+        new.thread("t").append([step("newer")])
+    with Log.open(path) as again:
+        assert ids(again) == ["newer", "new"]
+        assert again.audit().breaches == []
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_only_the_data_file_changed_while_it_is_open(path: Path, change: str) -> None:
+    """A file that lies where an open one lay, beside that one's lock file, is refused until the old one is closed."""
+    with Log.open(path.parent / "other") as other:
+        other.thread("t").append([step("other")])
+    old = Log.open(path)
+    old.thread("t").append([step("old")])
+    if change == "removed":
+        path.unlink()
+    else:
+        (path.parent / "other").replace(path)
+    with pytest.raises(StepwellError):
+        Log.open(path)
+    old.thread("t").append([step("older")])
+    assert ids(old) == ["older", "old"]
+    old.close()
+    with Log.open(path) as new:
+        assert ids(new) == (["other"] if change == "replaced" else [])
+        assert new.audit().breaches == []
 
 
 # --- read only ---
@@ -502,6 +550,34 @@ def test_small_address_space_that_stays(path: Path) -> None:
         print(thread.summary().steps, log.audit().breaches)
         """
     assert run(dedent(LIMITED) + dedent(script), path) == "6 []"
+
+
+def test_a_decision_while_the_map_is_resized(path: Path) -> None:
+    """Who reads in the midst of a write does not wait for a resizing, which waits for the write."""
+    script = """
+        import faulthandler, threading, time
+        faulthandler.dump_traceback_later(10, exit=True)
+        log = Log.open(path)
+        thread = log.thread("t")
+        thread.append([step("s0")])
+        environment = log.storage._environment
+        def resize():
+            with environment._alone():
+                pass
+        resizing = threading.Thread(target=resize)
+        def decide(row):
+            if not resizing.ident:
+                resizing.start()
+                while not environment._resizing:
+                    pass
+                assert len(list(thread.steps())) == 1
+        from stepwell.storage import Rewrite
+        log.submit(Rewrite("t", decide)).result()
+        resizing.join()
+        thread.append([step("s1")])
+        print(len(list(thread.steps())))
+        """
+    assert run(script, path) == "2"
 
 
 @on_linux

@@ -534,6 +534,11 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
         return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
+    if "already open in this process" in str(error):
+        return UsageError(
+            f"the file {path!r} was replaced, but not its lock file, while this process has the old one open: "
+            "close the logs on it, and never replace a log in use"
+        )
     code = getattr(error, "code", None)
     # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
     if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
