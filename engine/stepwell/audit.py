@@ -15,6 +15,7 @@ from stepwell.errors import CorruptionError, FormatError
 from stepwell.events import (
     Event,
     LaneOpened,
+    Sequence,
     StepCommitted,
     ThreadDeleted,
     ThreadOpened,
@@ -107,10 +108,13 @@ class _Thread:
         self._id: str | None = None
         self._deleted = False
         self._row = ThreadRow(number, b"", 0)
+        self._bases: dict[int, bytes] = {}
         self.events = 0
         self.commits: dict[int, FeedRow] = {}
 
     def read(self) -> None:
+        self._check_segments()
+        self._bases = self._storage.bases(self._number)
         self._count_followers()
         after = 0
         while True:
@@ -118,8 +122,31 @@ class _Thread:
             for sequence, record in page:
                 self._event(sequence, record)
             if len(page) < _PAGE_EVENTS:
-                return
+                break
             after = page[-1][0]
+        for sequence in self._bases:
+            self._breach("I10", sequence, "a state is kept of what is no step")
+
+    def _check_segments(self) -> None:
+        """Segments follow each other without a gap, and hold the oldest events."""
+        row = self._row
+        for first, last, size in self._storage.segments(self._number):
+            if row.sealed and first != row.sealed + 1:
+                self._breach("I9", first, f"the segment before it ends at {row.sealed}")
+            row.sealed = last
+            row.stored_bytes += size
+
+    def _check_base(self, sequence: int) -> None:
+        """A state that is kept is what the events fold to."""
+        data = self._bases.pop(sequence, None)
+        if data is not None and sequence in self._states:
+            try:
+                kept = codec.decode_base(self._number, sequence, data)
+            except CorruptionError as error:
+                self._breach("I10", sequence, error.reason)
+            else:
+                if kept != self._states[sequence]:
+                    self._breach("I10", sequence, "the state that is kept is not what the events fold to")
 
     def _count_followers(self) -> None:
         """How many steps are based on each, so that a state is held no longer than it is needed."""
@@ -154,7 +181,11 @@ class _Thread:
         except CorruptionError as error:
             self._breach("I3", sequence, error.reason)
         row.last, row.chain, row.updated_at = sequence, header.chain, header.created_at
-        row.stored_bytes += len(record)
+        if sequence > row.sealed:
+            row.loose_bytes += len(record)
+            row.stored_bytes += len(record)
+        elif sequence == row.first and row.sealed and self._storage.segments(self._number)[0][0] != sequence:
+            self._breach("I9", sequence, "it stands before the first segment, and in none")
         self._payload_bytes[sequence] = len(payload)
         self._commit(header.commit, sequence)
         if isinstance(event, LaneOpened):
@@ -235,10 +266,11 @@ class _Thread:
         base = self._states.get(event.base)
         if base is not None:
             try:
-                self._states[sequence] = fold(base, event, event.base)
+                self._states[sequence] = fold(base, event, Sequence(sequence))
             except PatchError as error:
                 self._breach("I5", sequence, f"it does not fit its base {event.base}: {error}")
         self._steps[sequence] = header.lane
+        self._check_base(sequence)
         self._followers[event.base] -= 1
         for done in (event.base, sequence):
             if done and not self._followers[done]:

@@ -20,6 +20,7 @@ import zstandard
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.fold import State
 from stepwell.patch import (
     Array,
     Blob,
@@ -40,8 +41,12 @@ SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
 COMPRESSION_LEVEL: Final = 3
+BLOCK_COMPRESSION_LEVEL: Final = 3
+
+DecompressionError = zstandard.ZstdError
 
 _LENGTH_BYTES: Final = 4
+_BASE_CHECKSUM_BYTES: Final = 16
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -258,6 +263,11 @@ def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
     return body[_LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES]) :]
 
 
+def plain_record(record: bytes, body: bytes) -> bytes:
+    """The same record with its body in plain form."""
+    return b"".join((record[:3], bytes((fmt.FORM_PLAIN,)), record[4 : fmt.HEADER_BYTES], body))
+
+
 def header_of(thread: int, sequence: int, record: bytes) -> fmt.Header:
     """Check a record and give its header.
 
@@ -323,11 +333,11 @@ def open_record(thread: int, sequence: int, record: bytes, chain: bytes | None =
         header = fmt.read_header(record)
         body = record[fmt.HEADER_BYTES :]
         if header.form == fmt.FORM_ZSTD:
-            body = _decompress(body)
+            body = decompress(body)
         elif header.form != fmt.FORM_PLAIN:
             raise ValueError(f"the body has the unknown form {header.form}")
         return fmt.verify(thread, sequence, record, body, chain), body
-    except (ValueError, zstandard.ZstdError, MemoryError) as error:
+    except (ValueError, DecompressionError, MemoryError) as error:
         if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
@@ -349,7 +359,13 @@ def _compress(body: bytes) -> bytes:
     return data
 
 
-def _decompress(data: bytes) -> bytes:
+def compress_block(block: bytes) -> bytes:
+    """A large block as one zstandard frame, at the level for what is written once and read for ever."""
+    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL).compress(block)
+
+
+def decompress(data: bytes) -> bytes:
+    """The content of one zstandard frame; raises ValueError or DecompressionError if it is none."""
     if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
         raise ValueError("the frame claims an impossible size")
     try:
@@ -359,3 +375,32 @@ def _decompress(data: bytes) -> bytes:
     body = decompressor.decompress(data)
     _decompressors.append(decompressor)
     return body
+
+
+# --- states, as the fold leaves them ---
+
+_state_decoder = msgspec.msgpack.Decoder(State)
+
+
+def encode_base(thread: int, sequence: int, state: State) -> bytes:
+    """The state after a step as it stands in the table of bases: a checksum, then one zstandard frame.
+
+    Its content is references (larger contents stay in the events that hold them).
+    """
+    frame = compress_block(_encoder.encode(state))
+    return blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest() + frame
+
+
+def decode_base(thread: int, sequence: int, data: bytes) -> State:
+    """Check a base and give its state.
+
+    Raises:
+        CorruptionError: It is not what was written at this place.
+    """
+    checksum, frame = data[:_BASE_CHECKSUM_BYTES], data[_BASE_CHECKSUM_BYTES:]
+    try:
+        if checksum != blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest():
+            raise ValueError("its checksum does not match")
+        return _state_decoder.decode(decompress(frame))
+    except (ValueError, DecompressionError) as error:
+        raise CorruptionError(f"the base is damaged: {error}", thread=thread, sequence=sequence) from error

@@ -12,7 +12,7 @@ from stepwell.events import NOWHERE, Sequence, StepCommitted, Write, WritesRecor
 from stepwell.patch import Value, merge_entries
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, array_like=True, frozen=True):
     """What one lane of a thread holds after one of its steps.
 
     Attributes:

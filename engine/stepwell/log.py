@@ -18,8 +18,9 @@ from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, ReadOnlyError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
+from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
-from stepwell.storage import Append, Copy, Delete, Storage, ThreadRow
+from stepwell.storage import Append, Copy, Delete, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.writer import Ticket, Writer
@@ -120,20 +121,36 @@ class Log:
     >>> log.close()
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        seal_after_events: int = SEAL_AFTER_EVENTS,
+        seal_after_bytes: int = SEAL_AFTER_BYTES,
+    ) -> None:
         self.storage = storage
         self.content = ContentMemory()
         self.reader = reader.Reader(storage)
-        self._writer = Writer(storage)
+        self._folding = Folding(storage, self.reader, self.submit, seal_after_events, seal_after_bytes)
+        self._writer = Writer(storage, self._folding.notice)
         _open_logs.add(self)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        seal_after_events: int = SEAL_AFTER_EVENTS,
+        seal_after_bytes: int = SEAL_AFTER_BYTES,
+    ) -> Self:
         """Open a log, or create it.
 
         Args:
             path: The file; ":memory:" is a log of its own that is gone when it is closed.
             read_only: Refuse every change, and do not create the file.
+            seal_after_events: A thread with so many loose events is sealed, in the background.
+            seal_after_bytes: So is one whose loose records have so many bytes.
 
         Raises:
             UsageError: The directory, or with `read_only` the file, does not exist.
@@ -143,10 +160,11 @@ class Log:
         if not isinstance(path, str | os.PathLike):
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
         if os.fspath(path) == IN_MEMORY:
-            return cls(MemoryStorage())
+            return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
-        return cls(LmdbStorage(path, read_only=read_only))
+        storage = LmdbStorage(path, read_only=read_only)
+        return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
 
     @property
     def path(self) -> str:
@@ -185,11 +203,25 @@ class Log:
                 return
             after = page[-1].commit
 
+    def seal(self, thread_id: str | None = None) -> int:
+        """Put all loose events of one thread, or of all, into segments now.
+
+        Appends need not wait for it: what was appended is durable already, this only makes it smaller and
+        quicker to read.
+
+        Returns:
+            How many events were sealed.
+        """
+        if thread_id is not None:
+            return self._folding.seal(Thread(self, thread_id).id)
+        return sum(self._folding.seal(summary.thread_id) for summary in [*self.threads()])
+
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
-        return auditing.audit(self.storage)
+        with self._folding.resting():
+            return auditing.audit(self.storage)
 
-    def submit(self, operation: Append | Delete | Copy, places: Several[Place] = ()) -> Ticket:
+    def submit(self, operation: Append | Delete | Copy | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
@@ -197,6 +229,7 @@ class Log:
 
     def close(self) -> None:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
+        self._folding.close()
         self._writer.close()
         self.storage.close()
         _open_logs.discard(self)

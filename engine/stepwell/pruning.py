@@ -89,7 +89,9 @@ class _Rewriting:
 
     def _branches(self, kept: frozenset[int]) -> tuple[dict[int, StepCommitted], list[int]]:
         """The kept steps and all that they are based on; and the kept ones in the order of lists."""
-        records = sorted(self._storage.branches(self._row.number, sorted(kept), frozenset()).items())
+        sequences = sorted(kept)
+        found = self._storage.branches(self._row.number, sequences, frozenset()).records
+        records = sorted((found | self._storage.read(self._row.number, sequences)).items())
         first_committed: dict[int, int] = {}
         for sequence, record in records:
             header = codec.header_of(self._row.number, sequence, record)
@@ -115,6 +117,9 @@ class _Rewriting:
             return self._step(event, values, Merge(), Sequence(0), hidden=True)
         patches, fields, base = event.channels, event.fields, event.base
         while base and base not in placed:
+            if base not in branches:
+                base = Sequence(0)  # a base is kept of that step: what comes before it was not read
+                break
             before = branches[base]
             patches, fields = compose_merges(before.channels, patches), compose_merges(before.fields, fields)
             base = before.base

@@ -127,8 +127,9 @@ class Reader:
         missing_ones = [sequence for sequence in wanted if sequence not in found]
         events: dict[int, StepCommitted] = {}
         if missing_ones:
-            records = self._storage.branches(thread, missing_ones, frozenset(found))
+            records, bases = self._storage.branches(thread, missing_ones, frozenset(found))
             events = {sequence: _step(thread, sequence, record) for sequence, record in records.items()}
+            found.update({sequence: codec.decode_base(thread, sequence, data) for sequence, data in bases.items()})
         followers = Counter(event.base for event in events.values())
         kept = {0, *wanted}
         for sequence in sorted(events):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -96,8 +96,15 @@ class Ticket:
 class Writer:
     """The only module that changes a log.  The thread starts with the first operation."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, notice: Callable[[str, Committed], None]) -> None:
+        """A writer of a storage.
+
+        Args:
+            storage: What it writes to.
+            notice: Told of every append that was committed: the thread, and what became of it.
+        """
         self._storage = storage
+        self._notice = notice
         self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -198,6 +205,9 @@ class Writer:
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
         _tell(waiting)
+        for ticket, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
+                self._notice(ticket.operation.thread_id, outcome)
 
 
 def _resolve(tickets: list[Ticket], error: BaseException) -> None:

@@ -10,7 +10,7 @@ and each append its commit number, and keeps the derived tables in step with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -55,11 +55,15 @@ class Committed(NamedTuple):
         number: The thread's number; 0 if nothing was changed.
         commit: The commit number.
         sequences: Where each entry of an append stands.
+        loose_events: How many events of the thread are in no segment.
+        loose_bytes: How many bytes their records have.
     """
 
     number: int
     commit: int
     sequences: tuple[int, ...]
+    loose_events: int = 0
+    loose_bytes: int = 0
 
 
 class Append(NamedTuple):
@@ -99,7 +103,29 @@ class Copy(NamedTuple):
     created_at: int
 
 
-Operation: TypeAlias = Append | Delete | Copy
+class Seal(NamedTuple):
+    """Put the oldest loose events of a thread into a segment, and keep some states to read from.
+
+    Refused (without error, nothing is changed) if they are not its oldest loose events any more.
+
+    Attributes:
+        thread_id: The thread.
+        number: Its number.
+        first: Sequence of the first of the events.
+        last: Sequence of the last.
+        segment: The segment that holds them.
+        bases: States after steps, by sequence, as they will stand on disk.
+    """
+
+    thread_id: str
+    number: int
+    first: int
+    last: int
+    segment: bytes
+    bases: Mapping[int, bytes]
+
+
+Operation: TypeAlias = Append | Delete | Copy | Seal
 
 
 Outcome: TypeAlias = Committed | StepwellError
@@ -117,7 +143,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
         lanes: Number of lanes opened.
         steps: Number of steps that lists show.
         writes: Number of `WritesRecorded` events.
-        stored_bytes: Bytes of its records.
+        sealed: Sequence of its newest event that is in a segment; 0 if none is.
+        loose_bytes: Bytes of the records that are in no segment.
+        stored_bytes: Bytes of those and of the segments.
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
         deleted: Whether only the tombstone is left.
@@ -131,6 +159,8 @@ class ThreadRow(msgspec.Struct, array_like=True):
     lanes: int = 0
     steps: int = 0
     writes: int = 0
+    sealed: int = 0
+    loose_bytes: int = 0
     stored_bytes: int = 0
     created_at: int = 0
     updated_at: int = 0
@@ -186,6 +216,18 @@ Record: TypeAlias = tuple[int, bytes]
 """A sequence and the record that stands there."""
 
 
+class Branches(NamedTuple):
+    """What some states are folded from.
+
+    Attributes:
+        records: The records of steps, by sequence.
+        bases: States to begin with, by sequence, as they stand on disk.
+    """
+
+    records: dict[int, bytes]
+    bases: dict[int, bytes]
+
+
 class Storage(Protocol):
     """What an engine must do.  Thread numbers are positive; every method raises ClosedError after `close`."""
 
@@ -229,8 +271,11 @@ class Storage(Protocol):
     def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
         """The records at some sequences; those that are not there are left out."""
 
-    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> dict[int, bytes]:
-        """The records at some sequences and at all that they are based on, down to known ones or the empty state."""
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> Branches:
+        """What some states are folded from: the records of the steps that they are based on.
+
+        Each branch is followed down to a known state, to one that is kept as a base, or to the empty state.
+        """
 
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
         """Up to `limit` records between two sequences, both excluded."""
@@ -256,6 +301,12 @@ class Storage(Protocol):
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""
+
+    def segments(self, thread: int) -> list[tuple[int, int, int]]:
+        """First sequence, last sequence and bytes of each segment of a thread, in order."""
+
+    def bases(self, thread: int) -> dict[int, bytes]:
+        """The states that are kept of a thread, by sequence; for audit."""
 
     def event_threads(self) -> list[int]:
         """The numbers of all threads that have events, found from the events themselves; for audit."""

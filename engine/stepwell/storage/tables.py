@@ -2,14 +2,16 @@
 
     threads  thread number              ThreadRow: the catalogue
     names    owner, hash of name        number, name
-    events   thread, sequence           record
+    events   thread, sequence           record: what is in no segment yet
+    segments thread, last sequence      many records in one block
+    bases    thread, sequence           the state after a step, to begin reading at
     lanes    thread, lane               LaneRow
     index    thread, lane, step id,     the parent's id for a step, nothing for writes
              kind, sequence
     feed     commit number              thread, first and last sequence
     meta     name                       what the log itself is
 
-Everything but `events` and `meta` is derived from the events.  An engine gives transactions over these
+Everything but `events`, `segments` and `meta` is derived from the events.  An engine gives transactions over these
 tables (`Tables`) and is done; this module is where an append is checked, numbered, chained and indexed.
 """
 
@@ -19,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Final, Protocol
 
 from stepwell import codec
@@ -35,6 +38,7 @@ from stepwell.events import (
 )
 from stepwell.storage import (
     Append,
+    Branches,
     Committed,
     Copy,
     Delete,
@@ -45,6 +49,7 @@ from stepwell.storage import (
     Operation,
     Outcome,
     Record,
+    Seal,
     ThreadRow,
     pack_feed,
     pack_name,
@@ -54,20 +59,22 @@ from stepwell.storage import (
     unpack_name,
     unpack_thread,
 )
+from stepwell.storage.segments import EVENTS, SEGMENTS, Events, Held, pack
 
 META: Final = "meta"
 THREADS: Final = "threads"
 NAMES: Final = "names"
-EVENTS: Final = "events"
+BASES: Final = "bases"
 LANES: Final = "lanes"
 INDEX: Final = "index"
 FEED: Final = "feed"
 DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
-ALL: Final = (META, EVENTS, *DERIVED)
+ALL: Final = (META, EVENTS, SEGMENTS, BASES, *DERIVED)
 
 _THREAD_NAMES: Final = 0  # owner of thread ids among the names
 _PAGE_ROWS: Final = 512  # rows held at once while a whole thread is removed or copied
 _AFTER_ALL: Final = b"\xff" * 64
+_AFTER_ALL_SEQUENCES: Final = 1 << 63
 
 
 class Tables(Protocol):
@@ -88,6 +95,12 @@ class Tables(Protocol):
     def delete(self, table: str, key: bytes) -> None:
         """Remove a row, if it is there."""
 
+    def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        """The first key with start <= key < stop, without its value."""
+
+    def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        """The last key with start <= key < stop, without its value."""
+
 
 def prefix_end(prefix: bytes) -> bytes:
     """The first key after all keys that begin with `prefix`."""
@@ -97,6 +110,9 @@ def prefix_end(prefix: bytes) -> bytes:
 
 class TableStorage(ABC):
     """The Storage protocol over an engine's tables."""
+
+    def __init__(self) -> None:
+        self._held = Held()
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Tables]:
@@ -111,7 +127,7 @@ class TableStorage(ABC):
             for operation in operations:
                 if isinstance(operation, Append) and operation.placed is not None:
                     operation.placed(None)
-            commit = _Commit(tables)
+            commit = _Commit(tables, self._held)
             outcomes = [commit.attempt(operation) for operation in operations]
             commit.finish()
         return outcomes
@@ -157,32 +173,38 @@ class TableStorage(ABC):
 
     def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
         with self._reading() as tables:
-            found = ((sequence, tables.get(EVENTS, fmt.event_key(thread, sequence))) for sequence in sequences)
+            events = Events(tables, self._held)
+            found = ((sequence, events.get(thread, sequence)) for sequence in sequences)
             return {sequence: record for sequence, record in found if record is not None}
 
-    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> Branches:
+        found = Branches({}, {})
         with self._reading() as tables:
+            events = Events(tables, self._held)
             for sequence in sequences:
                 following = sequence
-                while following and following not in found and following not in known:
-                    record = tables.get(EVENTS, fmt.event_key(thread, following))
+                while following and following not in found.records and following not in known:
+                    base_state = tables.get(BASES, fmt.event_key(thread, following))
+                    if base_state is not None:
+                        found.bases[following] = base_state
+                        break
+                    record = events.get(thread, following)
                     if record is None:
                         break
-                    found[following] = record
+                    found.records[following] = record
                     base = _header(record, thread, following).base
                     # A base lies before what is based on it, or a damaged record could lead in a circle.
                     following = base if base < following else 0
         return found
 
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
-        start, stop = fmt.event_key(thread, after + 1), fmt.event_key(thread, before)
         found: list[Record] = []
         with self._reading() as tables:
-            for key, record in (tables.scan_back if reverse else tables.scan)(EVENTS, start, stop):
+            events = Events(tables, self._held)
+            for placed in (events.scan_back if reverse else events.scan)(thread, after, before):
                 if len(found) >= limit:
                     break
-                found.append((fmt.read_event_key(key)[1], record))
+                found.append(placed)
         return found
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
@@ -195,10 +217,9 @@ class TableStorage(ABC):
         return found
 
     def _steps(self, tables: Tables, thread: int, lane: int | None, before: int) -> Iterator[Record]:
+        events = Events(tables, self._held)
         if lane is None:
-            stop = fmt.event_key(thread, before) if before else prefix_end(fmt.number_key(thread))
-            for key, record in tables.scan_back(EVENTS, fmt.event_key(thread, 0), stop):
-                sequence = fmt.read_event_key(key)[1]
+            for sequence, record in events.scan_back(thread, 0, before or _AFTER_ALL_SEQUENCES):
                 # Verified, or a damaged step could pass for something that is not listed.
                 header = codec.header_of(thread, sequence, record)
                 if header.kind == fmt.KIND_STEP and not header.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN):
@@ -215,14 +236,14 @@ class TableStorage(ABC):
         following = unpack_lane(data).tip
         if before:
             # A page ends at a step of this lane: going on from there saves the walk from the tip.
-            record_before = tables.get(EVENTS, fmt.event_key(thread, before))
+            record_before = events.get(thread, before)
             if record_before is not None:
                 header = _header(record_before, thread, before)
                 shown = not header.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN)
                 if header.kind == fmt.KIND_STEP and header.lane == lane and shown:
                     following = header.previous
         while following:
-            record = _event(tables, thread, following)
+            record = _event(events, thread, following)
             if not before or following < before:
                 yield following, record
             previous = _header(record, thread, following).previous
@@ -277,17 +298,29 @@ class TableStorage(ABC):
         with self._reading() as tables:
             while True:
                 start = fmt.event_key(found[-1] + 1 if found else 0, 0)
-                row = next(tables.scan(EVENTS, start, _AFTER_ALL), None)
-                if row is None:
+                keys = [tables.next_key(table, start, _AFTER_ALL) for table in (EVENTS, SEGMENTS)]
+                numbers = [fmt.read_event_key(key)[0] for key in keys if key is not None]
+                if not numbers:
                     return found
-                found.append(fmt.read_event_key(row[0])[0])
+                found.append(min(numbers))
+
+    def segments(self, thread: int) -> list[tuple[int, int, int]]:
+        with self._reading() as tables:
+            return list(Events(tables, self._held).sealed(thread))
+
+    def bases(self, thread: int) -> dict[int, bytes]:
+        prefix = fmt.number_key(thread)
+        with self._reading() as tables:
+            rows = tables.scan(BASES, prefix, prefix_end(prefix))
+            return {fmt.read_event_key(key)[1]: data for key, data in rows}
 
 
 class _Commit:
     """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, held: Held) -> None:
         self._tables = tables
+        self._events = Events(tables, held)
         self._threads: dict[str, ThreadRow | None] = {}
         self._changed: dict[int, ThreadRow] = {}
         self._lanes: dict[tuple[int, int], LaneRow] = {}
@@ -303,6 +336,8 @@ class _Commit:
                 return self._append(operation)
             if isinstance(operation, Delete):
                 return self._delete(operation)
+            if isinstance(operation, Seal):
+                return self._seal(operation)
             return self._copy(operation)
         except StepwellError as error:
             if self._changing:
@@ -345,7 +380,8 @@ class _Commit:
             first = row.last + 1
         sequences = tuple(self._add(row, entry) for entry in entries)
         self._feed(row, first)
-        committed = Committed(row.number, self._commit, sequences)
+        loose = row.last - max(row.sealed, row.first - 1)
+        committed = Committed(row.number, self._commit, sequences, loose, row.loose_bytes)
         if operation.placed is not None:
             operation.placed(committed)
         return committed
@@ -368,7 +404,7 @@ class _Commit:
             return  # its entries refer to each other: with `expected_head` the caller knows where they will stand
         if not entry.base:
             return
-        record = None if row is None else self._tables.get(EVENTS, fmt.event_key(row.number, entry.base))
+        record = None if row is None else self._events.get(row.number, entry.base)
         if row is None or record is None:
             raise _gone(operation.thread_id, f"there is no event {entry.base} to base a step on")
         header = _header(record, row.number, entry.base)
@@ -419,7 +455,15 @@ class _Commit:
         self._tables.put(INDEX, key, entry.parent_key)
         return sequence
 
-    def _record(self, row: ThreadRow, lane: int, entry: Entry, flags: int = 0, previous: int = 0) -> int:
+    def _record(
+        self,
+        row: ThreadRow,
+        lane: int,
+        entry: Entry,
+        flags: int = 0,
+        previous: int = 0,
+        sealing: list[bytes] | None = None,
+    ) -> int:
         sequence = row.last + 1
         header, row.chain = fmt.stamp(
             row.number,
@@ -436,9 +480,13 @@ class _Commit:
             row.chain,
         )
         record = header + entry.body
-        self._tables.put(EVENTS, fmt.event_key(row.number, sequence), record)
+        if sealing is None:
+            self._tables.put(EVENTS, fmt.event_key(row.number, sequence), record)
+            row.loose_bytes += len(record)
+            row.stored_bytes += len(record)
+        else:
+            sealing.append(record)
         row.last = sequence
-        row.stored_bytes += len(record)
         row.created_at = row.created_at or entry.created_at
         row.updated_at = entry.created_at
         return sequence
@@ -482,19 +530,64 @@ class _Commit:
         opened: Event = ThreadOpened(operation.target_id)
         if source.first > 1:
             opened = ThreadPruned(operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at)
-        self._record(row, 0, _entry(opened, None, operation.created_at))
-        start = fmt.event_key(source.number, source.first + 1)
-        for key, record in self._pages(EVENTS, start, fmt.event_key(source.number, source.last + 1)):
-            header, body = codec.open_record(source.number, fmt.read_event_key(key)[1], record)
-            stored, digest = record[fmt.HEADER_BYTES :], fmt.body_digest(body)
-            entry = Entry(None, header.kind, stored, header.form, digest, header.created_at, header.base)
-            self._record(row, header.lane, entry, header.flags, header.previous)
+        self._copy_events(source, row, _entry(opened, None, operation.created_at))
         self._copy_derived(source.number, row.number)
         row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
         copied = ThreadCopied(operation.source_id, Sequence(source.last))
         sequence = self._record(row, 0, _entry(copied, None, operation.created_at))
         self._feed(row, row.first)
         return Committed(row.number, self._commit, (sequence,))
+
+    def _copy_events(self, source: ThreadRow, row: ThreadRow, opened: Entry) -> None:
+        """Stamp every record anew for the target; what was sealed is sealed again, segment by segment."""
+        ends = {last for _, last, _ in self._events.sealed(source.number)}
+        sealing: list[bytes] = []
+        after = source.first - 1
+        while after < source.last:
+            page = [*islice(self._events.scan(source.number, after, source.last + 1), _PAGE_ROWS)]
+            for sequence, record in page:
+                header, body = codec.open_record(source.number, sequence, record)
+                digest, stored = fmt.body_digest(body), record[fmt.HEADER_BYTES :]
+                entry = Entry(None, header.kind, stored, header.form, digest, header.created_at, header.base)
+                if sequence == source.first:
+                    header, entry = header._replace(lane=0, flags=0, previous=0), opened
+                into = sealing if sequence <= source.sealed else None
+                if into is not None and entry.form != fmt.FORM_PLAIN:
+                    entry = entry._replace(body=codec.decompress(entry.body), form=fmt.FORM_PLAIN)
+                self._record(row, header.lane, entry, header.flags, header.previous, into)
+                if sequence in ends:
+                    segment = pack(row.number, row.last - len(sealing) + 1, sealing)
+                    self._tables.put(SEGMENTS, fmt.event_key(row.number, row.last), segment)
+                    row.sealed = row.last
+                    row.stored_bytes += len(segment)
+                    sealing.clear()
+            after = page[-1].sequence
+
+    # --- seal ---
+
+    def _seal(self, operation: Seal) -> Committed:
+        row = self._thread(operation.thread_id)
+        nothing = Committed(0, 0, ())
+        if row is None or row.number != operation.number:
+            return nothing
+        if max(row.sealed, row.first - 1) + 1 != operation.first or operation.last > row.last:
+            return nothing
+        self._changing = True
+        for sequence in range(operation.first, operation.last + 1):
+            key = fmt.event_key(row.number, sequence)
+            record = self._tables.get(EVENTS, key)
+            if record is None:
+                raise CorruptionError("the event is missing", thread=operation.thread_id, sequence=sequence)
+            self._tables.delete(EVENTS, key)
+            row.loose_bytes -= len(record)
+            row.stored_bytes -= len(record)
+        self._tables.put(SEGMENTS, fmt.event_key(row.number, operation.last), operation.segment)
+        row.sealed = operation.last
+        row.stored_bytes += len(operation.segment)
+        for sequence, base in operation.bases.items():
+            self._tables.put(BASES, fmt.event_key(row.number, sequence), base)
+        self._changed[row.number] = row
+        return Committed(row.number, 0, ())
 
     def _copy_derived(self, source: int, target: int) -> None:
         self._flush_lanes()
@@ -510,19 +603,19 @@ class _Commit:
         self._flush_lanes()
         commits: set[int] = set()
         owner = fmt.number_key(row.number)
-        for key, record in self._pages(EVENTS, owner, prefix_end(owner)):
-            try:
-                commits.add(codec.header_of(row.number, fmt.read_event_key(key)[1], record).commit)
-            except (CorruptionError, FormatError):
-                # A damaged thread can still be removed, but its records do not say which commits it had.
-                commits.update(self._commits_of(row.number))
-            self._tables.delete(EVENTS, key)
+        try:
+            for sequence, record in self._events.scan(row.number, row.first - 1, row.last + 1):
+                commits.add(codec.header_of(row.number, sequence, record).commit)
+        except (CorruptionError, FormatError):
+            # A damaged thread can still be removed, but its records do not say which commits it had.
+            commits.update(self._commits_of(row.number))
         for commit in commits:
             self._tables.delete(FEED, fmt.number_key(commit))
-        for table in (INDEX, LANES, NAMES):
-            for key, _ in self._pages(table, owner, prefix_end(owner)):
-                self._tables.delete(table, key)
+        for table in (EVENTS, SEGMENTS, BASES, INDEX, LANES, NAMES):
+            while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
+                self._tables.delete(table, doomed)
         row.first = row.last + 1
+        row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
 
     def _commits_of(self, thread: int) -> Iterator[int]:
@@ -601,8 +694,8 @@ def _header(record: bytes, thread: int, sequence: int) -> fmt.Header:
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
 
-def _event(tables: Tables, thread: int, sequence: int) -> bytes:
-    record = tables.get(EVENTS, fmt.event_key(thread, sequence))
+def _event(events: Events, thread: int, sequence: int) -> bytes:
+    record = events.get(thread, sequence)
     if record is None:
         raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
     return record
