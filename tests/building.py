@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import contextmanager
 
-from stepwell import Sequence, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell import Event, Sequence, StepCommitted, Write, WritesRecorded, changes, codec, parse
 from stepwell import format as fmt
+from stepwell.content import entry
 from stepwell.patch import Value
-from stepwell.storage import Operation, Outcome, Storage
+from stepwell.storage import Append, Operation, Outcome, Storage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.tables import EVENTS, Tables, TableStorage
 
@@ -51,6 +52,19 @@ def wrote(
     """What a task wrote to channel `x`, one write for each value."""
     writes = tuple(Write(first_index + i, "x", parse("text", value)) for i, value in enumerate(values))
     return WritesRecorded(step_id, task, path, writes, lane)
+
+
+def append(
+    thread_id: str,
+    *events: Event,
+    expected_head: int | None = None,
+    incarnation: int = 0,
+    restart: bool = False,
+    now: int = 1,
+) -> Append:
+    """The storage's operation for an append, without any memory of contents."""
+    entries = [entry(event, codec.encode(event), now) for event in events]
+    return Append(thread_id, lambda number, first: entries, expected_head, incarnation, restart)
 
 
 # --- behind the log's back ---

@@ -371,13 +371,19 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for summary in self.log.threads():
                 yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
             return
-        storage = self.log.storage
-        row = storage.thread(address.thread_id)
+        row = self.log.storage.thread(address.thread_id)
         if row is None:
             return
-        for page in self._pages(row.number, address, before_id):
-            states = self.log.reader.states(row.number, [found.step for _, found in page])
-            payloads = reader.Payloads(storage, row.number)
+        # A thread that is deleted or pruned while its list is paused has nothing more to show.
+        with suppress(ConflictError):
+            yield from self._list_thread(address, row.number, filter_, before_id)
+
+    def _list_thread(
+        self, address: Address, number: int, filter_: dict[str, Any], before_id: str | None
+    ) -> Iterator[CheckpointTuple]:
+        for page in self._pages(number, address, before_id):
+            states = self.log.reader.states(number, [found.step for _, found in page])
+            payloads = reader.Payloads(self.log.storage, number)
             for namespace, found in page:
                 state = states.pop(found.step)
                 if filter_:

@@ -180,6 +180,8 @@ class _Thread:
             codec.open_record(self._number, sequence, record, row.chain)
         except CorruptionError as error:
             self._breach("I3", sequence, error.reason)
+        if not isinstance(event, StepCommitted) and (header.base or header.previous or header.flags):
+            self._breach("I5", sequence, "only a step has a base, a step before it, and flags")
         row.last, row.chain, row.updated_at = sequence, header.chain, header.created_at
         if sequence > row.sealed:
             row.loose_bytes += len(record)

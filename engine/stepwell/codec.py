@@ -224,6 +224,9 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
 
+    if type(event).__struct_config__.tag != header.kind:
+        reason = f"the header says kind {header.kind}, the event is a {type(event).__name__}"
+        raise CorruptionError(reason, thread=thread, sequence=sequence)
     payload = body[head_end:]
 
     def absolute(content: Content) -> Content:

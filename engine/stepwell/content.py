@@ -115,7 +115,7 @@ class Encoding:
     """
 
     def __init__(self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int) -> None:
-        self.places = [Place() for _ in events]
+        self.places: list[Place] = []
         self._memory = memory
         self._thread_id = thread_id
         self._events = events
@@ -140,6 +140,9 @@ class Encoding:
 
     def _encode(self, incarnation: int | None, first: int) -> list[Entry]:
         self._number, self._oldest = incarnation, 0
+        # What an encoding before this one said about where its content lies is not true of this one.
+        settle(self.places, durable=False)
+        self.places[:] = [Place() for _ in self._events]
         bodies = [codec.encode(event, lambda digest: self._known(digest, incarnation, first)) for event in self._events]
         for place, body in zip(self.places, bodies, strict=True):
             self._memory.remember(self._thread_id, place, body.fresh)

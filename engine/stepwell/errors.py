@@ -48,6 +48,9 @@ class ConflictError(StepwellError):
         self.expected = expected
         self.actual = actual
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
 
 class CapacityError(StepwellError):
     """There is no room for the change; nothing was changed."""
@@ -92,3 +95,14 @@ class CorruptionError(StepwellError):
         self.thread = thread
         self.sequence = sequence
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[StepwellError], args: tuple[object, ...], attributes: dict[str, object]) -> StepwellError:
+    """An error as it was, for another process: its message is not made anew."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

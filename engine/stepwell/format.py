@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 # On disk: never renumber.
 FORMAT_VERSION: Final = 1  # what this library writes
-OLDEST_READABLE_VERSION: Final = 1
+READABLE_FROM_VERSION: Final = 1  # the oldest library format that can read it
 
 KIND_THREAD_OPENED: Final = 1
 KIND_LANE_OPENED: Final = 2
@@ -124,8 +124,10 @@ def verify(thread: int, sequence: int, record: bytes, body: bytes, chain: bytes 
         raise ValueError("the checksum does not match")
     if chain is not None and _chained(chain, seal) != header.chain:
         raise ValueError("the hash chain is broken before this event")
-    if header.version > FORMAT_VERSION or header.flags & ~KNOWN_FLAGS:
+    if header.version > FORMAT_VERSION:
         raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
+    if header.flags & ~KNOWN_FLAGS:
+        raise ValueError(f"the record has the unknown flags {header.flags & ~KNOWN_FLAGS:#x}")
     return header
 
 

@@ -12,6 +12,7 @@ While a group is synced the next one gathers, so the cost of a sync is shared by
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -20,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from stepwell.content import Place, settle
-from stepwell.errors import ClosedError, ForkedError, StepwellError
+from stepwell.errors import ClosedError, ForkedError
 from stepwell.storage import Append, Committed, Operation, Outcome, Storage
 
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
@@ -139,11 +140,13 @@ class Writer:
 
     def close(self) -> None:
         """Wait for everything that was submitted, then end the thread."""
+        if self._pid != os.getpid():
+            return  # in a forked child there is no such thread, and its locks may be held for ever
         with self._lock:
             if not self._closed and self._thread is not None:
                 self._queue.put(None)
             self._closed = True
-        if self._thread is not None and self._pid == os.getpid():
+        if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
@@ -215,10 +218,16 @@ def _resolve(tickets: list[Ticket], error: BaseException) -> None:
     for ticket in tickets:
         if not ticket.done:
             # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
-            own = type(error)(*error.args) if not isinstance(error, StepwellError) else error
-            for loop, future in ticket.resolve(own):
+            for loop, future in ticket.resolve(_copy_of(error)):
                 waiting.setdefault(loop, []).append(future)
     _tell(waiting)
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    try:
+        return copy.copy(error)
+    except Exception:  # an exception that cannot be copied is still one that can be raised
+        return error
 
 
 def _tell(waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:

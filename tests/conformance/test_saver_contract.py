@@ -6,6 +6,7 @@ Where LangGraph's in-memory saver differs by design, the rule stands in a class 
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import itertools
 import random
@@ -425,6 +426,24 @@ class TestFreshObjects:
             [HumanMessage("hello", id="given by LangGraph")],
             [HumanMessage("edited", id="given by LangGraph"), AIMessage("hi", id="m2")],
         ]
+
+    async def test_change_in_place_inside_a_map(self, calls: Calls) -> None:
+        """A value of a map that is changed in place, at any depth, is stored as it was at each put."""
+        files: dict[str, Any] = {"a.txt": {"lines": ["one"]}, "b.txt": [["deep"]], "c.txt": HumanMessage("hi", id="m")}
+        stored, expected = [await calls.step(None, {"files": files, "same": files})], [copy.deepcopy(files)]
+        for change in (
+            lambda: files["a.txt"]["lines"].append("two"),
+            lambda: files["b.txt"][0].append("deeper"),
+            lambda: setattr(files["c.txt"], "content", "changed"),
+            lambda: files.update({"d.txt": files["a.txt"]}),
+            lambda: files["a.txt"].clear(),
+        ):
+            change()
+            stored.append(await calls.step(stored[-1], {"files": dict(files), "same": files}))
+            expected.append(copy.deepcopy(files))
+        for config, value in zip(stored, expected, strict=True):
+            found = (await calls.get_tuple(config)).checkpoint["channel_values"]
+            assert found == {"files": value, "same": value}
 
     async def test_change_of_type_in_place(self, calls: Calls) -> None:
         """A change that Python's equality does not see, 1 to True, is stored."""

@@ -206,6 +206,12 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture
+def calls(request: pytest.FixtureRequest, saver: BaseCheckpointSaver[str]) -> Calls:
+    """One spelling for each saver, since how a value is stored does not depend on it."""
+    return Calls(saver, asynchronous=request.node.callspec.params["saver"] == "memory")
+
+
 class Recorder:
     """A serde that remembers every (type, bytes) pair that it was asked to load."""
 

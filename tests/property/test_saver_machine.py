@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -42,7 +42,8 @@ elements = st.one_of(
 )
 lists = st.lists(elements, max_size=20)
 maps = st.dictionaries(st.text(max_size=2) | st.integers(0, 3), elements, max_size=5)
-contents = st.one_of(lists, lists, maps, elements, lists.map(_DeltaSnapshot))
+files = st.dictionaries(st.sampled_from("abcdef"), elements | st.lists(elements, max_size=2), min_size=2)
+contents = st.one_of(lists, lists, maps, files, elements, lists.map(_DeltaSnapshot))
 
 # What a put does with one channel; see `_changed`.
 changes = st.one_of(
@@ -60,9 +61,18 @@ deltas = st.one_of(
     st.tuples(st.sampled_from(["empty", "empty", "keep"]), st.none()),
     st.tuples(st.just("set"), lists.map(_DeltaSnapshot)),
 )
-plans = st.fixed_dictionaries({**dict.fromkeys(CHANNELS, changes), "delta": deltas})
+# A map of files is mostly changed in place or by a few keys.
+edits = st.one_of(
+    st.tuples(st.sampled_from(["keep", "omit", "empty", "reverse"]), st.none()),
+    st.tuples(st.just("set"), files),
+    st.tuples(st.just("mutate"), scalars),
+    st.tuples(st.just("mutate"), scalars),
+    st.tuples(st.just("grow"), lists),
+    st.tuples(st.just("cut"), st.integers(0, 2)),
+)
+plans = st.fixed_dictionaries({"messages": changes, "value": changes, "files": edits, "delta": deltas})
 metadatas = st.fixed_dictionaries(
-    {"source": st.sampled_from(["input", "loop", "fork"]), "step": st.integers(-2, 9)},
+    {"source": st.sampled_from(["loop", "loop", "loop", "input", "fork"]), "step": st.integers(-2, 9)},
     optional={
         "counters_since_delta_snapshot": st.just({"delta": [1, 2], "messages": [0, 1]}),
         "run_id": st.sampled_from("ab"),
@@ -94,14 +104,15 @@ def _mutate(value: Any, scalar: Any) -> None:
     if isinstance(value, HumanMessage):
         value.id = f"given {scalar!r}"
         value.additional_kwargs["seen"] = scalar
-    elif isinstance(value, dict):
-        value["seen"] = scalar
-    elif isinstance(value, list):
-        for each in reversed(value):
-            if isinstance(each, (HumanMessage, dict, list)):
+    elif isinstance(value, dict | list):
+        for each in reversed(value if isinstance(value, list) else value.values()):
+            if isinstance(each, HumanMessage | dict | list):
                 _mutate(each, scalar)
                 return
-        value.append(scalar)
+        if isinstance(value, dict):
+            value["seen"] = scalar
+        else:
+            value.append(scalar)
 
 
 def _changed(current: Any, change: str, argument: Any, adopted: list[Any]) -> Any:
@@ -326,13 +337,6 @@ class SaverMachine(RuleBasedStateMachine):
     def look(self, thread: str) -> None:
         self._compare(thread)
 
-    @invariant()
-    def latest(self) -> None:
-        for thread in THREADS:
-            visible = self.model.lane(thread, "").visible()
-            found = self.saver.get_tuple(_config(thread, ""))
-            assert (found and found.checkpoint["id"]) == (visible[-1].id if visible else None)
-
     def _steps(self, thread: str) -> int:
         return sum(len(lane.visible()) for lane in self.model.threads.get(thread, {}).values())
 
@@ -351,6 +355,9 @@ class SaverMachine(RuleBasedStateMachine):
             everything = []
             for ns in NAMESPACES:
                 lane = self.model.lane(thread, ns)
+                visible = lane.visible()
+                latest = saver.get_tuple(_config(thread, ns))
+                assert (latest and latest.checkpoint["id"]) == (visible[-1].id if visible else None)
                 expected = [self._settled(lane, each) for each in self.model.list(thread, ns)]
                 listed = [self._settled(lane, show_tuple(each)) for each in saver.list(_config(thread, ns))]
                 assert listed == expected

@@ -273,8 +273,13 @@ class _Environment:
             return
         with self._alone():
             self._env.close()
-            self._env, self.tables, self.log_id = self._open(read_only=False)
-            self._read_only = False
+            try:
+                self._env, self.tables, self.log_id = self._open(read_only=False)
+                self._read_only = False
+            except BaseException:
+                # Whoever reads through the other handles goes on as before.
+                self._env, self.tables, self.log_id = self._open(read_only=True)
+                raise
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -451,7 +456,7 @@ def _create_tables(env: lmdb.Environment, path: str) -> None:
         if transaction.stat(env.open_db(None, transaction))["entries"]:
             return
         tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
-        format_ = LogFormat(fmt.FORMAT_VERSION, fmt.OLDEST_READABLE_VERSION, os.urandom(16))
+        format_ = LogFormat(fmt.FORMAT_VERSION, fmt.READABLE_FROM_VERSION, os.urandom(16))
         transaction.put(_META_FORMAT, msgspec.msgpack.encode(format_), db=tables[META])
 
 

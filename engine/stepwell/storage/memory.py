@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stepwell.errors import ClosedError
+from stepwell.errors import ClosedError, ForkedError
 from stepwell.storage.tables import ALL, Tables, TableStorage
 
 
@@ -26,14 +26,17 @@ class MemoryStorage(TableStorage):
         self.log_id = os.urandom(16)
         self._tables: _MemoryTables | None = _MemoryTables()
         self._lock = threading.RLock()
+        self._pid = os.getpid()
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
+        self._check_process()
         with self._lock:
             yield self._open_tables()
 
     @contextmanager
     def _writing(self) -> Iterator[Tables]:
+        self._check_process()
         with self._lock:
             tables = self._open_tables()
             try:
@@ -43,14 +46,19 @@ class MemoryStorage(TableStorage):
                 raise
             tables.keep()
 
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError(f"the log in memory belongs to process {self._pid}, which this process was forked from")
+
     def _open_tables(self) -> _MemoryTables:
         if self._tables is None:
             raise ClosedError("the log in memory was closed, and its content is gone; open a new one")
         return self._tables
 
     def close(self) -> None:
-        with self._lock:
-            self._tables = None
+        if self._pid == os.getpid():
+            with self._lock:
+                self._tables = None
 
 
 class _MemoryTables:

@@ -715,7 +715,12 @@ def _thread(tables: Tables, thread_id: str) -> ThreadRow | None:
 
 def _lane_number(tables: Tables, thread: int, name: str) -> int | None:
     data = tables.get(NAMES, fmt.name_key(thread, name.encode()))
-    return None if data is None else unpack_name(data)[0]
+    if data is None:
+        return None
+    number, found = unpack_name(data)
+    if found != name:
+        raise CorruptionError(f"the name of lane {number} does not match its hash", thread=thread)
+    return number
 
 
 def _lane_row(tables: Tables, thread: int, lane: int) -> LaneRow:
