@@ -8,8 +8,8 @@ well, since the objects that it hands out are those that the next put brings bac
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
 from typing import Any, Final, NamedTuple
 
@@ -20,14 +20,14 @@ from stepwell.events import Sequence
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Array, Map, Ref, Value
+from stepwell.patch import Array, Map, Ref, Value, size_of
 from stepwell.storage import Storage
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
 from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
 
 _REMEMBERED_BYTES: Final = 1 << 26
 _ANNOUNCED_STEPS: Final = 1024
-_FIELDS_BYTES: Final = 4096
+_ANNOUNCED_DEPTH: Final = 2  # an Overwrite of a list, a dict of lists
 
 LaneKey = tuple[str, str]
 """Thread id and namespace."""
@@ -80,7 +80,8 @@ class LaneMemory:
     @property
     def size(self) -> int:
         """Bytes of the encoded state, roughly: what holding its objects may cost."""
-        return sum(channel.size for channel in self.channels.values()) + _FIELDS_BYTES
+        fields = sum(size_of(value) for value in (self.checkpoint, self.metadata) if value is not None)
+        return sum(channel.size for channel in self.channels.values()) + fields
 
 
 class Memories:
@@ -140,21 +141,20 @@ class Memories:
             for key in [key for key in self._memories if key.lane[0] == thread_id]:
                 self._remove(key)
 
-    def of_puts(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
-        """Every memory that a put made."""
+    def take_puts(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
+        """Every memory that a put made; nothing is remembered afterwards."""
         with self._lock:
-            return [(key.lane, key.step_id, memory) for key, memory in self._memories.items() if key.by_put]
+            memories, self._memories = self._memories, OrderedDict()
+            self._sizes.clear()
+            self._size = 0
+        return [(key.lane, key.step_id, memory) for key, memory in memories.items() if key.by_put]
 
     def announce(self, lane: LaneKey, step_id: str, writes: Several[tuple[str, Any]]) -> None:
         """Note the objects that a task on a step returned: they may have been changed by it."""
         with self._lock:
             announced = self._announced.setdefault((lane, step_id), set())
             for _, value in writes:
-                announced.add(id(value))
-                if isinstance(value, list | tuple):
-                    announced.update(map(id, value))
-                elif isinstance(value, dict):
-                    announced.update(map(id, value.values()))
+                _announce(value, announced, _ANNOUNCED_DEPTH)
             while len(self._announced) > _ANNOUNCED_STEPS:
                 self._announced.popitem(last=False)
 
@@ -162,6 +162,23 @@ class Memories:
         """The objects that were noted for the step after `step_id`, once."""
         with self._lock:
             return frozenset() if step_id is None else self._announced.pop((lane, step_id), frozenset())
+
+
+def _announce(value: object, announced: set[int], depth: int) -> None:
+    """Note an object and what it holds: elements, entries, and the value that an Overwrite wraps."""
+    announced.add(id(value))
+    if not depth:
+        return
+    if isinstance(value, dict):
+        items: Iterable[object] = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        items = list(value)
+    elif type(value).__name__ == "Overwrite":
+        items = (getattr(value, "value", None),)
+    else:
+        return
+    for item in items:
+        _announce(item, announced, depth - 1)
 
 
 class _Key(NamedTuple):
@@ -188,16 +205,18 @@ def recall_step(
     memory.parent_id = state.parent_id
     split = by_element(serde)
     for name, value in state.channels.items():
-        if split and isinstance(value, Array) and not value.wrapped:
+        # Only what JsonPlus made of a list or dict: a user's bytes may look the same.
+        by_parts = split and value.type == "msgpack"
+        if by_parts and isinstance(value, Array) and not value.wrapped:
             # The elements are read only if one of them has to be compared.
             lengths = [length for piece in value.pieces for length in piece.lengths]
             memory.channels[name] = ListChannel(_Elements(storage, number, value).read, lengths)
             continue
         known = reader.resolved_value(value, payloads.read)
-        if split and isinstance(known, Map) and not known.wrapped:
-            memory.channels[name] = DictChannel(known.entries)
+        if by_parts and isinstance(known, Map) and not known.wrapped:
+            memory.channels[name] = DictChannel(known.entries, size_of(known))
         else:
-            memory.channels[name] = PlainChannel(known)
+            memory.channels[name] = PlainChannel(known, size_of(known))
     if state.fields:
         memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
         memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)

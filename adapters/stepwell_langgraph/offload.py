@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Final, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -28,7 +29,9 @@ async def offload_iterator(items: Iterator[_T]) -> AsyncIterator[_T]:
     finally:
         close = getattr(items, "close", None)
         if close is not None:
-            close()
+            # Cancelled while a thread is still taking an item: the iterator ends with that thread.
+            with suppress(ValueError):
+                close()
 
 
 def _next(items: Iterator[_T]) -> _T | object:

@@ -7,6 +7,7 @@ called, joins the group that is committed next, and is waited for in a thread or
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_
 
 from stepwell import reader
 from stepwell.codec import header_of
-from stepwell.errors import ConflictError, UsageError
+from stepwell.errors import ClosedError, ConflictError, UsageError
 from stepwell.events import StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
@@ -45,6 +46,8 @@ from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
 from stepwell_langgraph.put import Put
 from stepwell_langgraph.translate import ListChannel, PlainChannel
+
+_log: Final = logging.getLogger("stepwell")
 
 _ATTEMPTS: Final = 5
 _FIRST_PAGE: Final = 16
@@ -108,10 +111,19 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         return _Done()
 
     def close(self) -> None:
-        """Store what was changed in place since the last put, then close the log."""
+        """Close the log.  Closing twice is harmless.
+
+        Objects that were changed in place, and that the last put of their lane did not look at, are stored first.
+        """
         try:
-            for lane, step_id, memory in self._memories.of_puts():
-                self._store_late_changes(lane, step_id, memory)
+            for lane, step_id, memory in self._memories.take_puts():
+                try:
+                    self._store_late_changes(lane, step_id, memory)
+                except ClosedError:
+                    break
+                except Exception:
+                    # What was put is stored; an object that cannot be encoded any more must not keep the log open.
+                    _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
         finally:
             self.log.close()
 

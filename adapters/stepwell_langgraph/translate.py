@@ -7,10 +7,15 @@ from.  Encoding a put then is:
     1. Walk the identities of all elements.  One that is not known is encoded.
     2. Check the known ones that may have changed in place: those that a write returned since the last put,
        the last 128 of each channel, and a 32nd of the rest in rotation; all of them at the first put of an
-       invocation, at close, and with `exact`.  A check is exact (`fingerprint`), or encodes and compares.
+       invocation and with `exact`.  A check is exact (`fingerprint`), or encodes and compares.
     3. What is not known, or did change, becomes the patch.
 
-So an in-place change that no write announced is stored within 32 puts.
+So an in-place change that no write announced is stored within 32 puts.  Closing checks what the last put did
+not: what that put did check was stored as it was then, and what happens to the objects later is no concern of
+the log's.
+
+Containers are copied before they are walked: with LangGraph's durability "async" the next node runs meanwhile, and
+may change them.
 
 A channel's encoding is what the serializer would have made of the whole value, byte for byte: JsonPlus
 encodes a list as a header and its elements' encodings, which is checked once at import.  With any other
@@ -71,7 +76,12 @@ _SEPARABLE: Final = _elements_are_separable()
 
 def by_element(serde: SerializerProtocol) -> bool:
     """Whether a serializer encodes lists and dicts as JsonPlusSerializer does: element by element."""
-    return _SEPARABLE and type(serde).dumps_typed is JsonPlusSerializer.dumps_typed
+    return (
+        _SEPARABLE
+        and isinstance(serde, JsonPlusSerializer)
+        and type(serde).dumps_typed is JsonPlusSerializer.dumps_typed
+        and not serde.pickle_fallback  # it would pickle the whole list for one element
+    )
 
 
 _NOTHING: Final = object()
@@ -97,7 +107,7 @@ class Checks:
 class _Slot:
     """One stored element or entry, and the object that it came from."""
 
-    __slots__ = ("digest", "length", "mark", "object", "turn", "value")
+    __slots__ = ("checked", "digest", "length", "mark", "object", "turn", "value")
 
     def __init__(self, object_: object, mark: object | None) -> None:
         self.object = object_
@@ -105,6 +115,7 @@ class _Slot:
         self.digest: bytes | None = None  # of a list's element; None if it was not needed yet
         self.value: Value | None = None  # of a dict's entry
         self.length = 0  # bytes of its encoding
+        self.checked = -1  # the put at which it was last known to be what is stored
         self.turn: int | None = None
 
 
@@ -157,6 +168,7 @@ class ListChannel:
         self._stored = stored
         self._lengths = lengths
         self._count = len(lengths)
+        self._turn = 0
         self._stored_digests: list[bytes] = []
         self._objects: list[object] = []
         self._slots: list[_Slot] = []
@@ -177,6 +189,8 @@ class ListChannel:
 
     def update(self, value: list[object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
+        value = list(value)
+        self._turn = checks.turn
         known = len(self._objects)
         if known == self._count and len(value) >= known and all(map(is_, self._objects, value)):
             fresh = value[known:]
@@ -190,10 +204,11 @@ class ListChannel:
         return self._rebuilt(value, self._changed(kept, checks))
 
     def recheck(self) -> Patch | None:
-        """The patch that stores every in-place change since the last put."""
+        """The patch that stores what changed in place and was not checked by the last put."""
         if len(self._objects) != self._count:
             return None
-        return self.update(list(self._objects), Checks(0, everything=True, announced=frozenset()))
+        changed = self._check(slot for slot in self._slots if slot.checked != self._turn)
+        return self._rebuilt(list(self._objects), changed) if changed else None
 
     def _appended(self, objects: list[object]) -> Patch | None:
         if not objects:
@@ -209,7 +224,7 @@ class ListChannel:
         slot = self._by_id.get(id(item)) or _Slot(item, None)
         slot.mark = fingerprint(item)
         data = _encode_element(item)
-        slot.digest, slot.length = digest_of(data), len(data)
+        slot.digest, slot.length, slot.checked = digest_of(data), len(data), self._turn
         self._remember(slot)
         self.size += len(data)
         return data
@@ -222,8 +237,12 @@ class ListChannel:
 
     def _changed(self, slots: list[_Slot], checks: Checks, more: Iterable[_Slot] = ()) -> dict[int, bytes]:
         """The new encoding of every checked element that changed in place, by identity of its slot."""
+        return self._check(chain(_to_check(slots, self._by_id, self._rotation, checks), more))
+
+    def _check(self, slots: Iterable[_Slot]) -> dict[int, bytes]:
         changed: dict[int, bytes] = {}
-        for slot in chain(_to_check(slots, self._by_id, self._rotation, checks), more):
+        for slot in slots:
+            slot.checked = self._turn
             mark = slot.mark
             if mark is IMMUTABLE:
                 continue
@@ -290,6 +309,7 @@ class DictChannel:
         """A channel with nothing in it, or one whose stored entries (with content as bytes) are known."""
         self.size = size
         self._new = stored is None
+        self._turn = 0
         self._entries: dict[str, _Slot] = {}
         self._rotation = _Rotation()
         for key, value in (stored or {}).items():
@@ -298,6 +318,8 @@ class DictChannel:
 
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
+        value = dict(value)
+        self._turn = checks.turn
         before = self._entries
         suspects = set(map(id, _to_check(list(before.values()), {}, self._rotation, checks)))
         changes: dict[str, Patch] = {}
@@ -323,18 +345,22 @@ class DictChannel:
         return Merge(drop, changes) if drop or changes else None
 
     def recheck(self) -> Patch | None:
-        """The patch that stores every in-place change since the last put."""
-        objects = {key: slot.object for key, slot in self._entries.items()}
-        if any(item is _NOTHING for item in objects.values()):
-            return None
-        return self.update(objects, Checks(0, everything=True, announced=frozenset()))
+        """The patch that stores what changed in place and was not checked by the last put."""
+        changes: dict[str, Patch] = {}
+        for key, slot in self._entries.items():
+            if slot.object is not _NOTHING and slot.mark is not IMMUTABLE and slot.checked != self._turn:
+                old = slot.value
+                patch = diff(old, _value(self._encode(slot, slot.object)))
+                if patch is not None:
+                    changes[key] = patch
+        return Merge((), changes) if changes else None
 
     def _encode(self, slot: _Slot | None, item: object) -> _Slot:
         data = _encode_element(item)
         if slot is None or slot.object is not item:
             # Entries are compared by their encoding: only that an object cannot change is of use here.
             slot = _Slot(item, IMMUTABLE if fingerprint(item) is IMMUTABLE else None)
-        slot.value, slot.length = parse_entry(data), len(data)
+        slot.value, slot.length, slot.checked = parse_entry(data), len(data), self._turn
         return slot
 
 
@@ -350,12 +376,13 @@ class PlainChannel:
         size: Bytes of the encoded value.
     """
 
-    def __init__(self, stored: Value | None = None) -> None:
+    def __init__(self, stored: Value | None = None, size: int = 0) -> None:
         """A channel with nothing in it, or one whose stored value (with content as bytes) is known."""
-        self.size = 0
+        self.size = size
         self._value = stored
         self._object: object = _NOTHING
         self._mark: bytes | None = None
+        self._checked = True
 
     def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
@@ -366,9 +393,11 @@ class PlainChannel:
             checks: What to check if it is the object that it was.
             moved: Whether the channel has a new version.
         """
-        if value is self._object and not moved and not (self._suspect(checks) and self._differs(serde)):
-            return None
-        self._object, self._mark = value, _mark(value, serde)
+        if value is self._object and not moved:
+            self._checked = self._suspect(checks)
+            if not self._checked or not self._differs(serde):
+                return None
+        self._object, self._mark, self._checked = value, _mark(value, serde), True
         type_, payload = serde.dumps_typed(value)
         self.size = len(payload)
         new = parse(type_, bytes(payload))
@@ -377,11 +406,10 @@ class PlainChannel:
         return patch
 
     def recheck(self, serde: SerializerProtocol) -> Patch | None:
-        """The patch that stores every in-place change since the last put."""
-        if self._object is _NOTHING:
+        """The patch that stores what changed in place and was not checked by the last put."""
+        if self._object is _NOTHING or self._checked:
             return None
-        everything = Checks(0, everything=True, announced=frozenset())
-        return self.update(self._object, serde, everything, moved=False)
+        return self.update(self._object, serde, Checks(0, everything=True, announced=frozenset()), moved=False)
 
     def _suspect(self, checks: Checks) -> bool:
         if fingerprint(self._object) is IMMUTABLE:
@@ -419,7 +447,7 @@ def update(
         if type(value) is list and _worth_splitting(value):
             channel = channel if isinstance(channel, ListChannel) else ListChannel()
             return channel, channel.update(value, checks)
-        if type(value) is dict and value and all(type(key) is str and key.isprintable() for key in value):
+        if type(value) is dict and value and all(type(key) is str and key.isprintable() for key in [*value]):
             channel = channel if isinstance(channel, DictChannel) else DictChannel()
             return channel, channel.update(value, checks)
     channel = channel if isinstance(channel, PlainChannel) else PlainChannel()

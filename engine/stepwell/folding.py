@@ -13,6 +13,7 @@ takes no more than in proportion to the state.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from typing import Final
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.errors import ClosedError, ConflictError
-from stepwell.storage import Committed, Seal, Storage
+from stepwell.storage import Committed, Operation, Seal, Storage
 from stepwell.storage.segments import pack
 from stepwell.writer import Ticket
 
@@ -40,7 +41,7 @@ class Folding:
         self,
         storage: Storage,
         read: reader.Reader,
-        submit: Callable[[Seal], Ticket],
+        submit: Callable[[Operation], Ticket],
         after_events: int = SEAL_AFTER_EVENTS,
         after_bytes: int = SEAL_AFTER_BYTES,
     ) -> None:
@@ -55,6 +56,7 @@ class Folding:
         self._sealing = threading.RLock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._pid = os.getpid()
 
     def notice(self, thread_id: str, committed: Committed) -> None:
         """Told of each append; starts a sealing if the thread has grown enough."""
@@ -66,17 +68,24 @@ class Folding:
             self._waiting.add(thread_id)
             self._queue.put(thread_id)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="stepwell-folding", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="stepwell-folding", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """Wait for the sealing that is under way, and begin no other."""
+        self.abandon()
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Begin no other sealing, and end the thread without waiting for it."""
+        if self._pid != os.getpid():
+            return  # in a forked child there is no such thread, and the lock may be held for ever
         with self._lock:
             if not self._closed and self._thread is not None:
                 self._queue.put(None)
             self._closed = True
-        if self._thread is not None:
-            self._thread.join()
 
     def _run(self) -> None:
         while (thread_id := self._queue.get()) is not None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -131,9 +132,13 @@ class Log:
         self.storage = storage
         self.content = ContentMemory()
         self.reader = reader.Reader(storage)
-        self._folding = Folding(storage, self.reader, self.submit, seal_after_events, seal_after_bytes)
-        self._writer = Writer(storage, self._folding.notice)
+        self._writer = Writer(storage)
+        self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
+        self._writer.notice = self._folding.notice
         _open_logs.add(self)
+        # A log that is dropped without being closed gives everything back all the same.
+        self._dropped = weakref.finalize(self, _abandon, self._folding, self._writer, storage)
+        self._dropped.atexit = False  # the interpreter's end waits for what was submitted, see below
 
     @classmethod
     def open(
@@ -229,6 +234,7 @@ class Log:
 
     def close(self) -> None:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
+        self._dropped.detach()
         self._folding.close()
         self._writer.close()
         self.storage.close()
@@ -507,6 +513,11 @@ def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
     return ThreadSummary(thread_id, events, row.steps, row.writes, row.lanes, row.stored_bytes, *times)
 
 
+def _abandon(folding: Folding, writer: Writer, storage: Storage) -> None:
+    folding.abandon()
+    writer.abandon(storage.close)
+
+
 _open_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
@@ -514,4 +525,5 @@ _open_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 def _close_logs() -> None:
     """What was submitted is committed before the interpreter ends."""
     for log in list(_open_logs):
-        log.close()
+        with suppress(Exception):  # one log's trouble is not the others'
+            log.close()

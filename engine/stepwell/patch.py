@@ -222,6 +222,15 @@ def _bytes(content: Content, read: Callable[[Ref], bytes]) -> bytes:
     return read(content) if isinstance(content, Ref) else content
 
 
+def size_of(value: Value) -> int:
+    """Bytes of a value's content and keys: its payload but for the headers."""
+    if isinstance(value, Blob):
+        return value.content.length if isinstance(value.content, Ref) else len(value.content)
+    if isinstance(value, Array):
+        return sum(sum(piece.lengths) for piece in value.pieces)
+    return sum(len(key) + size_of(item) for key, item in value.entries.items())
+
+
 def array_header(count: int) -> bytes:
     """The shortest msgpack header of an array."""
     if count < 16:

@@ -15,8 +15,8 @@ from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.errors import UsageError
-from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, WritesRecorded
-from stepwell.fold import State
+from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
+from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
 from stepwell.storage import Append, Entry, Storage, ThreadRow
 
@@ -142,16 +142,16 @@ class _Rewriting:
                 recorded.append(event)
             elif isinstance(event, StepCommitted):
                 committed.add((event.lane, event.step_id))
+        reduced: dict[tuple[str, str], list[WritesRecorded]] = {}
         for event in recorded:
             place = (event.lane, event.step_id)
-            if place in kept:
-                channels = kept[place]
-                writes = tuple(w for w in event.writes if channels is None or w.channel in channels)
-                if writes:
-                    yield self._entry(codec.with_writes(event, writes))
-            elif place not in committed:
+            if place in kept and kept[place] is not None:
+                reduced.setdefault(place, []).append(event)
+            elif place in kept or place not in committed:
                 # The step may still come: writes may arrive before the step that they wait for.
                 yield self._entry(event)
+        for place, events in reduced.items():
+            yield from map(self._entry, _reduced(events, kept[place] or frozenset()))
 
     def _entry(self, event: Event) -> Entry:
         event = reader.resolved(event, self._payloads.read)
@@ -164,3 +164,14 @@ class _Rewriting:
         for digest, start, length in body.fresh:
             self._known[digest] = Ref(self._last, start, length)
         return entry(event, body, self._now)
+
+
+def _reduced(events: list[WritesRecorded], channels: frozenset[str]) -> Iterator[WritesRecorded]:
+    """The writes to some channels; those that others have won against are left out, for the others may be too."""
+    by_task: dict[tuple[str, str], list[Write]] = {}
+    for pending in fold_writes(events):
+        if pending.write.channel in channels:
+            by_task.setdefault((pending.task_path, pending.task_id), []).append(pending.write)
+    first = events[0]
+    for (task_path, task_id), writes in by_task.items():
+        yield WritesRecorded(first.step_id, task_id, task_path, tuple(writes), first.lane, first.created_at)

@@ -95,21 +95,20 @@ class Ticket:
 
 
 class Writer:
-    """The only module that changes a log.  The thread starts with the first operation."""
+    """The only module that changes a log.  The thread starts with the first operation.
 
-    def __init__(self, storage: Storage, notice: Callable[[str, Committed], None]) -> None:
-        """A writer of a storage.
+    Attributes:
+        notice: Told of every append that was committed: the thread, and what became of it.
+    """
 
-        Args:
-            storage: What it writes to.
-            notice: Told of every append that was committed: the thread, and what became of it.
-        """
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._notice = notice
         self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._last: Callable[[], None] = _nothing
+        self.notice: Callable[[str, Committed], None] = _ignore
         self._pid = os.getpid()
 
     def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
@@ -133,8 +132,9 @@ class Writer:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
+                thread.start()
+                self._thread = thread
             self._queue.put(ticket)
         return ticket
 
@@ -142,12 +142,28 @@ class Writer:
         """Wait for everything that was submitted, then end the thread."""
         if self._pid != os.getpid():
             return  # in a forked child there is no such thread, and its locks may be held for ever
+        self._end()
+        if self._thread is not None:
+            self._thread.join()
+
+    def abandon(self, last: Callable[[], None]) -> None:
+        """End the thread once everything that was submitted is done, without waiting for it.
+
+        Args:
+            last: To be called then.
+        """
+        if self._pid != os.getpid():
+            return
+        self._last = last
+        self._end()
+        if self._thread is None:
+            last()
+
+    def _end(self) -> None:
         with self._lock:
             if not self._closed and self._thread is not None:
                 self._queue.put(None)
             self._closed = True
-        if self._thread is not None:
-            self._thread.join()
 
     def _run(self) -> None:
         group: list[Ticket] = []
@@ -155,6 +171,7 @@ class Writer:
             while True:
                 group = self._gather()
                 if not group:
+                    self._last()
                     return
                 self._commit(group)
         except BaseException as error:
@@ -210,7 +227,15 @@ class Writer:
         _tell(waiting)
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
-                self._notice(ticket.operation.thread_id, outcome)
+                self.notice(ticket.operation.thread_id, outcome)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ignore(thread_id: str, committed: Committed) -> None:
+    pass
 
 
 def _resolve(tickets: list[Ticket], error: BaseException) -> None:
