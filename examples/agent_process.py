@@ -85,9 +85,7 @@ class AgentProcess:
                 yield json.loads(line)
         if self._child.wait() != 0 and not self.killed:
             self._errors.seek(0)
-            raise AgentProcessError(
-                f"the agent ended with exit code {self._child.returncode}:\n{self._errors.read()}"
-            )
+            raise AgentProcessError(f"the agent ended with exit code {self._child.returncode}:\n{self._errors.read()}")
 
     def kill(self) -> None:
         """End the child at once, with no chance to tidy up (SIGKILL). Does nothing once it has ended."""

@@ -167,16 +167,11 @@ def check_nothing_lost(screen: Screen, saver: Any, told: list[dict[str, Any]]) -
     differing = [
         event["step"]
         for event in told
-        if event["checkpoint_id"] in stored
-        and stored[event["checkpoint_id"]] != (event["step"], event["digest"])
+        if event["checkpoint_id"] in stored and stored[event["checkpoint_id"]] != (event["step"], event["digest"])
     ]
     ids = [event["checkpoint_id"] for event in told]
-    screen.claim(
-        f"Each of the {len(told)} steps that were acknowledged is in the file{_which(lost)}.", not lost
-    )
-    screen.claim(
-        f"Each holds exactly the messages the agent had at that step{_which(differing)}.", not differing
-    )
+    screen.claim(f"Each of the {len(told)} steps that were acknowledged is in the file{_which(lost)}.", not lost)
+    screen.claim(f"Each holds exactly the messages the agent had at that step{_which(differing)}.", not differing)
     screen.claim(
         "The steps form one unbroken line, from the question to the answer.",
         [parents.get(one) for one in ids] == [None, *ids[:-1]]
@@ -197,15 +192,11 @@ def travel_back(screen: Screen, agent: Any, told: list[dict[str, Any]], step: in
     screen.show(f"  messages       {len(messages)} (at the end: {told[-1]['messages']})")
     screen.show(f"  last message   {_excerpt(messages[-1].text)}")
     screen.show(f"  next to run    {', '.join(state.next)}")
-    screen.claim(
-        "This is what the agent knew at that step, to the byte.", _digest(messages) == then["digest"]
-    )
+    screen.claim("This is what the agent knew at that step, to the byte.", _digest(messages) == then["digest"])
     return config
 
 
-def fork(
-    screen: Screen, agent: Any, told: list[dict[str, Any]], past: dict[str, Any], past_step: int
-) -> None:
+def fork(screen: Screen, agent: Any, told: list[dict[str, Any]], past: dict[str, Any], past_step: int) -> None:
     """Ask something else at a past step, and show that both lines of work exist."""
     from research_agent import other_question
 
@@ -291,9 +282,7 @@ def demonstrate(screen: Screen, folder: Path, steps: int) -> None:
         screen.section("Was anything lost?")
         lost = check_nothing_lost(screen, saver, told)
         report = saver.log.audit()
-        screen.claim(
-            f"The log's own audit of its {report.events} events finds no fault.", not report.breaches
-        )
+        screen.claim(f"The log's own audit of its {report.events} events finds no fault.", not report.breaches)
         new_bytes = _new_information(saver, agent.get_state(CONFIG).values["messages"])
 
         screen.section("Back in time")
@@ -429,28 +418,19 @@ def main() -> int:
         try:
             arguments.keep.mkdir(parents=True)
         except FileExistsError:
-            parser.error(
-                f"--keep must name a folder that does not exist yet, and {str(arguments.keep)!r} does"
-            )
+            parser.error(f"--keep must name a folder that does not exist yet, and {str(arguments.keep)!r} does")
 
     signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: children are ended and temporary files removed
     screen = Screen()
     began = time.perf_counter()
-    place = (
-        nullcontext(arguments.keep)
-        if arguments.keep
-        else tempfile.TemporaryDirectory(prefix="stepwell-demo-")
-    )
+    place = nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory(prefix="stepwell-demo-")
     try:
         with place as folder:
             _check_space(Path(folder), arguments.steps)
             demonstrate(screen, Path(folder), arguments.steps)
     except KeyboardInterrupt:
         screen.show()
-        screen.say(
-            "Stopped. The agent's process is ended"
-            + ("." if arguments.keep else " and its files are removed.")
-        )
+        screen.say("Stopped. The agent's process is ended" + ("." if arguments.keep else " and its files are removed."))
         return 130
     except AgentProcessError as error:
         screen.show(f"The demo could not go on: {error}")

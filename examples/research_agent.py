@@ -133,12 +133,8 @@ def next_turn(messages: Sequence[BaseMessage]) -> AIMessage:
     return _message(messages, _note(messages, word, calls), calls)
 
 
-def _message(
-    messages: Sequence[BaseMessage], text: str, calls: list[tuple[str, dict[str, Any]]]
-) -> AIMessage:
-    read_tokens = (
-        sum(len(m.text) for m in messages) // 4
-    )  # the usual rule of thumb: a token is four characters
+def _message(messages: Sequence[BaseMessage], text: str, calls: list[tuple[str, dict[str, Any]]]) -> AIMessage:
+    read_tokens = sum(len(m.text) for m in messages) // 4  # the usual rule of thumb: a token is four characters
     written_tokens = len(text) // 4
     return AIMessage(
         content=text,
@@ -163,9 +159,7 @@ def _words_and_rounds(question: str) -> tuple[list[str], int]:
     words = re.search(r"these words: ([^.]+)\.", question)
     rounds = re.search(r"Take (\d+) rounds", question)
     if words is None or rounds is None:
-        raise ValueError(
-            f"the scripted researcher understands only the questions of this module, not {question!r}"
-        )
+        raise ValueError(f"the scripted researcher understands only the questions of this module, not {question!r}")
     return words[1].split(", "), int(rounds[1])
 
 
@@ -175,9 +169,7 @@ def _tool_answers(messages: Sequence[BaseMessage], name: str) -> list[str]:
 
 def _unread_places(messages: Sequence[BaseMessage]) -> list[re.Match[str]]:
     """The places that searches found, those not read yet first, and the newest search before older ones."""
-    found = [
-        place for answer in reversed(_tool_answers(messages, "search")) for place in _FOUND.finditer(answer)
-    ]
+    found = [place for answer in reversed(_tool_answers(messages, "search")) for place in _FOUND.finditer(answer)]
     seen: dict[str, list[range]] = {}
     for answer in _tool_answers(messages, "read_source"):
         if read := _READ.match(answer):

@@ -36,9 +36,7 @@ def sources() -> dict[str, str]:
         if _SKIPPED_FOLDERS.isdisjoint(inside.parts) and path.stat().st_size >= _SHORTEST_SOURCE_BYTES:
             found[inside.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
     if not found:
-        raise FileNotFoundError(
-            f"no Python sources below {str(_ROOT)!r}: is the standard library installed as source?"
-        )
+        raise FileNotFoundError(f"no Python sources below {str(_ROOT)!r}: is the standard library installed as source?")
     return found
 
 
@@ -73,9 +71,7 @@ def read_source(module: str, line: int) -> str:
         if size > LARGEST_ANSWER_BYTES - 100:  # leaves room for the heading
             break
         end += 1
-    while (
-        first > 0 and size < SMALLEST_ANSWER_BYTES
-    ):  # a short end of a file is read together with what precedes it
+    while first > 0 and size < SMALLEST_ANSWER_BYTES:  # a short end of a file is read together with what precedes it
         first -= 1
         size += len(lines[first].encode()) + 1
     return _cut(f"[{module} lines {first + 1} to {end} of {len(lines)}]\n" + "\n".join(lines[first:end]))
@@ -101,9 +97,7 @@ def _lines(module: str) -> list[str]:
     try:
         return sources()[module].split("\n")
     except KeyError:
-        raise ValueError(
-            f"no module {module!r} in the standard library; search names those there are"
-        ) from None
+        raise ValueError(f"no module {module!r} in the standard library; search names those there are") from None
 
 
 def _mentions(word: str) -> dict[str, int]:

@@ -50,9 +50,7 @@ def converse(rounds: int) -> list[BaseMessage]:
 def test_demo_holds(demo_environment: dict[str, str], tmp_path: Path) -> None:
     """A short demo ends well, and every claim in it held."""
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--steps", "16"]
-    done = subprocess.run(
-        command, env=demo_environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(command, env=demo_environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
         "SIGKILL, during step 16.",

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "codec", "fold"),  # data and pure functions
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # what the operations do, for engines that offer ordered tables
+    ("storage.datafile",),
     ("storage.lmdb", "storage.memory"),
     ("reader", "content"),
     ("writer", "pruning", "folding"),

@@ -265,10 +265,13 @@ def test_meta_keys() -> None:
 
 
 def test_invariants_are_those_of_audit() -> None:
-    """The page defines the invariants whose names audit gives to breaches."""
+    """The page defines the invariants whose names audit gives to breaches, and says what tests each."""
     source = (ROOT / "engine" / "stepwell" / "audit.py").read_text(encoding="utf-8")
     rows = rows_of(subsections()["11. Invariants"], "", "Invariant", "Tests")
     assert [name for name, *_ in rows] == sorted(set(re.findall(r'"(I\d+)"', source)))
+    for name, _, names in rows:
+        assert names
+        assert all(test.startswith(f"`test_{name.lower()}_") for test in names.split(", "))
 
 
 def test_named_tests_exist() -> None:
@@ -325,7 +328,8 @@ def hashed(name: str) -> bytes:
 
 def plain(record: bytes) -> bytes:
     """Section 5.2: the body in plain form."""
-    return {0: bytes, 1: zstandard.ZstdDecompressor().decompress}[record[3]](record[64:])
+    assert record[3] in (0, 1)
+    return zstandard.ZstdDecompressor().decompress(record[64:]) if record[3] else record[64:]
 
 
 class Stranger:
@@ -415,7 +419,7 @@ class Stranger:
         if change[0] == 5:
             assert old is not None
             elements = [element for piece in old[4] for element in elements_of(piece)]
-            new = []
+            new: list[tuple[int, Any]] = []
             for piece in change[1]:
                 new.extend(elements[piece[1] : piece[1] + piece[2]] if piece[0] == 7 else elements_of(piece))
             return [2, old[1], old[2], len(new), [[8, [length], content] for length, content in new]]
@@ -538,7 +542,9 @@ def fill_at_random(log: Log, chance: random.Random) -> None:
             before.sequence if before else Sequence(0),
         )
         writes = WritesRecorded(f"step {chance.randrange(60)}", f"task {number % 3}", f"~{number % 2}", recorded, lane)
-        thread.append(chance.choice(([step, writes], [writes, step])))
+        both: list[events.Event] = [step, writes]
+        chance.shuffle(both)
+        thread.append(both)
 
 
 @pytest.mark.parametrize("form", ["as written", "copied", "pruned", "pruned and copied"])
@@ -550,8 +556,8 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
         fill_at_random(log, random.Random(seed))
         thread = log.thread(name)
         if "pruned" in form:
-            steps = [step.sequence for lane in ("", "tools:1") for step in thread.steps(lane=lane)]
-            thread.prune(steps[::3], retain=dict.fromkeys(steps[1::3], frozenset("abc")))
+            places = [step.sequence for lane in ("", "tools:1") for step in thread.steps(lane=lane)]
+            thread.prune(places[::3], retain=dict.fromkeys(places[1::3], frozenset("abc")))
         if "copied" in form:
             thread.copy_to("copy")
             thread = log.thread("copy")

@@ -27,6 +27,7 @@ from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, Plai
 
 _REMEMBERED_BYTES: Final = 1 << 26
 _ANNOUNCED_STEPS: Final = 1024
+_ANNOUNCED_OBJECTS: Final = 1 << 16  # of one step
 _ANNOUNCED_DEPTH: Final = 2  # an Overwrite of a list, a dict of lists
 
 LaneKey = tuple[str, str]
@@ -96,7 +97,8 @@ class Memories:
         self._memories: OrderedDict[_Key, LaneMemory] = OrderedDict()
         self._sizes: dict[_Key, int] = {}
         self._size = 0
-        self._announced: OrderedDict[tuple[LaneKey, str], set[int]] = OrderedDict()
+        self._announced: OrderedDict[tuple[LaneKey, str], Announced] = OrderedDict()
+        self._last_puts: dict[LaneKey, str] = {}
 
     def holds(self, lane: LaneKey, step_id: str) -> bool:
         """Whether a step is remembered."""
@@ -124,6 +126,8 @@ class Memories:
         with self._lock:
             self._remove(key)
             self._memories[key] = memory
+            if key.by_put:
+                self._last_puts[lane] = step_id
             self._sizes[key] = size
             self._size += size
             while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
@@ -133,6 +137,8 @@ class Memories:
         memory = self._memories.pop(key, None)
         if memory is not None:
             self._size -= self._sizes.pop(key)
+            if key.by_put and self._last_puts.get(key.lane) == key.step_id:
+                del self._last_puts[key.lane]
         return memory
 
     def forget(self, thread_id: str) -> None:
@@ -146,22 +152,49 @@ class Memories:
         with self._lock:
             memories, self._memories = self._memories, OrderedDict()
             self._sizes.clear()
+            self._last_puts.clear()
             self._size = 0
         return [(key.lane, key.step_id, memory) for key, memory in memories.items() if key.by_put]
 
     def announce(self, lane: LaneKey, step_id: str, writes: Several[tuple[str, Any]]) -> None:
         """Note the objects that a task on a step returned: they may have been changed by it."""
         with self._lock:
-            announced = self._announced.setdefault((lane, step_id), set())
-            for _, value in writes:
-                _announce(value, announced, _ANNOUNCED_DEPTH)
+            announced = self._announced.setdefault((lane, step_id), Announced(set(), set()))
+            for channel, value in writes:
+                announced.channels.add(channel)
+                if len(announced.objects) < _ANNOUNCED_OBJECTS:
+                    _announce(value, announced.objects, _ANNOUNCED_DEPTH)
+                else:
+                    announced.channels.clear()  # too many to note: everything will be looked at
             while len(self._announced) > _ANNOUNCED_STEPS:
                 self._announced.popitem(last=False)
 
-    def announced(self, lane: LaneKey, step_id: str | None) -> frozenset[int] | set[int]:
-        """The objects that were noted for the step after `step_id`, once."""
+    def announced(self, lane: LaneKey, step_id: str | None) -> Announced:
+        """What was noted for the step after `step_id`, once."""
+        nothing = Announced(set(), set())
         with self._lock:
-            return frozenset() if step_id is None else self._announced.pop((lane, step_id), frozenset())
+            return nothing if step_id is None else self._announced.pop((lane, step_id), nothing)
+
+    def take_last_put(self, lane: LaneKey, step_id: str | None) -> tuple[str, LaneMemory] | None:
+        """The memory that the last put of a lane made, if it is of that step (None: of any)."""
+        with self._lock:
+            last = self._last_puts.get(lane)
+            if last is None or step_id not in (None, last):
+                return None
+            memory = self._remove(_Key(lane, last, True))
+            return None if memory is None else (last, memory)
+
+
+class Announced(NamedTuple):
+    """What the writes of one step said of what may have changed.
+
+    Attributes:
+        objects: Identities of the objects that were returned.
+        channels: The channels that they were returned for.
+    """
+
+    objects: set[int]
+    channels: set[str]
 
 
 def _announce(value: object, announced: set[int], depth: int) -> None:

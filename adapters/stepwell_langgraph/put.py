@@ -96,11 +96,9 @@ class Put:
             raise error
 
     def _channels(self, memory: LaneMemory) -> Merge:
-        checks = Checks(
-            memory.turn,
-            everything=self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS,
-            announced=self._memories.announced(self._lane, self._address.checkpoint_id),
-        )
+        announced = self._memories.announced(self._lane, self._address.checkpoint_id)
+        everything = self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS
+        turn = memory.turn
         memory.turn += 1
         memory.fresh = False
         values = self._checkpoint["channel_values"]
@@ -109,6 +107,9 @@ class Put:
         channels: dict[str, Channel] = {}
         for name, value in values.items():
             moved = name in self._new_versions or versions.get(name) != memory.versions.get(name)
+            # A channel that moved without any write that was seen may have changed anywhere.
+            unseen = moved and name not in announced.channels
+            checks = Checks(turn, everything=everything or unseen, announced=announced.objects, moved=moved)
             channel, patch = update(memory.channels.get(name), value, self._serde, checks, moved=moved)
             channels[check_id("channel", name)] = channel
             if patch is not None:

@@ -31,14 +31,29 @@ def needed_by(log: Log, thread: int, keep: Iterable[int], serde: SerializerProto
     keep = set(keep)
     payloads = reader.Payloads(log.storage, thread)
     retain: dict[int, frozenset[str]] = {}
-    for sequence, state in log.reader.states(thread, keep).items():
-        if not sequence:
-            continue
-        record = log.storage.read(thread, [sequence])[sequence]
-        lane = codec.header_of(thread, sequence, record).lane
-        for step, channels in _path(log, thread, lane, state, _counted(state, payloads, serde), keep).items():
-            retain[step] = retain.get(step, frozenset()) | channels
+    for lane, steps in _by_lane(log, thread, keep).items():
+        states = log.reader.states(thread, steps)
+        parents = [states[step].parent_id for step in steps]
+        found = log.storage.find(thread, lane, [b"" if parent is None else fmt.id_key(parent) for parent in parents])
+        for step, parent in zip(steps, found, strict=True):
+            # A step whose parent stays needs nothing that its parent does not need.
+            if parent.step and parent.step not in keep:
+                counted = _counted(states[step], payloads, serde)
+                for ancestor, channels in _path(log, thread, lane, states[step], counted, keep).items():
+                    retain[ancestor] = retain.get(ancestor, frozenset()) | channels
     return retain
+
+
+def _by_lane(log: Log, thread: int, steps: Iterable[int]) -> dict[int, list[int]]:
+    lanes: dict[int, list[int]] = {}
+    wanted = sorted(steps)
+    records = log.storage.read(thread, wanted)
+    for sequence in wanted:
+        if sequence not in records:
+            raise reader.missing(log.storage, thread, sequence)
+        record = records[sequence]
+        lanes.setdefault(codec.header_of(thread, sequence, record).lane, []).append(sequence)
+    return lanes
 
 
 def _counted(state: State, payloads: reader.Payloads, serde: SerializerProtocol) -> set[str] | None:

@@ -31,14 +31,16 @@ from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_
 
 from stepwell import reader
 from stepwell.codec import header_of
-from stepwell.errors import ClosedError, ConflictError, UsageError
+from stepwell.errors import ClosedError, ConflictError, ForkedError, UsageError
+from stepwell.events import Sequence as Sequence_
 from stepwell.events import StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
 from stepwell.patch import Merge, Patch, Value, parse
-from stepwell.storage import Found
+from stepwell.pruning import Kept
+from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
@@ -117,13 +119,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """
         try:
             for lane, step_id, memory in self._memories.take_puts():
-                try:
-                    self._store_late_changes(lane, step_id, memory)
-                except ClosedError:
-                    break
-                except Exception:
-                    # What was put is stored; an object that cannot be encoded any more must not keep the log open.
-                    _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
+                self._store_late_changes(lane, step_id, memory)
         finally:
             self.log.close()
 
@@ -220,7 +216,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> Ticket:
         address = read_address(config)
-        if address.checkpoint_id is None:
+        if address.checkpoint_id is not None:
+            # Before anything is encoded: the put that takes the writes over may overtake this call.
+            self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
+        else:
             raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
         event = WritesRecorded(
             address.checkpoint_id,
@@ -232,29 +231,45 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             ),
             address.lane,
         )
-        self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
         return self.log.thread(address.thread_id).begin_append([event])
 
     def _value(self, value: Any) -> Value:
         type_, payload = self.serde.dumps_typed(value)
         return parse(type_, bytes(payload))
 
+    def _catch_up(self, address: Address) -> None:
+        """Store the late changes of a head before it is read, for what is handed out replaces its objects."""
+        lane = (address.thread_id, address.lane)
+        taken = self._memories.take_last_put(lane, address.checkpoint_id)
+        if taken is not None:
+            step_id, memory = taken
+            self._store_late_changes(lane, step_id, memory)
+            self._memories.put(lane, step_id, memory)
+
     def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Commit the head of a lane once more if objects of it were changed in place since it was put."""
-        place = locate(self.log.storage, Address(*lane, step_id))
-        if place is None or place.head != memory.sequence or place.number != memory.incarnation:
-            return
+        """Commit the head of a lane once more if objects of it were changed in place since they were checked."""
+        try:
+            place = locate(self.log.storage, Address(*lane, step_id))
+            if place is None or place.head != memory.sequence or place.number != memory.incarnation:
+                return
+            changes = self._late_changes(memory)
+            if changes:
+                step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), lane[1], memory.sequence)
+                ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
+                memory.sequence = Sequence_(ticket.result().sequences[-1])
+        except (ConflictError, ClosedError, ForkedError):
+            return  # the thread was pruned or deleted, or the log is not ours any more: nothing is left to correct
+        except Exception:
+            # What was put is stored; an object that cannot be encoded any more must keep nobody from reading on.
+            _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
+
+    def _late_changes(self, memory: LaneMemory) -> dict[str, Patch]:
         changes: dict[str, Patch] = {}
         for name, channel in memory.channels.items():
             patch = channel.recheck(self.serde) if isinstance(channel, PlainChannel) else channel.recheck()
             if patch is not None:
                 changes[name] = patch
-        if changes:
-            thread_id, namespace = lane
-            step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), namespace, memory.sequence)
-            thread = self.log.thread(thread_id)
-            with suppress(ConflictError):  # the thread was pruned or deleted: there is nothing left to correct
-                thread.begin_append([step], incarnation=memory.incarnation).result()
+        return changes
 
     # --- get ---
 
@@ -266,7 +281,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             CorruptionError: Something that the checkpoint depends on is damaged.
         """
         address = read_address(config)
-        return self._retrying(lambda: self._get_tuple(address))
+        self._catch_up(address)
+        return self._retrying(address.thread_id, lambda: self._get_tuple(address))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
@@ -316,12 +332,20 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             self.serde.loads_typed((value.type, payloads.payload(value))),
         )
 
-    def _retrying(self, read: Callable[[], _T]) -> _T:
-        """Read again if the thread was pruned meanwhile."""
+    def _retrying(self, thread_id: str, read: Callable[[], _T]) -> _T:
+        """Read again if the thread was pruned or deleted meanwhile: what was there may have seemed absent."""
         for _ in range(_ATTEMPTS - 1):
+            before = self._generation(thread_id)
             with suppress(ConflictError):
-                return read()
+                result = read()
+                if self._generation(thread_id) == before:
+                    return result
         return read()
+
+    def _generation(self, thread_id: str) -> tuple[int, int] | None:
+        """What changes when a thread is deleted, made anew, or pruned."""
+        row = self.log.storage.thread(thread_id)
+        return None if row is None else (row.number, row.first)
 
     def _seed(
         self, address: Address, number: int, state: State, tuple_: CheckpointTuple, payloads: reader.Payloads
@@ -361,7 +385,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if before_id is not None:
             check_id("checkpoint_id", before_id)
         tuples = self._list(address, filter or {}, before_id)
-        return tuples if limit is None else islice(tuples, max(limit, 0))
+        return tuples if limit is None else islice(tuples, max(int(limit), 0))
 
     async def alist(
         self,
@@ -383,19 +407,36 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for summary in self.log.threads():
                 yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
             return
-        row = self.log.storage.thread(address.thread_id)
-        if row is None:
-            return
-        # A thread that is deleted or pruned while its list is paused has nothing more to show.
-        with suppress(ConflictError):
-            yield from self._list_thread(address, row.number, filter_, before_id)
+        for attempt in range(_ATTEMPTS):
+            shown = False
+            try:
+                for tuple_ in self._list_thread(address, filter_, before_id):
+                    shown = True
+                    yield tuple_
+                return
+            except ConflictError:
+                if shown:
+                    return  # a thread that is deleted or pruned while its list is paused has nothing more to show
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
     def _list_thread(
-        self, address: Address, number: int, filter_: dict[str, Any], before_id: str | None
+        self, address: Address, filter_: dict[str, Any], before_id: str | None
     ) -> Iterator[CheckpointTuple]:
+        generation = self._generation(address.thread_id)
+        if generation is None:
+            return
+        number = generation[0]
         for page in self._pages(number, address, before_id):
             states = self.log.reader.states(number, [found.step for _, found in page])
             payloads = reader.Payloads(self.log.storage, number)
+            if self._generation(address.thread_id) != generation:
+                raise ConflictError(
+                    f"thread {address.thread_id!r} was pruned or deleted while it was listed; list it again",
+                    thread=address.thread_id,
+                    expected=generation,
+                    actual=None,
+                )
             for namespace, found in page:
                 state = states.pop(found.step)
                 if filter_:
@@ -424,6 +465,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         before, size = 0, _FIRST_PAGE
         while True:
             records = storage.steps(number, lane[0] if lane else None, before, size)
+            if not records:
+                return
             lane_numbers = {sequence: header_of(number, sequence, record).lane for sequence, record in records}
             page: _Page = []
             for sequence, event in reader.decoded(storage, number, records):
@@ -431,9 +474,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 if before_id is None or event.step_id < before_id:
                     key = id_key(event.step_id)
                     page.append((event.lane, storage.find(number, lane_numbers[sequence], [key])[0]))
-            yield [(name, found) for name, found in page if found.step]
-            if len(records) < size:
-                return
+            yield [(name, found) for name, found in page if found.step and not found.hidden]
             before, size = records[-1][0], min(2 * size, _LARGEST_PAGE)
 
     def _lanes(self, number: int) -> Iterator[tuple[int, str, int]]:
@@ -458,7 +499,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         address = read_address(config)
-        return self._retrying(lambda: self._history(address, channels))
+        return self._retrying(address.thread_id, lambda: self._history(address, channels))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -530,11 +571,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """
         if strategy not in ("keep_latest", "delete"):
             raise UsageError(f'there is no strategy {strategy!r}: pass "keep_latest" or "delete"')
+        if isinstance(thread_ids, str):
+            raise UsageError(f"prune takes a list of thread ids: pass [{thread_ids!r}]")
         for thread_id in [check_id("thread_id", thread_id) for thread_id in thread_ids]:
             if strategy == "delete":
                 self.delete_thread(thread_id)
             else:
-                self._rewrite(thread_id, lambda number: {head for _, _, head in self._lanes(number) if head})
+                # A thread without any head holds writes that wait for their step, which may still come.
+                self._rewrite(thread_id, lambda number: {head for _, _, head in self._lanes(number) if head} or None)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """`prune` for coroutines."""
@@ -572,22 +616,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
 
     def _rewrite(self, thread_id: str, choose: Callable[[int], set[int] | None]) -> None:
         """Keep only the chosen steps of a thread, and what delta channels need."""
-        thread = self.log.thread(thread_id)
-        for attempt in range(_ATTEMPTS):
-            row = thread.row()
-            keep = None if row is None else choose(row.number)
-            if row is None or keep is None:
-                return
-            try:
-                if keep:
-                    retain = retention.needed_by(self.log, row.number, keep, self.serde)
-                    thread.prune(keep, retain=retain, expected_head=row.last)
-                else:
-                    thread.delete()
-                break
-            except ConflictError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
+
+        def kept(row: ThreadRow) -> Kept | None:
+            keep = choose(row.number)
+            if keep is None:
+                return None
+            return Kept(frozenset(keep), retention.needed_by(self.log, row.number, keep, self.serde))
+
+        self.log.thread(thread_id).rewrite(kept)
         self._memories.forget(thread_id)
 
     # --- the rest ---

@@ -7,7 +7,8 @@ from.  Encoding a put then is:
     1. Walk the identities of all elements.  One that is not known is encoded.
     2. Check the known ones that may have changed in place: those that a write returned since the last put,
        the last 128 of each channel, and a 32nd of the rest in rotation; all of them at the first put of an
-       invocation and with `exact`.  A check is exact (`fingerprint`), or encodes and compares.
+       invocation, with `exact`, and where a channel has a new version but nothing else to show for it.
+       A check is exact (`fingerprint`), or encodes and compares.
     3. What is not known, or did change, becomes the patch.
 
 So an in-place change that no write announced is stored within 32 puts.  Closing checks what the last put did
@@ -94,14 +95,18 @@ class Checks:
         turn: Number of the put, which says whose turn it is in the rotation.
         everything: Check all of them.
         announced: Identities of the objects that writes returned since the last put.
+        moved: Whether the channel has a new version: something about it has changed.
     """
 
-    __slots__ = ("announced", "everything", "turn")
+    __slots__ = ("announced", "everything", "moved", "turn")
 
-    def __init__(self, turn: int, *, everything: bool, announced: frozenset[int] | set[int]) -> None:
+    def __init__(
+        self, turn: int, *, everything: bool, announced: frozenset[int] | set[int], moved: bool = False
+    ) -> None:
         self.turn = turn
         self.everything = everything
         self.announced = announced
+        self.moved = moved
 
 
 class _Slot:
@@ -197,6 +202,8 @@ class ListChannel:
             # An element that is there already may have changed before it was added once more.
             again = [self._by_id[id(item)] for item in fresh if id(item) in self._by_id]
             changed = self._changed(self._slots, checks, again)
+            if checks.moved and not changed and not fresh:
+                changed = self._check(slot for slot in self._slots if slot.checked != self._turn)
             if not changed and not again:
                 return self._appended(fresh)
             return self._rebuilt(value, changed)
@@ -318,7 +325,6 @@ class DictChannel:
 
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
-        value = dict(value)
         self._turn = checks.turn
         before = self._entries
         suspects = set(map(id, _to_check(list(before.values()), {}, self._rotation, checks)))
@@ -337,6 +343,8 @@ class DictChannel:
             self._rotation.add(slot)
         self.size = sum(slot.length for slot in self._entries.values())
         drop = tuple(key for key in before if key not in value)
+        if checks.moved and not changes and not drop:
+            changes = self._late_changes()
         kept = [key for key in before if key in value]
         in_order = kept + [key for key in value if key not in before] == list(value)
         if self._new or not in_order:
@@ -346,6 +354,11 @@ class DictChannel:
 
     def recheck(self) -> Patch | None:
         """The patch that stores what changed in place and was not checked by the last put."""
+        changes = self._late_changes()
+        return Merge((), changes) if changes else None
+
+    def _late_changes(self) -> dict[str, Patch]:
+        """What changed in place in the entries that were not checked by this put."""
         changes: dict[str, Patch] = {}
         for key, slot in self._entries.items():
             if slot.object is not _NOTHING and slot.mark is not IMMUTABLE and slot.checked != self._turn:
@@ -353,7 +366,7 @@ class DictChannel:
                 patch = diff(old, _value(self._encode(slot, slot.object)))
                 if patch is not None:
                     changes[key] = patch
-        return Merge((), changes) if changes else None
+        return changes
 
     def _encode(self, slot: _Slot | None, item: object) -> _Slot:
         data = _encode_element(item)
@@ -383,6 +396,7 @@ class PlainChannel:
         self._object: object = _NOTHING
         self._mark: bytes | None = None
         self._checked = True
+        self._serde: SerializerProtocol | None = None
 
     def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
@@ -393,11 +407,11 @@ class PlainChannel:
             checks: What to check if it is the object that it was.
             moved: Whether the channel has a new version.
         """
-        if value is self._object and not moved:
+        if value is self._object and serde is self._serde and not moved:
             self._checked = self._suspect(checks)
             if not self._checked or not self._differs(serde):
                 return None
-        self._object, self._mark, self._checked = value, _mark(value, serde), True
+        self._object, self._mark, self._checked, self._serde = value, _mark(value, serde), True, serde
         type_, payload = serde.dumps_typed(value)
         self.size = len(payload)
         new = parse(type_, bytes(payload))
@@ -447,9 +461,11 @@ def update(
         if type(value) is list and _worth_splitting(value):
             channel = channel if isinstance(channel, ListChannel) else ListChannel()
             return channel, channel.update(value, checks)
-        if type(value) is dict and value and all(type(key) is str and key.isprintable() for key in [*value]):
-            channel = channel if isinstance(channel, DictChannel) else DictChannel()
-            return channel, channel.update(value, checks)
+        if type(value) is dict:
+            entries = dict(value)
+            if entries and all(type(key) is str and key.isprintable() for key in entries):
+                channel = channel if isinstance(channel, DictChannel) else DictChannel()
+                return channel, channel.update(entries, checks)
     channel = channel if isinstance(channel, PlainChannel) else PlainChannel()
     return channel, channel.update(value, serde, checks, moved=moved)
 

@@ -117,12 +117,9 @@ class _Thread:
         self._bases = self._storage.bases(self._number)
         self._count_followers()
         after = 0
-        while True:
-            page = self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False)
+        while page := self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False):
             for sequence, record in page:
                 self._event(sequence, record)
-            if len(page) < _PAGE_EVENTS:
-                break
             after = page[-1][0]
         for sequence in self._bases:
             self._breach("I10", sequence, "a state is kept of what is no step")
@@ -214,13 +211,11 @@ class _Thread:
             self._breach("I1", sequence, f"a thread cannot begin with {type(event).__name__}")
 
     def _commit(self, commit: int, sequence: int) -> None:
+        if self.commits and commit < max(self.commits):
+            self._breach("I7", sequence, f"commit {commit} comes after a later one")
         before = self.commits.get(commit)
-        if before is None:
-            if self.commits and commit < max(self.commits):
-                self._breach("I7", sequence, f"commit {commit} comes after a later one")
-            self.commits[commit] = FeedRow(commit, self._number, sequence, sequence)
-        else:
-            self.commits[commit] = before._replace(last=sequence)
+        row = FeedRow(commit, self._number, sequence, sequence)
+        self.commits[commit] = row if before is None else before._replace(last=sequence)
 
     def _lane(self, lane: int, event: LaneOpened, sequence: int) -> None:
         if lane != len(self._lanes) + 1:

@@ -6,7 +6,7 @@ import atexit
 import os
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from types import TracebackType
@@ -21,13 +21,15 @@ from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecord
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
-from stepwell.storage import Append, Copy, Delete, Seal, Storage, ThreadRow
+from stepwell.pruning import Kept
+from stepwell.storage import Append, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
-from stepwell.writer import Ticket, Writer
+from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62
 _PAGE_ROWS: Final = 256
+_HOPEFUL_ATTEMPTS: Final = 3  # at rewriting a thread without making others wait
 
 IN_MEMORY: Final = ":memory:"
 
@@ -162,9 +164,12 @@ class Log:
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
-        if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
+        check_text("path", os.fspath(path))
         if os.fspath(path) == IN_MEMORY:
+            if read_only:
+                raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
@@ -226,7 +231,7 @@ class Log:
         with self._folding.resting():
             return auditing.audit(self.storage)
 
-    def submit(self, operation: Append | Delete | Copy | Seal, places: Several[Place] = ()) -> Ticket:
+    def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
@@ -296,7 +301,10 @@ class Thread:
         for event in events:
             _check_event(event)
         now = time.time_ns()
-        encoding = Encoding(self.log.content, self.id, events, now)
+        try:
+            encoding = Encoding(self.log.content, self.id, events, now)
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
+            raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
         return self.log.submit(operation, encoding.places)
 
@@ -317,13 +325,7 @@ class Thread:
         """
         self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
 
-    def prune(
-        self,
-        keep: Iterable[int],
-        *,
-        retain: Mapping[int, frozenset[str]] | None = None,
-        expected_head: int | None = None,
-    ) -> None:
+    def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
         """Rewrite the thread so that only some steps are left, with the writes that wait for them.
 
         Atomic and durable when it returns.  What is kept reads as before; sequences are new.
@@ -332,22 +334,42 @@ class Thread:
             keep: Sequences of the steps to keep.
             retain: Sequences of steps to keep hidden, each with the channels whose values and writes are
                 kept for what descends from it.
-            expected_head: The last sequence that the thread had when the choice was made; None for any.
 
         Raises:
-            ConflictError: Somebody appended meanwhile; nothing was changed.
+            UsageError: A sequence is not one of a step.
         """
-        row = self.row()
-        if row is not None:
-            if expected_head is not None and row.last != expected_head:
-                raise ConflictError(
-                    f"thread {self.id!r} is at sequence {row.last}, not at {expected_head}: choose again",
-                    thread=self.id,
-                    expected=expected_head,
-                    actual=row.last,
-                )
-            operation = pruning.plan(self.log.storage, self.id, row, frozenset(keep), retain or {})
-            self.log.submit(operation).result()
+        kept = Kept(frozenset(keep), retain or {})
+        self.rewrite(lambda row: kept)
+
+    def rewrite(self, choose: Callable[[ThreadRow], Kept | None]) -> None:
+        """`prune` to what a function chooses from the thread as it is; nothing chosen deletes the thread.
+
+        The function may be called several times: while others append, the choice is made again, and in the
+        end while they wait.
+
+        Args:
+            choose: Given the thread's row, what to keep; None leaves the thread as it is.
+        """
+
+        def decide(row: ThreadRow) -> Append | Delete | None:
+            kept = choose(row)
+            if kept is None:
+                return None
+            if not kept.steps:
+                return Delete(self.id, time.time_ns())
+            return pruning.plan(self.log.storage, self.id, row, kept)
+
+        for _ in range(_HOPEFUL_ATTEMPTS):
+            with suppress(ConflictError):
+                row = self.row()
+                operation = None if row is None else decide(row)
+                if operation is None:
+                    return
+                if isinstance(operation, Delete):
+                    break  # an append that came meanwhile must not be deleted with the rest
+                self.log.submit(operation).result()
+                return
+        self.log.submit(Rewrite(self.id, decide)).result()
 
     # --- reading ---
 
@@ -401,11 +423,13 @@ class Thread:
             record = storage.read(number, [at]).get(at)
             is_step = record is not None and codec.header_of(number, at, record).kind == fmt.KIND_STEP
             return at if is_step else None
+        check_text("lane", lane)
         found = storage.lane(number, lane)
         if found is None:
             return None
         if at is None:
             return found[1].head or None
+        check_text("step id", at)
         step = storage.find(number, found[0], [fmt.id_key(at)])[0]
         return step.step if step.step and not step.hidden else None
 
@@ -420,6 +444,7 @@ class Thread:
 
     def steps(self, *, lane: str | None = None) -> Iterator[Step]:
         """The steps of one lane, or of all, newest first; a step that was committed again stands once."""
+        check_text("lane", lane or "")
         storage = self.log.storage
         row = self.row()
         found = None if row is None or lane is None else storage.lane(row.number, lane)
@@ -428,11 +453,11 @@ class Thread:
         before = 0
         while True:
             page = storage.steps(row.number, found[0] if found else None, before, _PAGE_ROWS)
+            if not page:
+                return
             for sequence, event in reader.decoded(storage, row.number, page):
                 assert isinstance(event, StepCommitted)
                 yield Step(sequence, event.step_id, event.parent_id, event.lane, event.created_at)
-            if len(page) < _PAGE_ROWS:
-                return
             before = page[-1][0]
 
     def forks(self, *, lane: str = "") -> Iterator[tuple[str, list[Step]]]:
@@ -447,6 +472,8 @@ class Thread:
 
     def writes(self, step_id: str, *, lane: str = "") -> list[PendingWrite]:
         """The writes that wait for the step after `step_id`, in the order in which it takes them over."""
+        check_text("step id", step_id)
+        check_text("lane", lane)
         storage = self.log.storage
         row = self.row()
         found = None if row is None else storage.lane(row.number, lane)
@@ -527,3 +554,4 @@ def _close_logs() -> None:
     for log in list(_open_logs):
         with suppress(Exception):  # one log's trouble is not the others'
             log.close()
+    finish_all()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.content import entry
-from stepwell.errors import UsageError
+from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
 from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
@@ -23,25 +23,31 @@ from stepwell.storage import Append, Entry, Storage, ThreadRow
 _END: Final = 1 << 62
 
 
-def plan(
-    storage: Storage,
-    thread_id: str,
-    row: ThreadRow,
-    keep: frozenset[int],
-    retain: Mapping[int, frozenset[str]],
-) -> Append:
+class Kept(NamedTuple):
+    """What is to be kept of a thread.
+
+    Attributes:
+        steps: Sequences of steps to keep as they are, with the writes that wait for them.
+        hidden: Sequences of steps to keep hidden, each with the channels whose values and writes are kept for
+            what descends from it.
+    """
+
+    steps: frozenset[int]
+    hidden: Mapping[int, frozenset[str]] = {}
+
+
+def plan(storage: Storage, thread_id: str, row: ThreadRow, kept: Kept) -> Append:
     """The operation that leaves only some steps of a thread.
 
     Args:
         storage: Where the log is kept.
         thread_id: The thread.
         row: Its catalogue row, which must still be true when the operation is carried out.
-        keep: Sequences of steps to keep as they are, with the writes that wait for them.
-        retain: Sequences of steps to keep hidden, each with the channels to keep.
+        kept: What to keep.
     """
-    retain = {sequence: channels for sequence, channels in retain.items() if sequence not in keep}
-    _check(storage, thread_id, row, keep | retain.keys())
-    entries = list(_Rewriting(storage, thread_id, row).entries(keep, retain))
+    retain = {sequence: channels for sequence, channels in kept.hidden.items() if sequence not in kept.steps}
+    _check(storage, thread_id, row, kept.steps | retain.keys())
+    entries = list(_Rewriting(storage, thread_id, row).entries(kept.steps, retain))
     return Append(thread_id, lambda number, first: entries, row.last, row.number, restart=True)
 
 
@@ -49,6 +55,13 @@ def _check(storage: Storage, thread_id: str, row: ThreadRow, sequences: frozense
     """Raise UsageError unless all sequences are steps of the thread."""
     inside = [sequence for sequence in sequences if row.first <= sequence <= row.last]
     records = storage.read(row.number, inside)
+    if storage.thread(thread_id) != row:
+        raise ConflictError(
+            f"thread {thread_id!r} was changed meanwhile; choose again",
+            thread=thread_id,
+            expected=row.last,
+            actual=None,
+        )
     for sequence in sorted(sequences):
         record = records.get(sequence)
         if record is None or codec.header_of(row.number, sequence, record).kind != fmt.KIND_STEP:

@@ -200,9 +200,9 @@ def events(
     """The events between two sequences, both excluded, page by page."""
     while True:
         page = storage.scan(thread, after, before, _PAGE_EVENTS, reverse=reverse)
-        yield from decoded(storage, thread, page)
-        if len(page) < _PAGE_EVENTS:
+        if not page:
             return
+        yield from decoded(storage, thread, page)
         if reverse:
             before = page[-1][0]
         else:

@@ -22,7 +22,7 @@ from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError
-from stepwell.storage import Append, Committed, Operation, Outcome, Storage
+from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
 
@@ -135,6 +135,7 @@ class Writer:
                 thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
                 thread.start()
                 self._thread = thread
+                _running.add(thread)
             self._queue.put(ticket)
         return ticket
 
@@ -157,7 +158,8 @@ class Writer:
         self._last = last
         self._end()
         if self._thread is None:
-            last()
+            # Not here: the collector may call this in the middle of anything, with any lock held.
+            threading.Thread(target=last, name="stepwell-closing", daemon=True).start()
 
     def _end(self) -> None:
         with self._lock:
@@ -172,10 +174,13 @@ class Writer:
                 group = self._gather()
                 if not group:
                     self._last()
+                    _running.discard(threading.current_thread())
                     return
-                self._commit(group)
+                for part in _parts(group):
+                    self._commit(part)
         except BaseException as error:
             # Whatever ends this thread must reach those who wait for it.
+            _running.discard(threading.current_thread())
             with self._lock:
                 self._closed = True
             _resolve(group + self._drain(), error)
@@ -228,6 +233,26 @@ class Writer:
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
+
+
+_running: set[threading.Thread] = set()
+
+
+def finish_all() -> None:
+    """Wait for the writers of logs that were dropped without being closed; at the interpreter's end."""
+    for thread in list(_running):
+        thread.join()
+
+
+def _parts(group: list[Ticket]) -> list[list[Ticket]]:
+    """The group, cut so that each Rewrite is alone: it reads what was committed before it."""
+    parts: list[list[Ticket]] = [[]]
+    for ticket in group:
+        if isinstance(ticket.operation, Rewrite):
+            parts += [[ticket], []]
+        else:
+            parts[-1].append(ticket)
+    return [part for part in parts if part]
 
 
 def _nothing() -> None:

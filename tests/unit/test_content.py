@@ -227,7 +227,7 @@ def test_layout_of_an_encoding_that_was_replaced(failing: FailingStorage) -> Non
         assert row is not None
         queued_behind(failing, log)
         # When its turn comes, `a` finds `old` gone, and half of its run in `c`, which had to wait for `pending`.
-        log.submit(pruning.plan(failing, "t", row, frozenset([head]), {}))
+        log.submit(pruning.plan(failing, "t", row, pruning.Kept(frozenset([head]))))
         tickets = [
             thread.begin_append([step("s2", {"x": pending})]),
             thread.begin_append([step("c", {"a": pending, "b": msgspec.msgpack.encode([elements[0], "x" * 99])})]),

@@ -113,7 +113,7 @@ def test_chain_depends_on_everything_before() -> None:
 
 def test_verify_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound record of a later version, or with a flag that is not known, is refused, not guessed at."""
-    with pytest.raises(ValueError, match="format|flags"):
+    with pytest.raises(ValueError, match=r"format|flags"):
         fmt.verify(7, 3, stamped(flags=fmt.KNOWN_FLAGS + 1)[0], BODY)
     monkeypatch.setattr(fmt, "FORMAT_VERSION", 2)
     header, _ = stamped()

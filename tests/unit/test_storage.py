@@ -15,7 +15,7 @@ from building import all_rows, append, noise, step, wrote
 from stepwell import ClosedError, ConflictError, codec
 from stepwell import format as fmt
 from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
-from stepwell.storage import Append, Committed, Copy, Delete, Entry, FeedRow, Found, Operation, ThreadRow
+from stepwell.storage import Append, Committed, Copy, Delete, Entry, FeedRow, Found, Operation, Rewrite, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.tables import TableStorage
@@ -572,6 +572,47 @@ def test_copy_of_a_restarted_thread(storage: TableStorage) -> None:
     done(storage, Copy("t", "u", 1))
     assert sorted(storage.branches(2, [8], frozenset())) == [7, 8]
     assert isinstance(events(storage, 2)[0], ThreadPruned)
+
+
+# --- rewrite ---
+
+
+def test_rewrite(storage: TableStorage) -> None:
+    """What to do with a thread can be decided while nobody else can change it, from all that the log holds."""
+    done(storage, append("t", step("s0"), step("s1")))
+
+    def decide(row: ThreadRow) -> Append:
+        assert row == storage.thread("t")
+        assert sequences(storage.steps(1, 1, 0, 10)) == [4, 3]
+        return restart(storage, step("s1"))
+
+    assert done(storage, Rewrite("t", decide)) == Committed(1, 2, (5, 7))
+    assert sequences(storage.steps(1, 1, 0, 10)) == [7]
+    assert done(storage, Rewrite("t", lambda row: Delete("t", 1))) == Committed(1, 3, (8,))
+    assert storage.thread("t") is None
+
+
+def test_rewrite_that_does_nothing(storage: TableStorage) -> None:
+    """A decision to do nothing, or about a thread that does not exist, changes nothing."""
+    done(storage, append("t", step("s0")))
+    before = all_rows(storage)
+    assert done(storage, Rewrite("t", lambda row: None)) == Committed(0, 0, ())
+    assert done(storage, Rewrite("none", lambda row: pytest.fail("there is no thread"))) == Committed(0, 0, ())
+    assert all_rows(storage) == before
+
+
+def test_rewrite_that_is_refused(storage: TableStorage) -> None:
+    """A decision that cannot be carried out, or cannot be made, changes nothing."""
+
+    def undecided(row: ThreadRow) -> None:
+        raise ConflictError("cannot decide", thread="t", expected=1, actual=2)
+
+    done(storage, append("t", step("s0")))
+    before = all_rows(storage)
+    for decide in (lambda row: append("t", step("s1"), expected_head=99), undecided):
+        (refused,) = storage.commit([Rewrite("t", decide)])
+        assert isinstance(refused, ConflictError)
+    assert all_rows(storage) == before
 
 
 # --- reading while writing, and the end ---

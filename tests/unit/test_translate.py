@@ -141,15 +141,50 @@ def test_patches_add_up_to_what_the_serializer_makes(value: Any, data: st.DataOb
 
 
 @given(value=values, data=st.data())
-def test_recheck_stores_what_was_changed_in_place(value: Any, data: st.DataObject) -> None:
-    """Changes after the last put, to the objects that were put, are in the patch that `recheck` gives."""
+def test_recheck_leaves_what_was_checked(value: Any, data: st.DataObject) -> None:
+    """What changed since a put that looked at it is not in the patch that `recheck` gives."""
     chain = Chain()
-    # A copy of the container is put: at close nobody hands over the container again.
-    chain.put(value if type(value) not in (list, dict) else type(value)(value))
-    for item in value.values() if type(value) is dict else value if type(value) is list else [value]:
-        mutate(data.draw, item)
+    chain.put(value, everything=True)
+    stored = chain.stored
+    mutate(data.draw, value)
+    chain.recheck()
+    assert chain.stored == stored
+
+
+@pytest.mark.parametrize("of", ["list", "dict"])
+def test_recheck_stores_what_was_not_checked(of: str) -> None:
+    """What changed before a put that did not look at it is in the patch that `recheck` gives, and nothing else."""
+    chain, messages = Chain(), _messages(400)
+    value: Any = messages if of == "list" else {f"{n}": item for n, item in enumerate(messages)}
+    chain.put(value)
+    for message in messages:
+        message.additional_kwargs["n"] = "changed"
+    chain.put(value)
+    assert not chain.holds(value)
+    expected = SERDE.dumps_typed(value)
+    messages[-1].additional_kwargs["n"] = "too late"
+    chain.recheck()
+    assert chain.stored is not None
+    assert _encoded(chain.stored) == expected
+    chain.recheck()
+    assert chain.patch is None
+
+
+def test_recheck_stores_a_plain_value_that_was_not_checked() -> None:
+    """A large value whose version stood still, and whose turn it was not, is in the patch of `recheck`."""
+    chain, value = Chain(), tuple([n] for n in range(3_000))
+    chain.put(value)
+    chain.put(value, moved=False)
+    value[7].append("changed")
+    chain.put(value, moved=False)
+    assert not chain.holds(value)
     chain.recheck()
     assert chain.holds(value)
+    value[8].append("changed")
+    chain.put(value, moved=True)
+    value[9].append("too late")
+    chain.recheck()
+    assert chain.patch is None
 
 
 def test_an_append_encodes_what_is_new(encoded: list[Any]) -> None:

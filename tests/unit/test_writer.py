@@ -12,7 +12,7 @@ import pytest
 
 from building import FailingStorage, append, step
 from stepwell import ClosedError, ConflictError, DiskFullError, writer
-from stepwell.storage import Append, Committed, Operation
+from stepwell.storage import Append, Committed, Operation, Rewrite, ThreadRow
 from stepwell.writer import Ticket, Writer
 
 
@@ -89,6 +89,23 @@ def test_largest_group(storage: FailingStorage, pool: Writer, monkeypatch: pytes
         tickets = [pool.submit(operation()) for _ in range(10)]
     assert [ticket.result().commit for ticket in tickets] == list(range(2, 12))
     assert [len(group) for group in storage.groups] == [1, 4, 4, 2]
+
+
+def test_a_rewrite_is_alone(storage: FailingStorage, pool: Writer) -> None:
+    """What decides on the thread as it is is a group of its own, between those submitted before and after it."""
+    seen: list[int] = []
+
+    def decide(row: ThreadRow) -> None:
+        seen.append(row.last)
+
+    with Held(storage, pool):
+        before = [pool.submit(operation()) for _ in range(2)]
+        rewrite = pool.submit(Rewrite("t", decide))
+        after = [pool.submit(operation()) for _ in range(2)]
+    assert [ticket.result().sequences for ticket in (*before, *after)] == [(3,), (4,), (5,), (6,)]
+    assert rewrite.result().number == 0
+    assert [len(group) for group in storage.groups] == [1, 2, 1, 2]
+    assert seen == [4]
 
 
 def test_many_threads(storage: FailingStorage, pool: Writer) -> None:

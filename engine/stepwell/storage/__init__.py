@@ -125,7 +125,22 @@ class Seal(NamedTuple):
     bases: Mapping[int, bytes]
 
 
-Operation: TypeAlias = Append | Delete | Copy | Seal
+class Rewrite(NamedTuple):
+    """Decide what to do with a thread while nobody else can change it.
+
+    Everybody who writes waits meanwhile: this is for what could not be decided beforehand.
+
+    Attributes:
+        thread_id: The thread.
+        decide: Given the thread's row, says what to do; None does nothing.  It may read the log, which is as
+            it was before the group that this operation is alone in.
+    """
+
+    thread_id: str
+    decide: Callable[[ThreadRow], Append | Delete | None]
+
+
+Operation: TypeAlias = Append | Delete | Copy | Rewrite | Seal
 
 
 Outcome: TypeAlias = Committed | StepwellError

@@ -8,6 +8,7 @@ outlives the call that began it: a reader left open would keep every page that i
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 import threading
@@ -44,8 +45,9 @@ _T = TypeVar("_T")
 _LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
-_COMMITS_BETWEEN_READER_CHECKS: Final = 1024
+_COMMITS_BETWEEN_READER_CHECKS: Final = 32
 _META_FORMAT: Final = b"format"
+_META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
 
 class LogFormat(msgspec.Struct):
@@ -173,9 +175,12 @@ class _Environment:
         self._gate = threading.Condition()
         self._active = 0
         self._resizing = False
+        self._closed = False
+        self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         new = _check_file(path, real_path, read_only)
         self._env, self.tables, self.log_id = self._open(read_only)
+        self._identity = _identity(real_path)
         if new:
             _sync_directory(os.path.dirname(real_path))
 
@@ -211,9 +216,14 @@ class _Environment:
     def _begin(self, write: bool) -> lmdb.Transaction[bytes]:
         while True:
             with self._gate:
-                while self._resizing:
+                # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
+                # all transactions to end, it would wait for itself.
+                while self._resizing and threading.get_ident() not in self._inside:
                     self._gate.wait()
+                if self._closed:
+                    raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
                 self._active += 1
+                self._inside[threading.get_ident()] = self._inside.get(threading.get_ident(), 0) + 1
             try:
                 return self._env.begin(write=write, buffers=False)
             except lmdb.MapResizedError:
@@ -232,16 +242,35 @@ class _Environment:
     def _leave(self) -> None:
         with self._gate:
             self._active -= 1
+            depth = self._inside[threading.get_ident()] - 1
+            if depth:
+                self._inside[threading.get_ident()] = depth
+            else:
+                del self._inside[threading.get_ident()]
             if self._resizing:
                 self._gate.notify_all()
 
     def retrying(self, attempt: Callable[[], _T]) -> _T:
         """Run a commit, with a larger map if it does not fit."""
+        turned = False
         while True:
             try:
                 return attempt()
             except MapFullError as error:
-                self._grow(error)
+                if not turned and self._turn():
+                    turned = True
+                else:
+                    self._grow(error)
+
+    def _turn(self) -> bool:
+        """Commit something small: LMDB gives out again what one commit freed only in the second after it."""
+        try:
+            with self.transaction(write=True) as transaction:
+                turn = int.from_bytes(transaction.get(_META_TURN, b"", db=self.tables[META]))
+                transaction.put(_META_TURN, (turn + 1).to_bytes(8), db=self.tables[META])
+        except MapFullError:
+            return False
+        return True
 
     def _grow(self, full: MapFullError) -> None:
         with self._alone():
@@ -257,15 +286,24 @@ class _Environment:
         """Change the size of the map; 0 takes the size that the file says."""
         before = self._env.info()["map_size"]
         try:
+            # A resizing that fails leaves no map at all, so the room is asked for first.
+            mmap.mmap(-1, max(size - before, 1)).close()
             self._env.set_mapsize(size)
-        except (lmdb.Error, MemoryError, OverflowError) as error:
-            # A resizing that fails leaves no map at all: go on with the one that there was.
-            self._env.close()
-            self._env, self.tables, self.log_id = self._open(self._read_only, before)
+        except (lmdb.Error, OSError, MemoryError, OverflowError) as error:
+            if isinstance(error, lmdb.Error):
+                self._env.close()
+                self._env, self.tables, self.log_id = self._open(self._read_only, before)
             raise MapFullError(
                 f"the log {self.path!r} needs a map of {size or 'more'} bytes, and the address space has no room "
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
             ) from error
+
+    def is_gone(self) -> bool:
+        """Whether the path names another file by now, or none."""
+        try:
+            return _identity(self.real_path) != self._identity
+        except OSError:
+            return True
 
     def make_writable(self) -> None:
         """Open the file anew for writing: the first handle on it was a read-only one."""
@@ -315,6 +353,7 @@ class _Environment:
 
     def close(self) -> None:
         with self._alone():
+            self._closed = True
             self._env.close()
 
 
@@ -328,6 +367,10 @@ def _acquire(path: str, read_only: bool) -> _Environment:
     real_path = os.path.realpath(path)
     with _registry:
         environment = _environments.get(real_path)
+        if environment is not None and environment.is_gone():
+            # The file was removed or replaced: who has it open keeps it, who opens it now gets the new one.
+            del _environments[real_path]
+            environment = None
         if environment is None:
             environment = _Environment(path, real_path, read_only)
             _environments[real_path] = environment
@@ -341,7 +384,8 @@ def _release(environment: _Environment) -> None:
     with _registry:
         environment.handles -= 1
         if environment.handles == 0:
-            _environments.pop(environment.real_path, None)
+            if _environments.get(environment.real_path) is environment:
+                del _environments[environment.real_path]
             environment.close()
 
 
@@ -393,7 +437,10 @@ def _check_file(path: str, real_path: str, read_only: bool) -> bool:
         return True
     if found is Finding.SHORT:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
-        breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
+        try:
+            breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
+        except offline.VerifyError as error:
+            breaches = [str(error)]
         if breaches:
             raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
     return False
@@ -464,6 +511,11 @@ def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
 
 
+def _identity(real_path: str) -> tuple[int, int]:
+    status = os.stat(real_path)
+    return status.st_dev, status.st_ino
+
+
 def _sync_directory(directory: str) -> None:
     """Make the new file's name durable; a synced file without a name would be lost."""
     if os.name == "posix":
@@ -493,12 +545,14 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
         return CapacityError(f"more than {_MAX_READERS} readers are on {path!r} at once; read from fewer threads")
-    if error.code in _NO_ROOM or isinstance(error, lmdb.DiskError):
+    code = getattr(error, "code", None)
+    # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
+    if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
         return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError):
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
-    if error.code in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")

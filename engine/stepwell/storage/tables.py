@@ -49,6 +49,7 @@ from stepwell.storage import (
     Operation,
     Outcome,
     Record,
+    Rewrite,
     Seal,
     ThreadRow,
     pack_feed,
@@ -72,6 +73,7 @@ DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
 ALL: Final = (META, EVENTS, SEGMENTS, BASES, *DERIVED)
 
 _THREAD_NAMES: Final = 0  # owner of thread ids among the names
+PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
 _PAGE_ROWS: Final = 512  # rows held at once while a whole thread is removed or copied
 _AFTER_ALL: Final = b"\xff" * 64
 _AFTER_ALL_SEQUENCES: Final = 1 << 63
@@ -199,21 +201,25 @@ class TableStorage(ABC):
 
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
         found: list[Record] = []
+        size = 0
         with self._reading() as tables:
             events = Events(tables, self._held)
             for placed in (events.scan_back if reverse else events.scan)(thread, after, before):
-                if len(found) >= limit:
+                if len(found) >= limit or size > PAGE_BYTES:
                     break
                 found.append(placed)
+                size += len(placed.record)
         return found
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
         found: list[Record] = []
         with self._reading() as tables:
+            size = 0
             for sequence, record in self._steps(tables, thread, lane, before):
-                if len(found) >= limit:
+                if len(found) >= limit or size > PAGE_BYTES:
                     break
                 found.append((sequence, record))
+                size += len(record)
         return found
 
     def _steps(self, tables: Tables, thread: int, lane: int | None, before: int) -> Iterator[Record]:
@@ -338,6 +344,10 @@ class _Commit:
                 return self._delete(operation)
             if isinstance(operation, Seal):
                 return self._seal(operation)
+            if isinstance(operation, Rewrite):
+                row = self._thread(operation.thread_id)
+                decided = None if row is None else operation.decide(row)
+                return Committed(0, 0, ()) if decided is None else self.attempt(decided)
             return self._copy(operation)
         except StepwellError as error:
             if self._changing:
@@ -627,13 +637,15 @@ class _Commit:
         """A scan that may be interleaved with changes, and holds one page at a time."""
         while True:
             page: list[tuple[bytes, bytes]] = []
+            size = 0
             for row in self._tables.scan(table, start, stop):
                 page.append(row)
-                if len(page) == _PAGE_ROWS:
+                size += len(row[1])
+                if len(page) == _PAGE_ROWS or size > PAGE_BYTES:
                     break
-            yield from page
-            if len(page) < _PAGE_ROWS:
+            if not page:
                 return
+            yield from page
             start = page[-1][0] + b"\0"
 
     # --- rows ---

@@ -1,0 +1,141 @@
+"""What a user of the library writes, for the type checker: `test_typing.py` has it checked strictly.
+
+Nothing here is run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import assert_type
+
+from stepwell import (
+    Breach,
+    Commit,
+    ConflictError,
+    CorruptionError,
+    Event,
+    FeedEntry,
+    Log,
+    PendingWrite,
+    Report,
+    Sequence,
+    Snapshot,
+    Step,
+    StepCommitted,
+    Thread,
+    ThreadSummary,
+    Write,
+    WritesRecorded,
+    apply,
+    changes,
+    compose,
+    diff,
+    parse,
+)
+from stepwell.patch import Array, Blob, Map, Merge, Splice
+from stepwell_langgraph import StepwellSaver
+
+
+def open_a_log(path: os.PathLike[str]) -> None:
+    """A log is opened by any kind of path, and closes with its block."""
+    with Log.open(path) as log:
+        assert_type(log, Log)
+    with Log.open("agents.stepwell", read_only=True) as log:
+        assert_type(log.path, str)
+
+
+class NotedLog(Log):
+    """A log with something of its own."""
+
+    note: str = ""
+
+
+def open_another_log() -> None:
+    """What is opened is of the class that it was asked of."""
+    with NotedLog.open(":memory:") as log:
+        assert_type(log, NotedLog)
+
+
+def write(log: Log) -> None:
+    """Appends take the events of steps and writes, and return a sequence."""
+    thread = log.thread("t")
+    assert_type(thread, Thread)
+    step = StepCommitted("s0", None, changes({"x": ("text", b"1")}), changes({}))
+    writes = WritesRecorded("s0", "task", "", (Write(0, "x", parse("text", b"1")),))
+    assert_type(thread.append([step, writes], expected_head=0), Sequence)
+    log.thread(b"t")  # type: ignore[arg-type]
+    thread.append(step)  # type: ignore[arg-type]
+    thread.append([step], head=0)  # type: ignore[call-arg]
+    step.step_id = "s1"  # type: ignore[misc]
+
+
+async def write_in_a_coroutine(thread: Thread) -> None:
+    """A ticket is awaited for what was committed."""
+    committed = await thread.begin_append([])
+    assert_type(committed.sequences, tuple[int, ...])
+
+
+def read(log: Log) -> None:
+    """What is read may not be there."""
+    thread = log.thread("t")
+    assert_type(thread.state(), Snapshot | None)
+    assert_type(thread.state("s0", lane="sub"), Snapshot | None)
+    assert_type(thread.summary(), ThreadSummary | None)
+    assert_type(thread.writes("s0"), list[PendingWrite])
+    print(thread.state().channels)  # type: ignore[union-attr]
+    state = thread.state(Sequence(3))
+    if state is not None:
+        assert_type(state.channels, dict[str, tuple[str, bytes]])
+        changes({"x": ("text", b"2")}, state.values)
+        state.sequence = Sequence(4)  # type: ignore[misc]
+
+
+def iterate(log: Log) -> None:
+    """Lists come as iterators."""
+    assert_type(log.threads(prefix="t"), Iterator[ThreadSummary])
+    assert_type(log.feed(after=5), Iterator[FeedEntry])
+    assert_type(log.thread("t").steps(), Iterator[Step])
+    for sequence, event in log.thread("t").events(reverse=True):
+        assert_type(sequence, Sequence)
+        assert_type(event, Event)
+    for entry in log.feed():
+        assert_type(entry.commit, Commit)
+        assert_type(entry.thread_id, str | None)
+
+
+def check(log: Log) -> None:
+    """An audit reports breaches."""
+    report = log.audit()
+    assert_type(report, Report)
+    assert_type(report.breaches, list[Breach])
+
+
+def patches() -> None:
+    """A value is a patch too; a patch is not always a value."""
+    old, new = parse("msgpack", b""), parse("msgpack", b"")
+    assert_type(old, Blob | Array | Map)
+    patch = diff(old, new)
+    assert_type(patch, Blob | Array | Map | Splice | Merge | None)
+    if patch is not None:
+        assert_type(apply(patch, old), Blob | Array | Map)
+        assert_type(compose(patch, new), Blob | Array | Map | Splice | Merge)
+    apply(None, old)  # type: ignore[arg-type]
+
+
+def errors(thread: Thread) -> None:
+    """Errors carry what they are about."""
+    try:
+        thread.append([])
+    except ConflictError as conflict:
+        assert_type(conflict.thread, str)
+    except CorruptionError as corruption:
+        assert_type(corruption.thread, str | int | None)
+        assert_type(corruption.sequence, int | None)
+
+
+def save(path: str) -> None:
+    """The saver is opened like LangGraph's own."""
+    with StepwellSaver.from_conn_string(path) as saver:
+        assert_type(saver, StepwellSaver)
+        assert_type(saver.log, Log)

@@ -1,0 +1,456 @@
+"""Each invariant of SPEC.md, section 11, broken on purpose: the audit names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import zstandard
+
+from building import append, get_row, noise, set_record, set_row, step, wrote
+from stepwell import Log, codec, pruning
+from stepwell import format as fmt
+from stepwell.audit import Report, audit
+from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadDeleted, ThreadPruned, WritesRecorded
+from stepwell.patch import Blob, Keep, Merge, Ref, Splice
+from stepwell.storage import (
+    Copy,
+    Delete,
+    FeedRow,
+    Storage,
+    pack_feed,
+    pack_name,
+    pack_row,
+    unpack_lane,
+    unpack_thread,
+)
+from stepwell.storage.memory import MemoryStorage
+from stepwell.storage.tables import DERIVED, FEED, INDEX, LANES, NAMES, THREADS
+
+Change = Callable[[int, fmt.Header, bytes], tuple[fmt.Header, bytes]]
+
+
+@pytest.fixture
+def broken() -> MemoryStorage:
+    """A sound log, to be broken.
+
+    Thread 1: 1 opened, 2 lane "", 3 s0, 4 s1, 5 writes, 6 s0 again, 7 lane "sub", 8 s0, 9 s2, 10 hidden.
+    Thread 2: the same.
+    """
+    storage = MemoryStorage()
+    content = noise(500)
+    for thread in ("t", "u"):
+        storage.commit(
+            [
+                append(thread, step("s0", {"x": content})),
+                append(thread, step("s1", {"x": content, "y": b"y"}, parent="s0", base=3)),
+                append(thread, wrote("s1", [content]), step("s0")),
+                append(thread, step("s0", lane="sub")),
+                append(thread, step("s2", parent="s1", base=4), step("h", hidden=True)),
+            ]
+        )
+    assert audit(storage).breaches == []
+    return storage
+
+
+def restamped(storage: Storage, change: Change, thread: int = 1) -> None:
+    """Write all records of a thread anew, some changed, with checksums and a chain that are right for them."""
+    chain = fmt.CHAIN_SEED
+    for sequence, record in storage.scan(thread, 0, 1 << 62, 1000, reverse=False):
+        header, body = codec.open_record(thread, sequence, record)
+        header, body = change(sequence, header, body)
+        fields = (header.kind, header.flags, fmt.FORM_PLAIN, header.lane, header.commit)
+        rest = (header.created_at, header.base, header.previous, fmt.body_digest(body))
+        stamp, chain = fmt.stamp(thread, sequence, *fields, *rest, chain)
+        set_record(storage, thread, sequence, stamp + body)
+
+
+def with_header(storage: Storage, at: int, **fields: int) -> None:
+    """Change fields in the header of one event."""
+    restamped(storage, lambda sequence, header, body: (header._replace(**fields) if sequence == at else header, body))
+
+
+def with_event(storage: Storage, at: int, event: Event) -> None:
+    """Put another event in the place of one."""
+    body = codec.encode(event)
+    plain = zstandard.decompress(body.data) if body.form == fmt.FORM_ZSTD else body.data
+    restamped(
+        storage,
+        lambda sequence, header, old: (header._replace(kind=body.kind), plain) if sequence == at else (header, old),
+    )
+
+
+def found(storage: Storage, sequence: int | None = None) -> set[str]:
+    """The invariants that the audit names; at one place, or anywhere."""
+    breaches = audit(storage).breaches
+    return {breach.invariant for breach in breaches if sequence is None or breach.sequence == sequence}
+
+
+def named(storage: Storage, invariant: str, sequence: int | None) -> bool:
+    """Whether the audit names an invariant at a place of thread 1."""
+    places = [(breach.invariant, breach.thread, breach.sequence) for breach in audit(storage).breaches]
+    return (invariant, 1 if sequence is not None else None, sequence) in places
+
+
+# --- sound logs ---
+
+
+def test_restamping_breaks_nothing(broken: MemoryStorage) -> None:
+    """Records that are written anew as they were, in another form, are as sound as before but for their size."""
+    restamped(broken, lambda sequence, header, body: (header, body))
+    assert found(broken) <= {"I6"}
+
+
+def test_report(log: Log) -> None:
+    """A sound log has no breaches, and the report counts threads and events, deleted threads included."""
+    assert log.audit() == Report(0, 0, [])
+    log.thread("t").append([step("s0"), wrote("s0")])
+    log.thread("u").append([step("s0")])
+    log.thread("u").copy_to("v")
+    log.thread("u").delete()
+    log.thread("t").prune([3])
+    assert log.audit() == Report(3, 4 + 4 + 1, [])
+
+
+def test_every_operation_is_sound(log: Log) -> None:
+    """After each of a long row of operations of all kinds there is no breach."""
+    thread = log.thread("t")
+    for number in range(4):
+        thread.append([step(f"s{number}", {"x": noise()}), wrote(f"s{number}", [noise()]), step("s0", lane="sub")])
+        thread.append([step("s0", {"x": noise()}), step(f"h{number}", hidden=True)])
+        assert log.audit().breaches == []
+        thread.copy_to(f"copy {number}")
+        assert log.audit().breaches == []
+        thread.prune([found.sequence for found in thread.steps()][:2])
+        assert log.audit().breaches == []
+        log.thread(f"copy {number}").prune([])
+        log.thread(f"copy {number}").copy_to(f"copy of {number}")
+        log.thread(f"copy {number}").delete()
+        assert log.audit().breaches == []
+
+
+# --- I1: no gaps, and a beginning ---
+
+
+@pytest.mark.parametrize("sequence", [3, 4, 5, 9])
+def test_i1_event_is_missing(broken: MemoryStorage, sequence: int) -> None:
+    """I1: an event that is gone is missed where the next one stands."""
+    set_record(broken, 1, sequence, None)
+    assert named(broken, "I1", sequence + 1)
+
+
+def test_i1_last_event_is_missing(broken: MemoryStorage) -> None:
+    """An event that is gone from the end is missed in the catalogue."""
+    set_record(broken, 1, 10, None)
+    assert found(broken) == {"I6"}
+
+
+def test_i1_all_events_are_missing(broken: MemoryStorage) -> None:
+    """A thread whose events are all gone is missed in the catalogue."""
+    for sequence in range(1, 11):
+        set_record(broken, 1, sequence, None)
+    assert "I6" in found(broken)
+
+
+def test_i1_beginning_is_missing(broken: MemoryStorage) -> None:
+    """I1: a thread cannot begin in its midst."""
+    set_record(broken, 1, 1, None)
+    assert named(broken, "I1", 2)
+
+
+@pytest.mark.parametrize("event", [step("s"), wrote("s"), LaneOpened("x"), ThreadDeleted(Sequence(7), fmt.CHAIN_SEED)])
+def test_i1_other_beginning(broken: MemoryStorage, event: Event) -> None:
+    """I1: a thread begins with an event that says how it came to be, in its right place."""
+    with_event(broken, 1, event)
+    assert named(broken, "I1", 1)
+
+
+def test_i1_pruned_beginning(broken: MemoryStorage) -> None:
+    """I1: a pruned thread begins after what was removed."""
+    with Log(broken) as log:
+        log.thread("t").prune([4])
+        assert audit(broken).breaches == []
+        first, record = broken.scan(1, 0, 1 << 62, 1, reverse=False)[0]
+        body = codec.encode(ThreadPruned("t", Sequence(first - 2), fmt.CHAIN_SEED, 1))
+        header = fmt.read_header(record)
+        fields = (header.kind, 0, body.form, 0, header.commit, header.created_at, 0, 0, body.digest)
+        stamp, _ = fmt.stamp(1, first, *fields, fmt.CHAIN_SEED)
+        set_record(broken, 1, first, stamp + body.data)
+        assert named(broken, "I1", first)
+
+
+# --- I2: records ---
+
+
+def flipped(record: bytes, position: int) -> bytes:
+    """The record with one bit changed."""
+    return record[:position] + bytes((record[position] ^ 1,)) + record[position + 1 :]
+
+
+@pytest.mark.parametrize("sequence", range(1, 11))
+def test_i2_changed_bits(broken: MemoryStorage, sequence: int) -> None:
+    """I2: a record of which any part has changed is named, whatever kind of event it is."""
+    record = broken.read(1, [sequence])[sequence]
+    for position in (0, 1, 2, 4, 8, 16, 24, 32, 40, 64, len(record) // 2, len(record) - 1):
+        set_record(broken, 1, sequence, flipped(record, position))
+        assert named(broken, "I2", sequence), position
+    for cut in (b"", record[:30], record[:64], record[:-1]):
+        set_record(broken, 1, sequence, cut)
+        assert named(broken, "I2", sequence)
+    set_record(broken, 1, sequence, record)
+    assert audit(broken).breaches == []
+
+
+def test_i2_other_place(broken: MemoryStorage) -> None:
+    """I2: a sound record in a place that is not its own is named."""
+    for thread, sequence in product((1, 2), range(1, 11)):
+        if (thread, sequence) != (1, 4):
+            set_record(broken, 1, 4, broken.read(thread, [sequence])[sequence])
+            assert named(broken, "I2", 4)
+
+
+def test_i2_newer_record(broken: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I2: a record that a later version of the library wrote cannot be checked."""
+    monkeypatch.setattr(fmt, "FORMAT_VERSION", 9)
+    restamped(broken, lambda sequence, header, body: (header, body))
+    monkeypatch.undo()
+    assert named(broken, "I2", 4)
+
+
+def test_i2_other_kind(broken: MemoryStorage) -> None:
+    """I2: an event of another kind than its header says is named, checksum right or not."""
+    with_header(broken, 5, kind=fmt.KIND_STEP)
+    assert named(broken, "I2", 5)
+
+
+# --- I3: the chain ---
+
+
+@pytest.mark.parametrize("sequence", [1, 4, 10])
+def test_i3_changed_chain(broken: MemoryStorage, sequence: int) -> None:
+    """I3: a record whose own chain hash has changed is named, and so is the one after it."""
+    record = broken.read(1, [sequence])[sequence]
+    set_record(broken, 1, sequence, flipped(record, 50))
+    assert named(broken, "I3", sequence)
+    assert named(broken, "I3", sequence + 1) == (sequence < 10)
+
+
+def test_i3_rewritten_history(broken: MemoryStorage) -> None:
+    """I3: an event that was replaced by another sound one is found by the chain of those after it."""
+    records = broken.scan(1, 4, 1 << 62, 100, reverse=False)
+    with_event(broken, 4, step("s1", {"x": b"forged"}, parent="s0", base=3))
+    for sequence, record in records:
+        set_record(broken, 1, sequence, record)
+    assert found(broken, 4) == set()
+    assert named(broken, "I3", 5)
+
+
+# --- I4: lanes ---
+
+
+@pytest.mark.parametrize("sequence", [3, 5, 9, 10])
+def test_i4_lane_that_was_not_opened(broken: MemoryStorage, sequence: int) -> None:
+    """I4: a step, and writes, must stand in a lane that was opened."""
+    with_header(broken, sequence, lane=3)
+    assert named(broken, "I4", sequence)
+
+
+@pytest.mark.parametrize("lane", [0, 1, 3])
+def test_i4_lanes_out_of_order(broken: MemoryStorage, lane: int) -> None:
+    """I4: lanes are numbered in the order in which they are opened."""
+    with_header(broken, 7, lane=lane)
+    assert named(broken, "I4", 7)
+
+
+def test_i4_lane_used_before_it_was_opened(broken: MemoryStorage) -> None:
+    """I4: a lane is opened before it is used."""
+    with_header(broken, 4, lane=2, base=0)
+    assert named(broken, "I4", 4)
+
+
+# --- I5: steps ---
+
+
+@pytest.mark.parametrize(
+    ("sequence", "flags"), [(3, fmt.FLAG_REPLACES), (4, fmt.FLAG_REPLACES), (6, 0), (8, fmt.FLAG_REPLACES)]
+)
+def test_i5_flag_of_repetition(broken: MemoryStorage, sequence: int, flags: int) -> None:
+    """I5: a step is marked as a repetition if its id was committed before in its lane, and only then."""
+    with_header(broken, sequence, flags=flags)
+    assert named(broken, "I5", sequence)
+
+
+@pytest.mark.parametrize(("sequence", "previous"), [(3, 2), (4, 0), (4, 5), (6, 4), (6, 0), (8, 3), (9, 3), (9, 6)])
+def test_i5_previous_step(broken: MemoryStorage, sequence: int, previous: int) -> None:
+    """I5: a step names the step before it in its lane, a repetition the first commit of its id."""
+    with_header(broken, sequence, previous=previous)
+    assert named(broken, "I5", sequence)
+
+
+@pytest.mark.parametrize(("sequence", "base"), [(4, 1), (4, 2), (9, 5), (9, 8), (9, 99), (4, 4), (4, 9), (8, 3)])
+def test_i5_base(broken: MemoryStorage, sequence: int, base: int) -> None:
+    """I5: a base is an earlier step of the same lane."""
+    with_header(broken, sequence, base=base)
+    assert named(broken, "I5", sequence)
+
+
+def test_i5_patch_that_does_not_fit(broken: MemoryStorage) -> None:
+    """I5: a step's patch fits the state of its base."""
+    misfit = StepCommitted("s2", "s1", Merge((), {"x": Splice((Keep(0, 9),))}), Merge())
+    with_event(broken, 9, misfit)
+    assert named(broken, "I5", 9)
+
+
+@pytest.mark.parametrize("fields", [{"base": 3}, {"previous": 3}, {"flags": fmt.FLAG_HIDDEN}])
+@pytest.mark.parametrize("sequence", [1, 2, 5])
+def test_i5_of_other_events(broken: MemoryStorage, sequence: int, fields: dict[str, int]) -> None:
+    """I5: only a step has a base, a step before it, and flags."""
+    with_header(broken, sequence, **fields)
+    assert named(broken, "I5", sequence)
+
+
+# --- I6: derived rows ---
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_i6_every_row(table: str) -> None:
+    """I6: each row of each derived table is named if it is gone, has another value or another key."""
+    again = rebuilt()
+    for name, key, value in list(again.derived()):
+        if name != table:
+            continue
+        for other in (None, value + b"x", value[:-1] if value else b"x"):
+            set_row(again, table, key, other)
+            assert any(breach.invariant == "I6" and table in breach.what for breach in audit(again).breaches)
+        set_row(again, table, key, None)
+        set_row(again, table, key + b"\0", value)
+        breaches = [breach.what for breach in audit(again).breaches]
+        assert len([what for what in breaches if table in what]) == 2
+        set_row(again, table, key + b"\0", None)
+        set_row(again, table, key, value)
+    assert audit(again).breaches == []
+
+
+def rebuilt() -> MemoryStorage:
+    """A log with a pruned, a copied and a deleted thread."""
+    storage = MemoryStorage()
+    for thread in ("t", "u"):
+        storage.commit([append(thread, step("s0"), step("s1", parent="s0"), wrote("s1"), step("s0", lane="sub"))])
+    storage.commit([Copy("t", "v", 1), Delete("u", 1)])
+    row = storage.thread("v")
+    assert row is not None
+    storage.commit([pruning.plan(storage, "v", row, pruning.Kept(frozenset([4])))])
+    assert audit(storage).breaches == []
+    return storage
+
+
+def test_i6_head_of_a_lane(broken: MemoryStorage) -> None:
+    """I6: a lane whose row names another head, tip or count is named."""
+    key = fmt.lane_key(1, 1)
+    data = get_row(broken, LANES, key)
+    assert data is not None
+    for field in ("head", "tip", "steps", "replaced"):
+        row = unpack_lane(data)
+        setattr(row, field, getattr(row, field) + 1)
+        set_row(broken, LANES, key, pack_row(row))
+        assert [breach.invariant for breach in audit(broken).breaches] == ["I6"]
+
+
+def test_i6_catalogue(broken: MemoryStorage) -> None:
+    """I6: a thread whose row says anything that its events do not is named."""
+    key = fmt.number_key(1)
+    data = get_row(broken, THREADS, key)
+    assert data is not None
+    for field in ("number", "first", "last", "lanes", "steps", "writes", "stored_bytes", "created_at", "updated_at"):
+        row = unpack_thread(data)
+        setattr(row, field, getattr(row, field) + 1)
+        set_row(broken, THREADS, key, pack_row(row))
+        assert [breach.invariant for breach in audit(broken).breaches] == ["I6"]
+    for field, value in (("deleted", True), ("chain", bytes(16)), ("name_hash", bytes(16))):
+        row = unpack_thread(data)
+        setattr(row, field, value)
+        set_row(broken, THREADS, key, pack_row(row))
+        assert [breach.invariant for breach in audit(broken).breaches] == ["I6"]
+
+
+def test_i6_rows_of_nobody(broken: MemoryStorage) -> None:
+    """I6: rows of a thread, lane, step or commit that is not there are named."""
+    key = fmt.id_key("nobody")
+    for table, row_key, value in (
+        (THREADS, fmt.number_key(99), b"x"),
+        (NAMES, fmt.name_key(0, b"nobody"), pack_name(99, b"nobody")),
+        (NAMES, fmt.name_key(1, b"nobody"), pack_name(9, b"nobody")),
+        (LANES, fmt.lane_key(1, 9), b"x"),
+        (INDEX, fmt.index_key(1, 1, key, fmt.INDEX_STEP, 4), b""),
+        (FEED, fmt.number_key(99), pack_feed(FeedRow(99, 1, 1, 2))),
+    ):
+        set_row(broken, table, row_key, value)
+        (breach,) = audit(broken).breaches
+        assert (breach.invariant, breach.thread, breach.sequence) == ("I6", None, None)
+        assert table in breach.what
+        assert row_key.hex() in breach.what
+        set_row(broken, table, row_key, None)
+
+
+# --- I7: commits ---
+
+
+@pytest.mark.parametrize(("sequence", "commit"), [(4, 99), (9, 1), (10, 2)])
+def test_i7_commits_that_fall(broken: MemoryStorage, sequence: int, commit: int) -> None:
+    """I7: along a thread, commit numbers do not fall."""
+    with_header(broken, sequence, commit=commit)
+    assert any(breach.invariant == "I7" and breach.thread == 1 for breach in audit(broken).breaches)
+
+
+def test_i7_commit_of_two_threads(broken: MemoryStorage) -> None:
+    """I7: a commit number stands in one thread only."""
+    with_header(broken, 10, commit=9)
+    restamped(broken, lambda sequence, header, body: (header, body))
+    assert any(breach.invariant == "I7" and "two threads" in breach.what for breach in audit(broken).breaches)
+
+
+# --- I8: references ---
+
+
+@pytest.mark.parametrize("place", [(3, 400, 101), (3, 501, 0), (2, 0, 1), (9, 0, 1), (10, 0, 1), (99, 0, 1)])
+def test_i8_references_of_steps(broken: MemoryStorage, place: tuple[int, int, int]) -> None:
+    """I8: a step refers only to bytes that an event at or before it holds."""
+    body = Merge((), {"x": Blob("text", Ref(*place))})
+    for event in (StepCommitted("s2", "s1", body, Merge()), StepCommitted("s2", "s1", Merge(), body)):
+        with_event(broken, 9, event)
+        assert named(broken, "I8", 9)
+
+
+def test_i8_references_of_writes(broken: MemoryStorage) -> None:
+    """I8: recorded writes refer only to bytes that an event at or before them holds."""
+    event = wrote("s1")
+    write = event.writes[0]
+    changed = WritesRecorded("s1", "task", "", (type(write)(0, "x", Blob("text", Ref(3, 0, 501))),))
+    with_event(broken, 5, changed)
+    assert named(broken, "I8", 5)
+    good = WritesRecorded("s1", "task", "", (type(write)(0, "x", Blob("text", Ref(3, 0, 500))),))
+    with_event(broken, 5, good)
+    assert not any(breach.invariant == "I8" for breach in audit(broken).breaches)
+
+
+def test_i8_content_that_shrank(broken: MemoryStorage) -> None:
+    """I8: an event that no longer holds what later ones refer to is found at those."""
+    with_event(broken, 3, step("s0", {"x": noise(80)}))
+    refer = StepCommitted("s2", "s1", Merge((), {"x": Blob("text", Ref(3, 0, 500))}), Merge())
+    with_event(broken, 9, refer)
+    assert named(broken, "I8", 9)
+
+
+# --- several at once ---
+
+
+def test_breaches_of_several_threads(broken: MemoryStorage) -> None:
+    """One damaged thread does not hide the damage of another, nor make a sound one suspect."""
+    broken.commit([append("sound", step("s0"))])
+    for thread in (1, 2):
+        record = broken.read(thread, [4])[4]
+        set_record(broken, thread, 4, flipped(record, 70))
+    breaches = audit(broken).breaches
+    assert {breach.thread for breach in breaches if breach.invariant == "I2"} == {1, 2}
+    assert not any(breach.thread == 3 for breach in breaches)

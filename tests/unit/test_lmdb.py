@@ -1,0 +1,785 @@
+"""The engine for files: who shares what, what is refused, and what the file does.
+
+What could end the process, or needs another one, runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
+from typing import Any
+
+import lmdb
+import msgspec
+import pytest
+
+import building
+from building import noise, step
+from stepwell import ClosedError, CorruptionError, Log, NewerFormatError, NotALogError, ReadOnlyError, UsageError
+from stepwell.storage import lmdb as engine
+from stepwell.storage.lmdb import LmdbStorage
+
+PRELUDE = """
+import os, sys
+from building import append, noise, step, wrote
+from stepwell import *
+path = sys.argv[1]
+"""
+
+
+def start(script: str, path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Begin a script in a process of its own."""
+    folders = [
+        os.path.dirname(os.path.dirname(os.path.abspath(module.__file__))) for module in (sys.modules["stepwell"],)
+    ]
+    folders.append(os.path.dirname(os.path.abspath(building.__file__)))
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + dedent(script), str(path), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(script: str, path: Path, *arguments: str) -> str:
+    """What a script in a process of its own prints; it must end well."""
+    process = start(script, path, *arguments)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, f"ended with {process.returncode}: {output}{errors}"
+    return output.strip()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a log can be made; if the test leaves one there, it is sound."""
+    return tmp_path / "agents.stepwell"
+
+
+@pytest.fixture
+def made(path: Path) -> Any:
+    """A log with three steps, closed."""
+    with Log.open(path) as log:
+        log.thread("t").append([step("s0"), step("s1", {"x": noise()}, parent="s0"), step("s2", parent="s1")])
+    yield path
+    with Log.open(path) as log:
+        assert log.audit().breaches == []
+
+
+def ids(log: Log) -> list[str]:
+    """The steps of the thread."""
+    return [found.step_id for found in log.thread("t").steps()]
+
+
+# --- one environment per file ---
+
+
+def test_same_file_twice(path: Path) -> None:
+    """Two logs on one file share its environment: each sees at once what the other appends."""
+    with Log.open(path) as one, Log.open(str(path)) as other:
+        one.thread("t").append([step("s0")])
+        other.thread("t").append([step("s1")])
+        assert ids(one) == ids(other) == ["s1", "s0"]
+        assert one.storage.log_id == other.storage.log_id
+
+
+def test_other_paths_to_the_same_file(made: Path, tmp_path: Path) -> None:
+    """A symbolic link, a relative path and a way round lead to the same environment."""
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(made)
+    folder.symlink_to(tmp_path)
+    paths = [made, link, folder / made.name, os.path.relpath(made), made.parent / "." / made.name]
+    storages = [LmdbStorage(path) for path in paths]
+    assert {storage.key for storage in storages} == {str(made.resolve())}
+    assert len({id(storage._environment) for storage in storages}) == 1
+    for storage in storages:
+        storage.close()
+
+
+def test_a_link_can_be_where_the_log_is_made(path: Path, tmp_path: Path) -> None:
+    """A log opened by a link to nothing is made where the link leads."""
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with Log.open(link) as log:
+        log.thread("t").append([step("s0")])
+    assert path.is_file()
+    assert link.is_symlink()
+
+
+def test_closed_with_the_last_handle(made: Path) -> None:
+    """The environment lives as long as one of its handles, and is gone with the last."""
+    one, other = Log.open(made), Log.open(made)
+    one.close()
+    one.close()
+    other.thread("t").append([step("s3")])
+    with pytest.raises(ClosedError, match="closed"):
+        list(one.thread("t").steps())
+    with pytest.raises(ClosedError, match="closed"):
+        one.thread("t").append([step("s4")])
+    assert str(made) in engine._environments
+    other.close()
+    assert str(made) not in engine._environments
+    with Log.open(made) as again:
+        assert ids(again) == ["s3", "s2", "s1", "s0"]
+
+
+def test_open_and_close_from_many_threads(made: Path) -> None:
+    """Threads that open, use and close one file at the same time do not disturb each other."""
+    errors: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            for number in range(15):
+                with Log.open(made) as log:
+                    log.thread(name).append([step(f"s{number}")])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(f"t{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert engine._environments == {}
+    with Log.open(made) as log:
+        assert [found.steps for found in log.threads()] == [3, 15, 15, 15, 15]
+
+
+def test_a_dropped_log_is_given_back_at_any_moment(path: Path) -> None:
+    """A log that is dropped unclosed gives its file back, even if the collector meets it while another is opened."""
+    script = """
+        import faulthandler, gc
+        from stepwell.storage import lmdb as engine
+        faulthandler.dump_traceback_later(5, exit=True)
+        open_map = engine._open_map
+        def opening(*arguments):
+            gc.collect()
+            return open_map(*arguments)
+        engine._open_map = opening
+        gc.disable()
+        for written in (False, True):
+            for other in (path + ".other", path):
+                log = Log.open(path)
+                if written:
+                    log.thread("t").append([step("s0")])
+                log.circle = log
+                del log
+                with Log.open(other) as log:
+                    log.thread("t").append([step("s1")])
+                    gc.collect()
+        while engine._environments:
+            pass
+        print("done")
+        """
+    assert run(script, path) == "done"
+
+
+# --- read only ---
+
+
+def test_read_only(made: Path) -> None:
+    """A log that is opened to read answers everything, and refuses every change."""
+    with Log.open(made, read_only=True) as log:
+        assert ids(log) == ["s2", "s1", "s0"]
+        state = log.thread("t").state("s1")
+        assert state is not None
+        assert len(state.channels["x"][1]) == 300
+        assert log.audit().breaches == []
+        assert len(list(log.feed())) == 1
+        thread = log.thread("t")
+        for change in (
+            lambda: thread.append([step("s3")]),
+            thread.delete,
+            lambda: thread.copy_to("u"),
+            lambda: thread.prune([state.sequence]),
+            lambda: log.storage.commit([building.append("t", step("s3"))]),
+        ):
+            with pytest.raises(ReadOnlyError, match="read_only"):
+                change()
+        assert ids(log) == ["s2", "s1", "s0"]
+
+
+def test_read_only_without_a_file(path: Path) -> None:
+    """Opening to read makes no file, neither where there is none nor out of an empty one."""
+    with pytest.raises(UsageError, match="no log"):
+        Log.open(path, read_only=True)
+    assert list(path.parent.iterdir()) == []
+    path.touch()
+    with pytest.raises((UsageError, NotALogError)):
+        Log.open(path, read_only=True)
+    assert path.read_bytes() == b""
+
+
+def test_read_only_beside_writable(made: Path) -> None:
+    """A handle to read and one to write share a file in either order, and each keeps its rights."""
+    for order in ((True, False), (False, True)):
+        logs = {read_only: Log.open(made, read_only=read_only) for read_only in order}
+        before = ids(logs[True])
+        logs[False].thread("t").append([step(f"s{len(before)}")])
+        assert ids(logs[True]) == [f"s{len(before)}", *before]
+        with pytest.raises(ReadOnlyError):
+            logs[True].thread("t").append([step("no")])
+        logs[order[0]].close()
+        assert len(ids(logs[order[1]])) == len(before) + 1
+        logs[order[1]].close()
+
+
+def test_upgrade_to_writable_fails(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a file that is open to read cannot be opened to write, the handles to read go on."""
+    reader = Log.open(made, read_only=True)
+    open_map = engine._open_map
+
+    def refused(real_path: str, read_only: bool, *rest: Any) -> lmdb.Environment:
+        if not read_only:
+            error = lmdb.Error("Permission denied")
+            error.code = errno.EACCES
+            raise error
+        return open_map(real_path, read_only, *rest)
+
+    monkeypatch.setattr(engine, "_open_map", refused)
+    with pytest.raises((ReadOnlyError, CorruptionError)):
+        Log.open(made)
+    assert ids(reader) == ["s2", "s1", "s0"]
+    reader.close()
+    assert engine._environments == {}
+
+
+def test_read_only_follows_another_process(made: Path) -> None:
+    """A log that is open to read shows what another process appends meanwhile."""
+    with Log.open(made, read_only=True) as log:
+        run("Log.open(path).thread('t').append([step('s3')])", made)
+        assert ids(log) == ["s3", "s2", "s1", "s0"]
+
+
+# --- what is no log ---
+
+
+def foreign(path: Path, table: bytes | None, rows: dict[bytes, bytes]) -> None:
+    """An LMDB file that somebody else made."""
+    with lmdb.open(str(path), subdir=False, max_dbs=10) as env, env.begin(write=True) as transaction:
+        database = env.open_db(table, transaction) if table else None
+        for key, value in rows.items():
+            transaction.put(key, value, db=database)
+    Path(f"{path}-lock").unlink()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"x",
+        b"SQLite format 3\0" + bytes(4096),
+        b"a text file\n" * 1000,
+        bytes(100),
+        bytes(16384),
+        bytes(16) + (0xBEEFC0DE).to_bytes(4, sys.byteorder),
+        bytes(16) + (0xBEEFC0DE).to_bytes(4, sys.byteorder) + (1).to_bytes(4, sys.byteorder),
+        bytes(16) + (0xBEEFC0DE).to_bytes(4, sys.byteorder) + (1).to_bytes(4, sys.byteorder) + bytes(8192),
+        bytes(16) + (0xBEEFC0DE).to_bytes(4, sys.byteorder) + (2).to_bytes(4, sys.byteorder) + bytes(8192),
+        bytes(16) + (0xBEEFC0DF).to_bytes(4, sys.byteorder) + (1).to_bytes(4, sys.byteorder) + bytes(8192),
+    ],
+)
+def test_other_files(path: Path, content: bytes, read_only: bool) -> None:
+    """A file that is no LMDB file of our engine is refused and left as it is, with nothing beside it."""
+    path.write_bytes(content)
+    with pytest.raises((NotALogError, CorruptionError)):
+        Log.open(path, read_only=read_only)
+    assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        (None, {b"key": b"value"}),
+        (None, {b"meta": b"a value where we have a table"}),
+        (b"theirs", {}),
+        (b"theirs", {b"format": b"value"}),
+        (b"meta", {}),
+        (b"meta", {b"other": b"value"}),
+    ],
+)
+def test_other_lmdb_files(path: Path, table: bytes | None, rows: dict[bytes, bytes], read_only: bool) -> None:
+    """An LMDB file that somebody else made, with rows or with an empty table, is refused and left as it is."""
+    foreign(path, table, rows)
+    before = path.read_bytes()
+    with pytest.raises(NotALogError, match="not a"):
+        Log.open(path, read_only=read_only)
+    assert path.read_bytes() == before
+    assert engine._environments == {}
+
+
+def test_empty_lmdb_file(path: Path) -> None:
+    """An LMDB file with nothing in it, such as a crash while making a log leaves, becomes one, but not to read."""
+    foreign(path, None, {})
+    with pytest.raises(NotALogError):
+        Log.open(path, read_only=True)
+    with Log.open(path) as log:
+        log.thread("t").append([step("s0")])
+        assert log.audit().breaches == []
+
+
+def test_places_where_no_log_can_be(tmp_path: Path) -> None:
+    """A folder, a place below a file, one in a folder that does not exist and no path at all are refused."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(NotALogError, match="directory"):
+        Log.open(tmp_path)
+    for wrong in (tmp_path / "no" / "log", tmp_path / "file" / "log", tmp_path / "loop", "a\0b", "", 7, None, b"log"):
+        for read_only in (False, True):
+            with pytest.raises((UsageError, NotALogError)):
+                Log.open(wrong, read_only=read_only)  # type: ignore[arg-type]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def rewrite_format(path: Path, **fields: int) -> None:
+    """Change what a log says of its format."""
+    with lmdb.open(str(path), subdir=False, max_dbs=20) as env:
+        meta = env.open_db(b"meta", create=False)
+        with env.begin(write=True) as transaction:
+            found = msgspec.msgpack.decode(transaction.get(b"format", db=meta), type=engine.LogFormat)
+            changed = msgspec.structs.replace(found, **fields)
+            transaction.put(b"format", msgspec.msgpack.encode(changed), db=meta)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_newer_format(path: Path, read_only: bool) -> None:
+    """A log that only a later version can read asks for an upgrade; one that it can merely write is read."""
+    with Log.open(path) as log:
+        log.thread("t").append([step("s0")])
+    rewrite_format(path, written=7, readable_from=1)
+    with Log.open(path, read_only=read_only) as log:
+        assert ids(log) == ["s0"]
+    rewrite_format(path, written=7, readable_from=7)
+    with pytest.raises(NewerFormatError, match=r"format 7.*upgrade"):
+        Log.open(path, read_only=read_only)
+    assert engine._environments == {}
+
+
+def test_format_entry_that_cannot_be_read(path: Path) -> None:
+    """A log whose format entry is damaged is reported as damaged."""
+    Log.open(path).close()
+    with lmdb.open(str(path), subdir=False, max_dbs=20) as env:
+        meta = env.open_db(b"meta", create=False)
+        with env.begin(write=True) as transaction:
+            transaction.put(b"format", b"\xc1", db=meta)
+    with pytest.raises(CorruptionError, match="format"):
+        Log.open(path)
+
+
+# --- damage to the file ---
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_file_cut_short(path: Path, read_only: bool) -> None:
+    """A file of which the end is missing is an error to the program, not its end."""
+    with Log.open(path) as log:
+        for number in range(20):
+            log.thread("t").append([step(f"s{number}", {"x": noise(9000)})])
+    whole = path.stat().st_size
+    script = """
+        for length in map(int, sys.argv[3:]):
+            copy = f"{path}.{length}"
+            with open(path, "rb") as file:
+                content = file.read(length)
+            with open(copy, "wb") as file:
+                file.write(content)
+            try:
+                with Log.open(copy, read_only=sys.argv[2] == "True") as log:
+                    shown = len(list(log.thread("t").events()))
+                    print(length, shown, len(log.audit().breaches), flush=True)
+            except (CorruptionError, NotALogError, UsageError) as error:
+                print(length, type(error).__name__, flush=True)
+        """
+    lengths = [
+        0,
+        1,
+        100,
+        4096,
+        6000,
+        8192,
+        12288,
+        whole // 4,
+        whole // 2,
+        whole * 3 // 4,
+        whole - 4096,
+        whole - 1,
+        whole,
+    ]
+    process = start(script, path, str(read_only), *map(str, lengths))
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, ""), errors
+    found = {int(line.split()[0]): line.split()[1:] for line in output.splitlines()}
+    assert list(found) == lengths
+    assert found[whole] == ["22", "0"]
+    # The last page may be one that nothing is in; all else is missed.
+    assert all(found[length] in (["CorruptionError"], ["NotALogError"]) for length in lengths[1:-3])
+    assert all(found[length] in (["CorruptionError"], ["22", "0"]) for length in lengths[-3:-1])
+
+
+def test_bytes_overwritten(path: Path) -> None:
+    """Bytes of a record that changed in the file are reported, with thread and sequence."""
+    contents = [noise(900) for _ in range(20)]
+    with Log.open(path) as log:
+        log.thread("t").append([step(f"s{number}", {"x": content}) for number, content in enumerate(contents)])
+    whole = path.read_bytes()
+    for number in (0, 7, 19):
+        assert whole.count(contents[number]) == 1
+        damaged = path.parent / f"damaged {number}"
+        damaged.write_bytes(whole.replace(contents[number][450:], bytes(450)))
+        with Log.open(damaged) as log:
+            with pytest.raises(CorruptionError) as caught:
+                log.thread("t").state(f"s{number}")
+            assert (caught.value.thread, caught.value.sequence) == (1, number + 3)
+            other = log.thread("t").state(f"s{number ^ 1}")
+            assert other is not None
+            assert other.channels["x"][1] == contents[number ^ 1]
+            assert ("I2", 1, number + 3) in [breach[:3] for breach in log.audit().breaches]
+
+
+# --- room ---
+
+
+LIMITED = """
+    import resource
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (124 << 20), resource.RLIM_INFINITY))
+    log = Log.open(path)
+    thread = log.thread("t")
+    """
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+
+
+@on_linux
+def test_small_address_space_that_grows(path: Path) -> None:
+    """A log that began with a small map grows it while it is used, and no append is lost."""
+    script = """
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        before = log.storage._environment._env.info()["map_size"]
+        tickets = [thread.begin_append([step(f"s{n}", {"x": noise(1 << 20)})]) for n in range(90)]
+        other = Log.open(path)
+        other.thread("u").append([step("s0")])
+        for ticket in tickets:
+            ticket.result()
+        after = log.storage._environment._env.info()["map_size"]
+        assert before <= 64 << 20 < after, (before, after)
+        print(len(list(thread.steps())), len(list(other.thread("u").steps())), len(log.audit().breaches))
+        """
+    assert run(dedent(LIMITED) + dedent(script), path) == "90 1 0"
+
+
+@on_linux
+def test_small_address_space_that_stays(path: Path) -> None:
+    """When the map cannot grow, the append that does not fit fails, and all else goes on."""
+    script = """
+        appended = 0
+        try:
+            while True:
+                thread.append([step(f"s{appended}", {"x": noise(1 << 20)})])
+                appended += 1
+        except MapFullError as error:
+            print(error, file=sys.stderr)
+        assert 20 < appended < 100, appended
+        assert thread.summary().steps == appended
+        assert len(thread.state().channels["x"][1]) == 1 << 20
+        thread.append([step("small")])
+        thread.prune([thread.state().sequence])
+        for number in range(5):
+            thread.append([step(f"again {number}", {"x": noise(1 << 20)})])
+        print(thread.summary().steps, log.audit().breaches)
+        """
+    assert run(dedent(LIMITED) + dedent(script), path) == "6 []"
+
+
+@on_linux
+def test_another_process_grows_the_file(path: Path) -> None:
+    """A process with a small map follows when another one makes the file larger than that."""
+    script = """
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        thread.append([step("s0")])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(len(list(thread.steps())), flush=True)
+        thread.append([step("last", {"x": noise(1 << 20)})])
+        print(len(list(thread.steps())), len(log.audit().breaches))
+        """
+    process = start(dedent(LIMITED) + dedent(script), path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with Log.open(path) as log:
+        for number in range(80):
+            log.thread("t").begin_append([step(f"{number}", {"x": noise(1 << 20)})])
+        log.thread("t").append([step("80")])
+        output, errors = process.communicate("go\n", timeout=60)
+        assert (process.returncode, output, errors) == (0, "82\n83 0\n", "")
+        assert len(ids(log)) == 83
+
+
+# --- processes ---
+
+
+def test_a_fork_may_not_use_the_log(path: Path) -> None:
+    """A forked child cannot use what its parent opened, can open the file itself, and harms nobody."""
+    script = """
+        log = Log.open(path)
+        thread = log.thread("t")
+        thread.append([step("s0")])
+        steps = thread.steps()
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for use in (thread.state, lambda: list(thread.steps()), lambda: list(steps), lambda: list(log.feed()),
+                        log.audit, lambda: thread.append([step("s1")]), thread.delete, lambda: thread.begin_append([])):
+                try:
+                    use()
+                except ForkedError as error:
+                    refused += str(os.getppid()) in str(error) and "Log.open" in str(error)
+            log.close()
+            with Log.open(path) as own:
+                own.thread("t").append([step("child")])
+                own.thread("t").state()
+            os._exit(100 + refused)
+        status = os.waitpid(child, 0)[1]
+        thread.append([step("s1")])
+        print(os.waitstatus_to_exitcode(status), [each.step_id for each in thread.steps()], log.audit().breaches)
+        log.close()
+        """
+    assert run(script, path) == "108 ['s1', 'child', 's0'] []"
+
+
+def test_forks_while_writing(path: Path) -> None:
+    """Forks in the midst of appends and reads take nothing from the parent, and each child can open the log."""
+    script = """
+        import threading
+        log = Log.open(path)
+        stop = threading.Event()
+        def write(name):
+            number = 0
+            while not stop.is_set():
+                log.thread(name).append([step(f"s{number}")])
+                number += 1
+        def read():
+            while not stop.is_set():
+                list(log.thread("t0").steps())
+        threads = [threading.Thread(target=write, args=(f"t{n}",)) for n in range(2)] + [threading.Thread(target=read)]
+        for each in threads:
+            each.start()
+        children = []
+        for number in range(15):
+            child = os.fork()
+            if child == 0:
+                with Log.open(path) as own:
+                    own.thread("child").append([step(f"c{number}")])
+                os._exit(0)
+            children.append(child)
+        ended = [os.waitpid(child, 0)[1] for child in children]
+        stop.set()
+        for each in threads:
+            each.join()
+        print(ended.count(0), len(list(log.thread("child").steps())), log.audit().breaches)
+        log.close()
+        """
+    assert run(script, path) == "15 15 []"
+
+
+def test_a_fork_of_a_log_in_memory(path: Path) -> None:
+    """A forked child cannot append to a log in memory: nobody would ever see it."""
+    script = """
+        log = Log.open(":memory:")
+        log.thread("t").append([step("s0")])
+        child = os.fork()
+        if child == 0:
+            try:
+                log.thread("t").append([step("s1")])
+            except ForkedError:
+                log.close()
+                os._exit(7)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        log.thread("t").append([step("s1")])
+        """
+    assert run(script, path) == "7"
+
+
+def test_two_processes_by_turns(path: Path) -> None:
+    """Two processes that append by turns each build on what the other has committed."""
+    script = """
+        log = Log.open(path)
+        thread = log.thread("t")
+        for line in sys.stdin:
+            state = thread.state()
+            old = state.values if state else None
+            items = dict(state.channels) if state else {}
+            items[line.strip()] = ("text", line.encode())
+            base, head = (state.sequence, thread.row().last) if state else (0, 0)
+            event = StepCommitted(line.strip(), None, changes(items, old), changes({}), base=base)
+            print(thread.append([event], expected_head=head), flush=True)
+        print(log.audit().breaches)
+        """
+    processes = [start(script, path) for _ in range(2)]
+    for turn in range(40):
+        process = processes[turn % 2]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"s{turn}\n")
+        process.stdin.flush()
+        assert int(process.stdout.readline()) == turn + 3
+    for process in processes:
+        assert process.communicate(timeout=60) == ("[]\n", "")
+    with Log.open(path) as log:
+        state = log.thread("t").state()
+        assert state is not None
+        assert sorted(state.channels) == sorted(f"s{turn}" for turn in range(40))
+
+
+def test_two_processes_at_once(path: Path) -> None:
+    """Processes that append at the same time lose nothing, and one that loses a race on a head is told."""
+    script = """
+        log = Log.open(path)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        shared, conflicts = log.thread("shared"), 0
+        for number in range(60):
+            log.thread(sys.argv[2]).append([step(f"s{number}")])
+            while True:
+                row = shared.row()
+                try:
+                    shared.append([step(f"{sys.argv[2]} {number}")], expected_head=row.last if row else 0)
+                    break
+                except ConflictError:
+                    conflicts += 1
+        print(log.audit() and "done")
+        """
+    processes = [start(script, path, name) for name in "ab"]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    outputs = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        outputs.append(process.communicate(timeout=60))
+    assert outputs == [("done\n", "")] * 2
+    with Log.open(path) as log:
+        assert {found.thread_id: found.steps for found in log.threads()} == {"shared": 120, "a": 60, "b": 60}
+        assert log.audit().breaches == []
+
+
+def test_processes_that_create_the_log_at_once(tmp_path: Path) -> None:
+    """Processes that open a log for the first time at the same moment all get the same one."""
+    script = """
+        import time
+        for line in sys.stdin:
+            name, moment = line.split()
+            while time.time() < float(moment):
+                pass
+            with Log.open(name) as log:
+                print(log.storage.log_id.hex(), flush=True)
+        """
+    processes = [start(script, tmp_path) for _ in range(2)]
+    for round_ in range(60):
+        for number, process in enumerate(processes):
+            assert process.stdin is not None
+            # The second comes a little later, by another little each time.
+            moment = time.time() + 0.003 + number * (round_ % 30) * 0.0001
+            process.stdin.write(f"{tmp_path / str(round_)} {moment}\n")
+            process.stdin.flush()
+        lines = [process.stdout.readline() for process in processes if process.stdout]
+        assert lines[0] == lines[1] != ""
+    for process in processes:
+        assert process.communicate(timeout=60) == ("", "")
+
+
+def test_killed_reader(path: Path) -> None:
+    """The slot of a reader that was killed in the midst of a read is found free by whoever opens the log next."""
+    script = """
+        log = Log.open(path)
+        log.thread("t").append([step("s0")])
+        with log.storage._reading():
+            os._exit(9)
+        """
+    process = start(script, path)
+    process.communicate(timeout=60)
+    assert process.returncode == 9
+    with Log.open(path) as log:
+        storage = log.storage
+        assert isinstance(storage, LmdbStorage)
+        assert storage._environment is not None
+        assert "(no active readers)" in storage._environment._env.readers()
+
+
+# --- no transaction survives a yield ---
+
+
+def commits_beside_an_iterator(path: Path, kind: str) -> int:
+    """Size of the file after 2,000 commits while an iterator of some kind is paused."""
+    with Log.open(path) as log:
+        thread = log.thread("t")
+        thread.append([step(f"s{number}") for number in range(600)])
+        iterators = {
+            "events": lambda: thread.events(),
+            "backwards": lambda: thread.events(reverse=True),
+            "steps": lambda: thread.steps(),
+            "lane": lambda: thread.steps(lane=""),
+            "feed": lambda: log.feed(),
+            "threads": lambda: log.threads(),
+        }
+        paused = [make() for name, make in iterators.items() if kind in (name, "all")]
+        for iterator in paused:
+            next(iterator)
+        storage = log.storage
+        assert isinstance(storage, LmdbStorage)
+        assert storage._environment is not None
+        assert "(no active readers)" in storage._environment._env.readers()
+        for _ in range(2000):
+            storage.commit([building.append("u", step("s"))])
+        for iterator in paused:
+            assert len(list(iterator)) > 0 or kind == "all"
+        assert log.audit().breaches == []
+    return path.stat().st_size
+
+
+def test_paused_iterators_cost_nothing() -> None:
+    """While iterators of every kind are paused, 2,000 commits make the file no larger than without them."""
+    # In memory, if the system has a place for that: these are many commits.
+    with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        without, beside = (commits_beside_an_iterator(Path(folder) / kind, kind) for kind in ("none", "all"))
+    assert beside <= without + 65536
+
+
+def test_readers_are_given_back(made: Path) -> None:
+    """A read that fails leaves no reader behind, so any number of them can fail."""
+    with Log.open(made) as log:
+        storage = log.storage
+        assert isinstance(storage, LmdbStorage)
+        for _ in range(600):
+            with pytest.raises(RuntimeError), storage._reading():
+                raise RuntimeError
+        assert storage._environment is not None
+        assert "(no active readers)" in storage._environment._env.readers()
+
+
+def test_compacted_copy_is_a_log(made: Path, tmp_path: Path) -> None:
+    """A copy of the file, made while nobody writes, is the same log."""
+    shutil.copy(made, tmp_path / "copy")
+    with Log.open(made) as log, Log.open(tmp_path / "copy") as copy:
+        assert ids(copy) == ids(log)
+        assert copy.storage.log_id == log.storage.log_id
+        copy.thread("t").append([step("s3")])
+        assert ids(copy) != ids(log)
+        assert copy.audit().breaches == []
