@@ -542,7 +542,8 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
     code = getattr(error, "code", None)
     # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
     if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
-        return DiskFullError(f"the disk under {path!r} is full; free some space and try again: {error}")
+        trouble = "is full, or fails" if code == errno.EIO else "is full"
+        return DiskFullError(f"the disk under {path!r} {trouble}; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError):
