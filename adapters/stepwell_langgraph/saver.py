@@ -216,11 +216,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> Ticket:
         address = read_address(config)
-        if address.checkpoint_id is not None:
-            # Before anything is encoded: the put that takes the writes over may overtake this call.
-            self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
-        else:
+        if address.checkpoint_id is None:
             raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
+        # Before anything is encoded: the put that takes the writes over may overtake this call.
+        self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
         event = WritesRecorded(
             address.checkpoint_id,
             check_id("task_id", task_id),
@@ -243,25 +242,31 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         taken = self._memories.take_last_put(lane, address.checkpoint_id)
         if taken is not None:
             step_id, memory = taken
-            self._store_late_changes(lane, step_id, memory)
-            self._memories.put(lane, step_id, memory)
+            if self._store_late_changes(lane, step_id, memory):
+                self._memories.put(lane, step_id, memory)
 
-    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Commit the head of a lane once more if objects of it were changed in place since they were checked."""
+    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> bool:
+        """Commit the head of a lane once more if objects of it were changed in place since they were checked.
+
+        Returns:
+            Whether the memory still says what is stored; if not, it must not be used again.
+        """
         try:
             place = locate(self.log.storage, Address(*lane, step_id))
             if place is None or place.head != memory.sequence or place.number != memory.incarnation:
-                return
+                return True
             changes = self._late_changes(memory)
             if changes:
                 step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), lane[1], memory.sequence)
                 ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
                 memory.sequence = Sequence_(ticket.result().sequences[-1])
+            return True
         except (ConflictError, ClosedError, ForkedError):
-            return  # the thread was pruned or deleted, or the log is not ours any more: nothing is left to correct
+            return False  # pruned, deleted, or the log is not ours any more: nothing is left to correct
         except Exception:
             # What was put is stored; an object that cannot be encoded any more must keep nobody from reading on.
             _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
+            return False
 
     def _late_changes(self, memory: LaneMemory) -> dict[str, Patch]:
         changes: dict[str, Patch] = {}

@@ -40,6 +40,7 @@ from property.mutation import (
     plain,
     scalars,
 )
+from stepwell import DiskFullError
 from stepwell_langgraph import StepwellSaver
 
 Encoded = tuple[str, bytes]
@@ -603,6 +604,23 @@ def test_a_reader_of_the_head_does_not_keep_close_from_it(path: Path) -> None:
     run, tip = _run_with_late_changes(path)
     run.saver.get_tuple(config_of(LANES[0]))
     _reopened(path, run).assert_stored(tip)
+    run.saver.close()
+
+
+def test_late_changes_that_could_not_be_stored_are_not_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk is full when a head is read, the next put stores what could not be stored then."""
+    run, tip = _run_with_late_changes(path)
+
+    def full(operations: object) -> list[Any]:
+        raise DiskFullError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.saver.log.storage, "commit", full)
+        run.saver.get_tuple(config_of(LANES[0]))
+    more = HumanMessage("still more")
+    run.put_writes(tip, [("messages", [more]), ("files", {})])
+    values = {**tip.values, "messages": [*tip.values["messages"], more]}
+    run.assert_stored(run.put(LANES[0], tip, values))
     run.saver.close()
 
 
