@@ -11,7 +11,7 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick kill agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -43,6 +43,9 @@ bench: $(DEV_READY) ## measure against other savers, and put the table into READ
 
 bench-quick: $(DEV_READY) ## a short look at the same
 	$(PY) bench/run.py --workload research-300,chat-200 --rounds 1 $(ARGS)
+
+bench-micro: $(DEV_READY) ## time single operations of the engine
+	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
 format: $(DEV_READY) ## put the sources in form and mend what the linter can
 	$(PY) -m ruff format .

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 
 from census import Census, digest
 from contenders import CONTENDERS, Contender
@@ -102,9 +103,9 @@ class Meter(BaseCheckpointSaver[Any]):
 
 def census(workload: Workload) -> dict[str, Any]:
     """Count what the run consists of."""
-    counter = Census()
+    counter = Census(InMemorySaver() if workload.reads_back else None)
     workload.prepare()(counter)
-    return asdict(counter.counts())
+    return asdict(counter.counts(workload.reader()(counter)))
 
 
 def drive(workload: Workload, contender: Contender, directory: Path) -> dict[str, Any]:
@@ -143,19 +144,20 @@ def drive(workload: Workload, contender: Contender, directory: Path) -> dict[str
             "written_bytes": bytes_written() - written,
         }
         return {"figures": figures, "curve": meter.curve}
-    return {"figures": figures, "curve": meter.curve, "final_digest": _digest(_newest(saver, workload))}
+    return {"figures": figures, "curve": meter.curve, "final_digest": digest(workload.reader()(saver))}
 
 
 def reopen(workload: Workload, contender: Contender, directory: Path) -> dict[str, Any]:
-    """Open a store that another process left behind and load its newest checkpoint."""
+    """Open a store that another process left behind and read its newest messages."""
     contender.load()
+    read = workload.reader()
     start = time.perf_counter()
     with contender.open(directory) as saver:
         opened = time.perf_counter()
-        newest = _newest(saver, workload)
+        newest = read(saver)
         loaded = time.perf_counter()
     figures = {"open_ms": (opened - start) * 1000, "open_and_load_ms": (loaded - start) * 1000}
-    return {"figures": figures, "final_digest": _digest(newest)}
+    return {"figures": figures, "final_digest": digest(newest)}
 
 
 def memory_bytes(name: str) -> int:
@@ -168,14 +170,6 @@ def bytes_written() -> int:
     """Bytes that this process caused to be written to the device, as the kernel counts them."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
-
-
-def _newest(saver: BaseCheckpointSaver[Any], workload: Workload) -> CheckpointTuple | None:
-    return saver.get_tuple({"configurable": {"thread_id": workload.thread_id, "checkpoint_ns": ""}})
-
-
-def _digest(newest: CheckpointTuple | None) -> str | None:
-    return digest(newest.checkpoint["channel_values"]["messages"]) if newest else None
 
 
 def _give_back_free_memory() -> None:

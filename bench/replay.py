@@ -166,10 +166,10 @@ def create_agent(script: Script, saver: BaseCheckpointSaver[Any]) -> None:
     loop = Loop(saver, script, channels, {"ls_integration": "langchain_create_agent"})
     for turn in script.turns:
         loop.enter(turn)
-        loop.superstep([_start(turn, "model")])
+        loop.superstep([start(turn, "model")])
         for round_ in turn.rounds:
             sends = [(TASKS, Send("tools", [call])) for call in round_.answer.tool_calls]
-            loop.superstep([_node("model", [("messages", [round_.answer]), *sends])])
+            loop.superstep([node("model", [("messages", [round_.answer]), *sends])])
             if round_.results:
                 loop.superstep(_tools(round_))
 
@@ -179,17 +179,17 @@ def message_graph(script: Script, saver: BaseCheckpointSaver[Any]) -> None:
     loop = Loop(saver, script, ("messages", "__start__", "branch:to:chat"), {})
     for turn in script.turns:
         loop.enter(turn)
-        loop.superstep([_start(turn, "chat")])
+        loop.superstep([start(turn, "chat")])
         for round_ in turn.rounds:
-            loop.superstep([_node("chat", [("messages", [round_.answer])])])
+            loop.superstep([node("chat", [("messages", [round_.answer])])])
 
 
-def _start(turn: Turn, first_node: str) -> Task:
+def start(turn: Turn, first_node: str) -> Task:
     writes = [("messages", [turn.question]), (f"branch:to:{first_node}", None)]
     return Task("__start__", "~__pregel_pull, __start__", "__start__", writes)
 
 
-def _node(name: str, writes: Sequence[tuple[str, Any]]) -> Task:
+def node(name: str, writes: Sequence[tuple[str, Any]]) -> Task:
     return Task(name, f"~__pregel_pull, {name}", f"branch:to:{name}", writes)
 
 

@@ -24,7 +24,7 @@ TOOLS = ("search", "read_page")
 # Encoded sizes of tool results at cumulative shares; between two points the size's logarithm grows evenly.
 _RESULT_SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)
 _RESULT_BYTES = (2_000, 3_300, 10_300, 29_600, 40_000)
-_RESULT_OVERHEAD_BYTES = 330  # what a ToolMessage takes around its text
+RESULT_OVERHEAD_BYTES = 330  # what a ToolMessage takes around its text
 _LATE_IDS = 0.1  # LangGraph runs the reducer while writes are stored; recorded: 0 to 24 % of the turns
 _CALL_SHARES = (0.81, 0.94)  # cumulative: one call, at most two; the rest makes three
 
@@ -56,7 +56,7 @@ class Script:
     identifiers: random.Random
 
     def task_id(self) -> str:
-        return _uuid(self.identifiers)
+        return new_id(self.identifiers)
 
 
 def research(supersteps: int, seed: int) -> Script:
@@ -64,23 +64,23 @@ def research(supersteps: int, seed: int) -> Script:
     rng = random.Random(f"research {seed}")
     prose = Prose(seed)
     tool_rounds = supersteps // 2
-    call_counts = [1 + bisect.bisect_right(_CALL_SHARES, share) for share in _spread(tool_rounds, rng)]
-    sizes = iter([_result_bytes(share) for share in _spread(sum(call_counts), rng)])
+    call_counts = [1 + bisect.bisect_right(_CALL_SHARES, share) for share in spread(tool_rounds, rng)]
+    sizes = iter([result_bytes(share) for share in spread(sum(call_counts), rng)])
     rounds = []
     for count in call_counts:
-        calls = [_call(rng, prose) for _ in range(count)]
+        calls = [tool_call(rng, prose) for _ in range(count)]
         results = [
             ToolMessage(
-                prose.text(next(sizes) - _RESULT_OVERHEAD_BYTES),
+                prose.text(next(sizes) - RESULT_OVERHEAD_BYTES),
                 name=call["name"],
                 tool_call_id=call["id"],
-                id=_uuid(rng),
+                id=new_id(rng),
             )
             for call in calls
         ]
-        rounds.append(Round(_answer(rng, prose.text(rng.randint(300, 420)), calls), results))
-    rounds.append(Round(_answer(rng, prose.text(1200), [])))
-    question = Turn(HumanMessage(prose.text(926)), _uuid(rng), rng.random() < _LATE_IDS, rounds)
+        rounds.append(Round(answer(rng, prose.text(rng.randint(300, 420)), calls), results))
+    rounds.append(Round(answer(rng, prose.text(1200), [])))
+    question = Turn(HumanMessage(prose.text(926)), new_id(rng), rng.random() < _LATE_IDS, rounds)
     return Script("research", [question], rng)
 
 
@@ -93,9 +93,9 @@ def chat(turns: int, seed: int) -> Script:
         [
             Turn(
                 HumanMessage(prose.text(rng.randint(80, 450))),
-                _uuid(rng),
+                new_id(rng),
                 rng.random() < _LATE_IDS,
-                [Round(_answer(rng, prose.text(rng.randint(400, 1540)), []))],
+                [Round(answer(rng, prose.text(rng.randint(400, 1540)), []))],
             )
             for _ in range(turns)
         ],
@@ -103,17 +103,17 @@ def chat(turns: int, seed: int) -> Script:
     )
 
 
-def _answer(rng: random.Random, text: str, calls: list[ToolCall]) -> AIMessage:
+def answer(rng: random.Random, text: str, calls: list[ToolCall]) -> AIMessage:
     """An assistant's message with the fields of a langchain-anthropic answer that was not streamed."""
     written, cached, sent = rng.randint(40, 900), rng.randint(0, 60_000), rng.randint(4, 4_000)
     content: list[str | dict[str, Any]] = [{"text": text, "type": "text"}]
     content += [{"id": c["id"], "input": c["args"], "name": c["name"], "type": "tool_use"} for c in calls]
     return AIMessage(
         content if calls else text,
-        id=f"lc_run--{_uuid(rng)}-0",
+        id=f"lc_run--{new_id(rng)}-0",
         tool_calls=calls,
         response_metadata={
-            "id": f"msg_01{_token(rng)}",
+            "id": f"msg_01{token(rng)}",
             "model": MODEL,
             "stop_reason": "tool_use" if calls else "end_turn",
             "stop_sequence": None,
@@ -143,28 +143,28 @@ def _answer(rng: random.Random, text: str, calls: list[ToolCall]) -> AIMessage:
     )
 
 
-def _call(rng: random.Random, prose: Prose) -> ToolCall:
+def tool_call(rng: random.Random, prose: Prose) -> ToolCall:
     query = prose.text(rng.randint(15, 45))
-    return ToolCall(name=rng.choice(TOOLS), args={"query": query}, id=f"toolu_01{_token(rng)}", type="tool_call")
+    return ToolCall(name=rng.choice(TOOLS), args={"query": query}, id=f"toolu_01{token(rng)}", type="tool_call")
 
 
-def _result_bytes(share: float) -> int:
+def result_bytes(share: float) -> int:
     upper = max(1, bisect.bisect_left(_RESULT_SHARES, share))
     low, high = _RESULT_SHARES[upper - 1], _RESULT_SHARES[upper]
     start, end = math.log(_RESULT_BYTES[upper - 1]), math.log(_RESULT_BYTES[upper])
     return round(math.exp(start + (end - start) * (share - low) / (high - low)))
 
 
-def _spread(count: int, rng: random.Random) -> list[float]:
+def spread(count: int, rng: random.Random) -> list[float]:
     """Shares spread evenly over 0 to 1, shuffled: runs of any length have the same distribution."""
     shares = [(i + 0.5) / count for i in range(count)]
     rng.shuffle(shares)
     return shares
 
 
-def _uuid(rng: random.Random) -> str:
+def new_id(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
-def _token(rng: random.Random) -> str:
+def token(rng: random.Random) -> str:
     return "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz123456789", k=22))

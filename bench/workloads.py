@@ -1,18 +1,22 @@
 """The workloads, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 import replay
 import script
+import threads
 
 SEED = 20_250_601
 
-Drive = Callable[[BaseCheckpointSaver[Any]], None]
+Saver = BaseCheckpointSaver[Any]
+Drive = Callable[[Saver], None]
+Read = Callable[[Saver], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -20,28 +24,55 @@ class Workload:
     """A run of an agent against a saver.
 
     `write` makes everything that the agent will say; `play` then makes the calls, and is all that is timed.
+    `reader` makes what reading needs; the function that it returns then reads the newest messages.
+
+    Attributes:
+        reads_back: Whether the run reads more than the newest checkpoint: earlier ones, pending writes.
     """
 
     name: str
     about: str
-    thread_id: str
     puts: int
-    write: Callable[[], script.Script]
-    play: Callable[[script.Script, BaseCheckpointSaver[Any]], None]
+    write: Callable[[], Any]
+    play: Callable[[Any, Saver], None]
+    reader: Callable[[], Read]
+    reads_back: bool = False
 
     def prepare(self) -> Drive:
         """Make the content now; the function returned makes the calls, once."""
         return partial(self.play, self.write())
 
 
+def reader_of(*thread_ids: str) -> Read:
+    """A reader of whole lists of messages: those of the newest checkpoint of each thread, one after the other."""
+
+    def read(saver: Saver) -> list[Any]:
+        found = [saver.get_tuple({"configurable": {"thread_id": name, "checkpoint_ns": ""}}) for name in thread_ids]
+        return [message for newest in found if newest for message in newest.checkpoint["channel_values"]["messages"]]
+
+    return read
+
+
+def _later(module: str, function: str, *arguments: Any) -> Callable[..., Any]:
+    """A function of a module that is imported when it is called.
+
+    For graphs that really run: their packages are large, and would weigh on the measurements of all others.
+    """
+
+    def call(*more: Any) -> Any:
+        return getattr(import_module(module), function)(*arguments, *more)
+
+    return call
+
+
 def _research(supersteps: int) -> Workload:
     return Workload(
         f"research-{supersteps}",
         f"research agent (create_agent), one invocation of {supersteps} supersteps, tool results of 2-40 KB",
-        "research",
         supersteps + 3,
         partial(script.research, supersteps, SEED),
         replay.create_agent,
+        partial(reader_of, "research"),
     )
 
 
@@ -49,10 +80,56 @@ def _chat(turns: int) -> Workload:
     return Workload(
         f"chat-{turns}",
         f"conversation of {turns} turns, each an invocation of its own, messages of 0.4-2.3 KB",
-        "chat",
         turns * 3,
         partial(script.chat, turns, SEED),
         replay.message_graph,
+        partial(reader_of, "chat"),
+    )
+
+
+def _office(name: str, rounds: int) -> Workload:
+    return Workload(
+        name,
+        f"deep agent with files, todos, summaries; sub-agents: {2 * rounds}, approvals by a human: {rounds}",
+        7 + (40 + 2 * 17) * rounds,
+        _later("deep", "office", rounds, SEED),
+        _later("scripted", "play"),
+        _later("deep", "reader"),
+        reads_back=True,
+    )
+
+
+def _deep(supersteps: int) -> Workload:
+    return Workload(
+        f"deepagents-{supersteps}",
+        f"deep agent alone, one invocation of {supersteps} supersteps, tool results of 2-40 KB in a delta channel",
+        supersteps + 5,
+        _later("deep", "long", supersteps, SEED),
+        _later("scripted", "play"),
+        _later("deep", "reader"),
+        reads_back=True,
+    )
+
+
+def _react(supersteps: int) -> Workload:
+    return Workload(
+        f"react-{supersteps}",
+        f"create_react_agent, one invocation of {supersteps} supersteps, each tool call takes the whole state along",
+        supersteps + 3,
+        _later("react", "agent", supersteps, SEED),
+        _later("scripted", "play"),
+        partial(reader_of, "react"),
+    )
+
+
+def _threads(count: int) -> Workload:
+    return Workload(
+        f"threads-{count}",
+        f"{count} conversations of {threads.TURNS} turns, interleaved, messages of 0.4-2.3 KB",
+        count * threads.TURNS * 3,
+        partial(threads.chats, count, SEED),
+        threads.play,
+        partial(reader_of, *threads.names(count)),
     )
 
 
@@ -64,5 +141,11 @@ WORKLOADS = {
         _research(1000),
         _research(4000),
         _chat(200),
+        _office("deepagents-short", 1),
+        _office("deepagents", 6),
+        _deep(1000),
+        _react(30),
+        _react(100),
+        _threads(200),
     )
 }

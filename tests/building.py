@@ -12,9 +12,12 @@ from stepwell import Event, Sequence, StepCommitted, Write, WritesRecorded, chan
 from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.patch import Value
-from stepwell.storage import Append, Operation, Outcome, Storage
+from stepwell.storage import Append, Operation, Outcome, Seal, Storage
+from stepwell.storage.held import Held
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import EVENTS, Tables, TableStorage
+from stepwell.storage.ordered import TableStorage
+from stepwell.storage.segments import pack
+from stepwell.storage.tables import AFTER_ALL, BASES, DERIVED, EVENTS, SEGMENTS, Tables
 
 
 def noise(length: int = 300) -> bytes:
@@ -67,6 +70,18 @@ def append(
     return Append(thread_id, lambda number, first: entries, expected_head, incarnation, restart)
 
 
+def sealing(
+    storage: Storage, thread_id: str, last: int | None = None, bases: Mapping[int, bytes] | None = None
+) -> Seal:
+    """The storage's operation that puts the loose events of a thread, up to one of them, into a segment."""
+    row = storage.thread(thread_id)
+    assert row is not None
+    first = max(row.sealed, row.first - 1) + 1
+    last = row.last if last is None else last
+    records = storage.scan(row.number, first - 1, last + 1, 1 << 30, reverse=False)
+    return Seal(thread_id, row.number, first, last, pack(row.number, records), bases or {})
+
+
 # --- behind the log's back ---
 
 
@@ -78,8 +93,9 @@ def get_row(storage: Storage, table: str, key: bytes) -> bytes | None:
 
 
 def set_row(storage: Storage, table: str, key: bytes, value: bytes | None) -> None:
-    """Change a row as no operation would; None removes it."""
+    """Change a row as no operation would; None removes it.  The storage forgets what it has read."""
     assert isinstance(storage, TableStorage)
+    storage._held = Held()
     with storage._writing() as tables:
         if value is None:
             tables.delete(table, key)
@@ -87,8 +103,15 @@ def set_row(storage: Storage, table: str, key: bytes, value: bytes | None) -> No
             tables.put(table, key, value)
 
 
+def rows_of(storage: Storage, table: str) -> dict[bytes, bytes]:
+    """All rows of a table, as they stand."""
+    assert isinstance(storage, TableStorage)
+    with storage._reading() as tables:
+        return dict(tables.scan(table, b"", AFTER_ALL))
+
+
 def get_record(storage: Storage, thread: int, sequence: int) -> bytes:
-    """A record as it stands."""
+    """A loose record as it stands."""
     record = get_row(storage, EVENTS, fmt.event_key(thread, sequence))
     assert record is not None
     return record
@@ -99,13 +122,24 @@ def set_record(storage: Storage, thread: int, sequence: int, record: bytes | Non
     set_row(storage, EVENTS, fmt.event_key(thread, sequence), record)
 
 
+def loose(storage: Storage, thread: int) -> dict[int, bytes]:
+    """The loose records of a thread as they stand, by sequence."""
+    found = ((fmt.read_event_key(key), record) for key, record in rows_of(storage, EVENTS).items())
+    return {sequence: record for (number, sequence), record in found if number == thread}
+
+
 def all_rows(storage: Storage) -> dict[tuple[str, bytes], bytes]:
     """Every row of a log: two logs with equal rows answer alike."""
-    rows = {(table, key): value for table, key, value in storage.derived()}
-    for number in storage.event_threads():
-        for sequence, record in storage.scan(number, 0, 1 << 62, 1 << 30, reverse=False):
-            rows[EVENTS, fmt.event_key(number, sequence)] = record
-    return rows
+    tables = (EVENTS, SEGMENTS, BASES, *DERIVED)
+    return {(table, key): value for table in tables for key, value in rows_of(storage, table).items()}
+
+
+def drop_bases(storage: Storage) -> int:
+    """Remove every state that is kept to begin reading at; how many there were."""
+    rows = rows_of(storage, BASES)
+    for key in rows:
+        set_row(storage, BASES, key, None)
+    return len(rows)
 
 
 class FailingStorage(MemoryStorage):

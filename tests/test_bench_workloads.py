@@ -1,32 +1,36 @@
 """The replays of bench/ make the calls that LangGraph makes, and their texts are the calibrated ones."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
+from threading import Lock
 from typing import Any
 
 import pytest
 import zstandard
 from langchain.agents import create_agent
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, message_to_dict
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.tools import StructuredTool
+from langchain_core.messages import BaseMessage, HumanMessage, message_to_dict
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Send
 
+import deep
 import measure
+import react
 import replay
 import report
 import script
-from census import Census
+import scripted
+import threads
+from census import Census, digest
 from contenders import CONTENDERS
 from prose import Prose
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload, reader_of
 
 SEED = 11
 
@@ -100,37 +104,12 @@ def _shown(value: Any) -> Any:
     return value
 
 
-class Scripted(BaseChatModel):
-    """Answers with the messages of a script, one after the other."""
-
-    answers: Iterator[BaseMessage]
-
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
-
-    def bind_tools(self, tools: Any, **_: Any) -> Any:
-        return self
-
-    def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        return ChatResult(generations=[ChatGeneration(message=next(self.answers))])
-
-
 def real_agent(said: script.Script, saver: InMemorySaver) -> None:
     """create_agent, run with the script's answers and tool results."""
-    rounds = [round_ for turn in said.turns for round_ in turn.rounds]
-    results = {
-        call["args"]["query"]: result.content
-        for round_ in rounds
-        for call, result in zip(round_.answer.tool_calls, round_.results, strict=True)
-    }
-
-    def read(query: str) -> str:
-        """What the script says that this query returns."""
-        return str(results[query])
-
-    tools = [StructuredTool.from_function(read, name=name) for name in script.TOOLS]
-    graph = create_agent(Scripted(answers=iter([r.answer for r in rounds])), tools, checkpointer=saver)
+    lines = scripted.of_script(said)
+    graph = create_agent(
+        scripted.ScriptedModel(answers=lines.answers), scripted.tools(lines.results), checkpointer=saver
+    )
     for turn in said.turns:
         graph.invoke({"messages": [turn.question]}, {"configurable": {"thread_id": said.thread_id}}, durability="sync")
 
@@ -243,8 +222,140 @@ def test_prose_compresses_like_text() -> None:
     assert ratio(40_000) == pytest.approx(2.55, abs=0.15)
 
 
-def _encoded(message: BaseMessage) -> int:
-    return len(JsonPlusSerializer().dumps_typed(message)[1])
+def _encoded(value: Any) -> int:
+    return len(JsonPlusSerializer().dumps_typed(value)[1])
+
+
+class Scales(InMemorySaver):
+    """Weighs what a real graph stores: bytes by channel, `*` for whole checkpoints, in the main agent and below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: Counter[tuple[str, str]] = Counter()
+        self.written: Counter[tuple[str, str]] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.namespaces: set[str] = set()
+        self.types: set[tuple[str, type]] = set()
+        self._lock = Lock()  # sub-agents put in parallel
+
+    def get_tuple(self, config: Any) -> Any:
+        with self._lock:
+            self.calls["get_tuple"] += 1
+        return super().get_tuple(config)
+
+    def get_delta_channel_history(self, **arguments: Any) -> Any:
+        self.calls["get_delta_channel_history"] += 1
+        return super().get_delta_channel_history(**arguments)
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        with self._lock:
+            kind = self._enter("put", config)
+            self.stored[kind, "*"] += _encoded(checkpoint)
+            for channel in new_versions:
+                if channel in checkpoint["channel_values"]:
+                    value = checkpoint["channel_values"][channel]
+                    self.stored[kind, channel] += _encoded(value)
+                    self.types.add((f"{kind}{channel}", type(value)))
+        return super().put(config, checkpoint, metadata, new_versions)
+
+    def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        with self._lock:
+            kind = self._enter("put_writes", config)
+            for channel, value in writes:
+                self.written[kind, channel] += _encoded(value)
+        super().put_writes(config, writes, task_id, task_path)
+
+    def _enter(self, call: str, config: Any) -> str:
+        namespace = config["configurable"]["checkpoint_ns"]
+        self.calls[call] += 1
+        self.namespaces.add(namespace)
+        return namespace.partition(":")[0] and "below/"
+
+
+def test_deep_agents_are_the_recorded_ones() -> None:
+    """Calls as recorded one by one, bytes within 15 %; delta channels above, a namespace for each sub-agent below."""
+    scales = Scales()
+    scripted.play(WORKLOADS["deepagents"].write(), scales)
+    assert scales.calls == {"put": 451, "put_writes": 468, "get_tuple": 19, "get_delta_channel_history": 6}
+    assert sum(scales.stored[kind, "*"] for kind in ("", "below/")) == pytest.approx(7.56e6, rel=0.15)
+    assert scales.written.total() == pytest.approx(4.99e6, rel=0.15)
+    assert scales.stored["", "messages"] == pytest.approx(0.499e6, rel=0.15)
+    assert len(scales.namespaces) == 1 + 6 * deep.TASKS
+    assert {kind for channel, kind in scales.types if channel == "messages"} == {_DeltaSnapshot}
+    assert {kind for channel, kind in scales.types if channel == "below/messages"} == {list}
+    assert scales.written["below/", "files"] > 0
+
+
+def test_long_deep_agent_is_read_along_its_history() -> None:
+    """The newest checkpoint does not hold the messages: reading them takes the history of the channel."""
+    run, scales = deep.long(20, SEED), Scales()
+    scripted.play(run, scales)
+    assert reader_of(deep.THREAD)(InMemorySaver()) == []
+    assert "messages" not in scales.get_tuple(run.config).checkpoint["channel_values"]
+    said = script.research(20, SEED).turns[0]
+    assert len(deep.reader()(scales)) == 1 + sum(1 + len(round_.results) for round_ in said.rounds)
+    assert scales.calls["get_delta_channel_history"] == 1
+
+
+def test_react_agent_takes_the_state_along() -> None:
+    """All but 4 % of what is written are Sends, as recorded, and next to nothing of it is new."""
+    scales, census = Scales(), Census()
+    scripted.play(WORKLOADS["react-100"].write(), scales)
+    assert scales.calls["put"] == 103
+    assert scales.written.total() == pytest.approx(28.9e6, rel=0.15)
+    assert scales.written["", "__pregel_tasks"] / scales.written.total() == pytest.approx(27.9 / 28.9, abs=0.01)
+    assert scales.stored["", "*"] == pytest.approx(79.5e6, rel=0.15)
+    scripted.play(WORKLOADS["react-100"].write(), census)
+    counts = census.counts(reader_of(react.THREAD)(census))
+    assert counts.new_information_bytes == pytest.approx(scales.written["", "messages"], rel=0.02)
+
+
+def test_threads_take_turns() -> None:
+    """Each of the threads sees the calls of a chat of its own, and no two calls in a row are of one thread."""
+    together = Recorder()
+    threads.play(threads.chats(3, SEED), together)
+    for said in threads.chats(3, SEED):
+        alone = Recorder()
+        replay.message_graph(said, alone)
+        assert [put for put in together.puts if _thread(put[0]) == said.thread_id] == alone.puts
+        assert [w[:4] for w in together.recorded if _thread(w[0]) == said.thread_id] == [w[:4] for w in alone.recorded]
+    assert all(_thread(one[0]) != _thread(next_[0]) for one, next_ in pairwise(together.puts))
+
+
+def _thread(config: Any) -> str:
+    return str(config["configurable"]["thread_id"])
+
+
+def three_threads() -> Workload:
+    return Workload(
+        "threads-3",
+        "",
+        3 * threads.TURNS * 3,
+        lambda: threads.chats(3, SEED),
+        threads.play,
+        lambda: reader_of(*threads.names(3)),
+    )
+
+
+@pytest.mark.parametrize(
+    "workload", [WORKLOADS["deepagents-short"], WORKLOADS["react-30"], three_threads()], ids=lambda w: w.name
+)
+def test_a_workload_is_the_same_in_each_run(workload: Workload) -> None:
+    """Contenders are given the same content, whatever LangGraph draws at random: their final states must agree."""
+    first, second = measure.census(workload), measure.census(workload)
+    assert first["puts"] == workload.puts
+    # Files hold the time of day, and two may get the same.
+    assert first.pop("new_information_bytes") == pytest.approx(second.pop("new_information_bytes"), abs=100)
+    assert first.pop("compressed_bytes") == pytest.approx(second.pop("compressed_bytes"), rel=0.02)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["deepagents-short", "react-30"])
+def test_graphs_run_alike_on_an_event_loop(name: str) -> None:
+    """The asynchronous run of a graph ends in the state of the synchronous one."""
+    workload, saver = WORKLOADS[name], InMemorySaver()
+    asyncio.run(scripted.aplay(workload.write(), saver))
+    assert digest(workload.reader()(saver)) == measure.census(workload)["final_digest"]
 
 
 def test_census_counts_the_same_with_and_without_its_shortcut() -> None:
@@ -252,10 +363,42 @@ def test_census_counts_the_same_with_and_without_its_shortcut() -> None:
     quick, exact = Census(), Census(exact=True)
     for census in (quick, exact):
         replay.create_agent(script.research(20, SEED), census)
-    assert quick.counts() == exact.counts()
-    counts = quick.counts()
+    counts, counted_exactly = (census.counts(reader_of("research")(census)) for census in (quick, exact))
+    assert counts == counted_exactly
     assert counts.compressed_bytes < counts.new_information_bytes < counts.final_state_bytes * 1.1
     assert counts.whole_states_bytes > 5 * counts.final_state_bytes
+
+
+def test_census_looks_into_what_holds_other_content() -> None:
+    """Messages in a Send, files in a sub-agent's input and late ids are nothing new; other content is."""
+
+    def new_bytes(*values: Any) -> int:
+        census = Census()
+        for value in values:
+            census.put_writes({}, [("any", value)], "task")
+        return census.counts([]).new_information_bytes
+
+    said = script.research(4, SEED).turns[0]
+    call, messages = said.rounds[0].answer.tool_calls[0], [said.rounds[0].answer, *said.rounds[0].results]
+    call_bytes = sum(map(_encoded, [call["name"], call["args"]["query"], call["id"], call["type"]]))
+    send = Send("tools", {"__type": "", "tool_call": call, "state": {"messages": messages}})
+    assert new_bytes(messages, send) == new_bytes(messages) + call_bytes + _encoded("")
+    files = {"/a": {"content": Prose(SEED).text(500)}, "/b": {"content": Prose(SEED + 1).text(500)}}
+    assert new_bytes(files, {"files": files, "messages": messages}) == new_bytes(files) + new_bytes(messages)
+    early = HumanMessage("who?")
+    named = early.model_copy(update={"id": "1"})
+    assert new_bytes(early, named) == new_bytes(named, early) == new_bytes(named)
+    assert new_bytes([early], [HumanMessage("who else?")]) > new_bytes([early])
+
+
+@pytest.mark.parametrize("name", ["stepwell", "sqlite", "memory"])
+def test_contenders_keep_what_graphs_read(name: str, tmp_path: Path) -> None:
+    """A graph that reads its history and is interrupted ends in the same state with every contender."""
+    workload, contender = WORKLOADS["deepagents-short"], CONTENDERS[name]
+    driven = measure.drive(workload, contender, tmp_path)
+    if contender.persistent:
+        driven = measure.reopen(workload, contender, tmp_path)
+    assert driven["final_digest"] == measure.census(workload)["final_digest"]
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

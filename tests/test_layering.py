@@ -12,13 +12,19 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "format", "patch", "events", "codec", "fold"),  # data and pure functions
+    ("errors", "format", "patch", "events", "nesting", "codec", "fold"),  # data and pure functions
     ("storage",),  # the protocol that every storage engine follows
-    ("storage.tables",),  # what the operations do, for engines that offer ordered tables
+    ("storage.tables",),  # rows of ordered tables
+    ("storage.segments",),  # blocks of sealed records
+    ("storage.held",),
+    ("storage.records",),  # sealed and loose records alike
+    ("storage.commit",),  # what the operations change
+    ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.datafile",),
     ("storage.lmdb", "storage.memory"),
     ("reader", "content"),
-    ("writer", "pruning", "folding"),
+    ("writer", "pruning"),
+    ("folding",),
     ("audit",),
     ("log",),
     ("",),

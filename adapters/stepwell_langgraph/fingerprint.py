@@ -1,13 +1,14 @@
 """Is an object still what it was when it was encoded?  Answered without encoding it again.
 
-A fingerprint is exact: as long as it compares equal, JsonPlusSerializer would give the same bytes.  It holds
-the object's strings by reference (comparing them is a pointer comparison while nothing has changed) and
-everything else in the encoding that the serializer itself would use, so that `True` differs from `1`.
+A fingerprint is exact: as long as it matches, JsonPlusSerializer would give the same bytes.  It holds the values of
+the object's fields by reference (comparing them compares pointers) and those that can change in place also in the
+encoding that the serializer itself would use, so that `True` differs from `1`.
 What cannot be judged in this way has no fingerprint and is encoded to be compared.
 """
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Final
 
 import ormsgpack
@@ -16,11 +17,11 @@ from pydantic import BaseModel
 IMMUTABLE: Final = "immutable"
 """The fingerprint of an object that cannot change."""
 
-_IMMUTABLE_TYPES: Final = frozenset({str, int, float, bool, type(None), bytes})
+IMMUTABLE_TYPES: Final = frozenset({str, int, float, bool, type(None), bytes})
 
 # What JsonPlusSerializer passes to ormsgpack; with a `default` that refuses, everything that it would hand
 # to its own hook has no fingerprint.
-_OPTIONS: Final = (
+OPTIONS: Final = (
     ormsgpack.OPT_NON_STR_KEYS
     | ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME
@@ -29,37 +30,91 @@ _OPTIONS: Final = (
     | ormsgpack.OPT_REPLACE_SURROGATES
 )
 
+# How JsonPlusSerializer encodes a pydantic model: an extension around its module, name, fields and this.
+_METHOD: Final = "model_validate_json"
+_PYDANTIC_MODEL: Final = 5
+_EXTENSION_HEADERS: Final = {0xC7: 3, 0xC8: 4, 0xC9: 6}  # bytes before the content, by first byte
+
 _plain_models: dict[type, bool] = {}
 
 
-def fingerprint(value: object) -> object | None:
-    """The fingerprint of an object; None if it has to be encoded to be compared."""
+class Fingerprint:
+    """What a pydantic model was like."""
+
+    __slots__ = ("_changeable", "_kind", "_names", "_packed", "_values")
+
+    def __init__(self, model: BaseModel) -> None:
+        fields = model.__dict__
+        self._kind = type(model)
+        self._names = tuple(fields)
+        self._values = tuple(fields.values())
+        self._changeable = tuple(name for name, value in fields.items() if type(value) not in IMMUTABLE_TYPES)
+        self._packed = self._pack(model)
+
+    def matches(self, value: object) -> bool:
+        """Whether the object is what it was.  False of one that was changed back, or that only equals it."""
+        if type(value) is not self._kind:
+            return False
+        assert isinstance(value, BaseModel)
+        fields = value.__dict__
+        if tuple(fields) != self._names or not all(map(is_, fields.values(), self._values)):
+            return False
+        try:
+            return self._pack(value) == self._packed
+        except (ormsgpack.MsgpackEncodeError, TypeError):
+            return False
+
+    def _pack(self, model: BaseModel) -> bytes:
+        fields = model.__dict__
+        changeable = [fields[name] for name in self._changeable]
+        return ormsgpack.packb((changeable, model.__pydantic_extra__), default=refuse, option=OPTIONS)
+
+
+def fingerprint(value: object) -> Fingerprint | str | None:
+    """The fingerprint of an object, or IMMUTABLE; None if it has to be encoded to be compared."""
     kind = type(value)
-    if kind in _IMMUTABLE_TYPES:
+    if kind in IMMUTABLE_TYPES:
         return IMMUTABLE
+    if not _is_plain(kind):
+        return None
+    assert isinstance(value, BaseModel)
+    try:
+        return Fingerprint(value)
+    except (ormsgpack.MsgpackEncodeError, TypeError):
+        return None
+
+
+def encodes_to(value: object, data: bytes | memoryview) -> bool:
+    """Whether JsonPlusSerializer would certainly encode a pydantic model to these bytes; False if that is not clear."""
+    kind = type(value)
+    if not _is_plain(kind):
+        return False
+    assert isinstance(value, BaseModel)
+    fields = {**value.__dict__, **(value.__pydantic_extra__ or {})}
+    try:
+        content = ormsgpack.packb((kind.__module__, kind.__name__, fields, _METHOD), default=refuse, option=OPTIONS)
+    except (ormsgpack.MsgpackEncodeError, TypeError):
+        return False
+    stored = model_content(data)
+    return stored is not None and bytes(stored) == content  # two memoryviews would be compared number by number
+
+
+def model_content(data: bytes | memoryview) -> bytes | memoryview | None:
+    """What stands in the encoding of a pydantic model: its module, name, fields and method; None if it is none."""
+    header = _EXTENSION_HEADERS.get(data[0]) if len(data) else None
+    return None if header is None or data[header - 1] != _PYDANTIC_MODEL else data[header:]
+
+
+def refuse(value: object) -> object:
+    """For ormsgpack: an object that is no plain data."""
+    raise TypeError
+
+
+def _is_plain(kind: type) -> bool:
     plain = _plain_models.get(kind)
     if plain is None:
         plain = _plain_models[kind] = _is_plain_model(kind)
-    if not plain:
-        return None
-    assert isinstance(value, BaseModel)
-    texts: list[str] = []
-    others: dict[str, object] = {}
-    for name, item in value.__dict__.items():
-        if type(item) is str:
-            texts.append(name)
-            texts.append(item)
-        else:
-            others[name] = item
-    try:
-        packed = ormsgpack.packb((others, value.__pydantic_extra__), default=_refuse, option=_OPTIONS)
-    except (ormsgpack.MsgpackEncodeError, TypeError):
-        return None
-    return kind, tuple(value.__dict__), texts, packed
-
-
-def _refuse(value: object) -> object:
-    raise TypeError
+    return plain
 
 
 def _is_plain_model(kind: type) -> bool:

@@ -20,7 +20,7 @@ from stepwell.events import Sequence
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Array, Map, Ref, Value, size_of
+from stepwell.patch import Array, Map, Ref, Value, read_content, references, size_of
 from stepwell.storage import Storage
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
 from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
@@ -293,11 +293,14 @@ class _Elements:
         self._thread = thread
         self._value = value
 
-    def read(self) -> list[bytes]:
+    def read(self) -> list[memoryview]:
         payloads = reader.Payloads(self._storage, self._thread)
-        elements: list[bytes] = []
+        payloads.fetch(ref.sequence for ref in references(self._value))
+        elements: list[memoryview] = []
         for piece in self._value.pieces:
-            content = payloads.read(piece.content) if isinstance(piece.content, Ref) else piece.content
+            ref = piece.content
+            data = payloads.view(ref) if isinstance(ref, Ref) else read_content(ref, payloads.read)
+            content = memoryview(data)
             offset = 0
             for length in piece.lengths:
                 elements.append(content[offset : offset + length])

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from stepwell import codec, reader
 from stepwell import format as fmt
+from stepwell import reader
 from stepwell.fold import State
 from stepwell.log import Log
 
@@ -51,8 +51,7 @@ def _by_lane(log: Log, thread: int, steps: Iterable[int]) -> dict[int, list[int]
     for sequence in wanted:
         if sequence not in records:
             raise reader.missing(log.storage, thread, sequence)
-        record = records[sequence]
-        lanes.setdefault(codec.header_of(thread, sequence, record).lane, []).append(sequence)
+        lanes.setdefault(records[sequence].header.lane, []).append(sequence)
     return lanes
 
 

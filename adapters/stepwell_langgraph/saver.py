@@ -30,7 +30,6 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol, maybe_add_typed_methods
 
 from stepwell import reader
-from stepwell.codec import header_of
 from stepwell.errors import ClosedError, ConflictError, ForkedError, UsageError
 from stepwell.events import Sequence as Sequence_
 from stepwell.events import StepCommitted, Write, WritesRecorded
@@ -38,7 +37,7 @@ from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch, Value, parse
+from stepwell.patch import Merge, Patch, Value, parse, references
 from stepwell.pruning import Kept
 from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
@@ -47,6 +46,7 @@ from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
 from stepwell_langgraph.put import Put
+from stepwell_langgraph.revive import Revival
 from stepwell_langgraph.translate import ListChannel, PlainChannel
 
 _log: Final = logging.getLogger("stepwell")
@@ -86,6 +86,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 "use StepwellSaver.from_conn_string(path) to open one by its path"
             )
         self._serde: SerializerProtocol = BaseCheckpointSaver.serde  # the base class reads it before it sets it
+        self._revival = Revival(self._serde)
         super().__init__(serde=serde)
         self.log = log
         self.exact = exact
@@ -314,12 +315,22 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         return tuple_
 
     def _tuple(
-        self, thread_id: str, namespace: str, state: State, found: Found, payloads: reader.Payloads
+        self,
+        thread_id: str,
+        namespace: str,
+        state: State,
+        found: Found,
+        payloads: reader.Payloads,
+        *,
+        often: bool = False,
     ) -> CheckpointTuple:
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
-        channels = reader.typed(state.channels, payloads)
-        checkpoint["channel_values"] = {name: self.serde.loads_typed(value) for name, value in channels.items()}
+        payloads.fetch(ref.sequence for value in state.channels.values() for ref in references(value))
+        revival = self._revival
+        checkpoint["channel_values"] = {
+            name: revival.value(value, payloads, often=often) for name, value in state.channels.items()
+        }
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
@@ -330,12 +341,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         )
 
     def _pending(self, pending: StoredWrite, payloads: reader.Payloads) -> PendingWrite:
-        value = pending.write.value
-        return (
-            pending.task_id,
-            pending.write.channel,
-            self.serde.loads_typed((value.type, payloads.payload(value))),
-        )
+        return pending.task_id, pending.write.channel, self._revival.value(pending.write.value, payloads)
 
     def _retrying(self, thread_id: str, read: Callable[[], _T]) -> _T:
         """Read again if the thread was pruned or deleted meanwhile: what was there may have seemed absent."""
@@ -448,7 +454,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                     metadata = self.serde.loads_typed(reader.typed(state.fields, payloads)[METADATA])
                     if any(metadata.get(key) != value for key, value in filter_.items()):
                         continue
-                yield self._tuple(address.thread_id, namespace, state, found, payloads)
+                yield self._tuple(
+                    address.thread_id, namespace, state, found, payloads, often=address.checkpoint_id is None
+                )
 
     def _pages(self, number: int, address: Address, before_id: str | None) -> Iterator[Sequence[tuple[str, Found]]]:
         """Where the checkpoints that may be asked for stand, newest first, and the names of their lanes."""
@@ -472,15 +480,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             records = storage.steps(number, lane[0] if lane else None, before, size)
             if not records:
                 return
-            lane_numbers = {sequence: header_of(number, sequence, record).lane for sequence, record in records}
             page: _Page = []
-            for sequence, event in reader.decoded(storage, number, records):
+            for record, (_, event) in zip(records, reader.decoded(storage, number, records), strict=True):
                 assert isinstance(event, StepCommitted)
                 if before_id is None or event.step_id < before_id:
                     key = id_key(event.step_id)
-                    page.append((event.lane, storage.find(number, lane_numbers[sequence], [key])[0]))
+                    page.append((event.lane, storage.find(number, record.header.lane, [key])[0]))
             yield [(name, found) for name, found in page if found.step and not found.hidden]
-            before, size = records[-1][0], min(2 * size, _LARGEST_PAGE)
+            before, size = records[-1].sequence, min(2 * size, _LARGEST_PAGE)
 
     def _lanes(self, number: int) -> Iterator[tuple[int, str, int]]:
         """Number, name and head of every lane of a thread."""
@@ -529,8 +536,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 if pending.write.channel in remaining:
                     history[pending.write.channel]["writes"].append(self._pending(pending, payloads))
             for name in remaining & state.channels.keys():
-                value = state.channels[name]
-                history[name]["seed"] = self.serde.loads_typed((value.type, payloads.payload(value)))
+                history[name]["seed"] = self._revival.value(state.channels[name], payloads)
                 remaining.discard(name)
             if not remaining:
                 break
@@ -641,6 +647,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     @serde.setter
     def serde(self, serde: SerializerProtocol) -> None:
         self._serde = maybe_add_typed_methods(serde)
+        self._revival = Revival(self._serde)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The version after `current`: a number, and a random tail that differs between forks."""

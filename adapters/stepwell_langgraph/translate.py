@@ -49,7 +49,7 @@ from stepwell.patch import (
     parse_entry,
     splice_pieces,
 )
-from stepwell_langgraph.fingerprint import IMMUTABLE, fingerprint
+from stepwell_langgraph.fingerprint import IMMUTABLE, Fingerprint, encodes_to, fingerprint
 
 try:
     from langgraph.checkpoint.serde.jsonplus import _msgpack_enc as _encode_element
@@ -114,7 +114,7 @@ class _Slot:
 
     __slots__ = ("checked", "digest", "length", "mark", "object", "turn", "value")
 
-    def __init__(self, object_: object, mark: object | None) -> None:
+    def __init__(self, object_: object, mark: Fingerprint | str | None) -> None:
         self.object = object_
         self.mark = mark
         self.digest: bytes | None = None  # of a list's element; None if it was not needed yet
@@ -162,7 +162,9 @@ class ListChannel:
         size: Bytes of the encoded elements, roughly.
     """
 
-    def __init__(self, stored: Callable[[], list[bytes]] | None = None, lengths: Sequence[int] = ()) -> None:
+    def __init__(
+        self, stored: Callable[[], Sequence[bytes | memoryview]] | None = None, lengths: Sequence[int] = ()
+    ) -> None:
         """A channel with nothing in it, or one whose stored elements are known but not what they came from.
 
         Args:
@@ -175,6 +177,7 @@ class ListChannel:
         self._count = len(lengths)
         self._turn = 0
         self._stored_digests: list[bytes] = []
+        self._adopted: list[object] = []
         self._objects: list[object] = []
         self._slots: list[_Slot] = []
         self._by_id: dict[int, _Slot] = {}
@@ -183,19 +186,30 @@ class ListChannel:
     def adopt(self, objects: list[object]) -> None:
         """Take the objects that were decoded from the stored elements as what they came from."""
         if len(objects) == self._count:
-            for item, length in zip(objects, self._lengths, strict=True):
-                slot = _Slot(item, fingerprint(item))
-                slot.length = length
-                self._remember(slot)
+            self._adopted = list(objects)
 
     def begins_with(self, item: object) -> bool:
         """Whether the first element came from this very object."""
-        return bool(self._objects) and self._objects[0] is item
+        objects = self._adopted or self._objects
+        return bool(objects) and objects[0] is item
+
+    def _settle(self, turn: int) -> None:
+        """Look at the objects that were adopted: most are not only read, so that is left until the next put."""
+        if self._adopted and self._stored is not None:
+            for item, data in zip(self._adopted, self._stored(), strict=True):
+                mark = fingerprint(item)
+                known = mark is IMMUTABLE or encodes_to(item, data)
+                slot = _Slot(item, mark if known else None)
+                slot.length = len(data)
+                slot.checked = turn if known else -1
+                self._remember(slot)
+        self._adopted = []
 
     def update(self, value: list[object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         value = list(value)
         self._turn = checks.turn
+        self._settle(checks.turn)
         known = len(self._objects)
         if known == self._count and len(value) >= known and all(map(is_, self._objects, value)):
             fresh = value[known:]
@@ -203,7 +217,7 @@ class ListChannel:
             again = [self._by_id[id(item)] for item in fresh if id(item) in self._by_id]
             changed = self._changed(self._slots, checks, again)
             if checks.moved and not changed and not fresh:
-                changed = self._check(slot for slot in self._slots if slot.checked != self._turn)
+                changed = self._check(self._slots)
             if not changed and not again:
                 return self._appended(fresh)
             return self._rebuilt(value, changed)
@@ -214,7 +228,7 @@ class ListChannel:
         """The patch that stores what changed in place and was not checked by the last put."""
         if len(self._objects) != self._count:
             return None
-        changed = self._check(slot for slot in self._slots if slot.checked != self._turn)
+        changed = self._check(self._slots)
         return self._rebuilt(list(self._objects), changed) if changed else None
 
     def _appended(self, objects: list[object]) -> Patch | None:
@@ -249,16 +263,14 @@ class ListChannel:
     def _check(self, slots: Iterable[_Slot]) -> dict[int, bytes]:
         changed: dict[int, bytes] = {}
         for slot in slots:
+            if slot.mark is IMMUTABLE or slot.checked == self._turn:
+                continue
             slot.checked = self._turn
-            mark = slot.mark
-            if mark is IMMUTABLE:
+            if isinstance(slot.mark, Fingerprint) and slot.mark.matches(slot.object):
                 continue
-            now = fingerprint(slot.object)
-            if mark is not None and now == mark:
-                continue
+            slot.mark = fingerprint(slot.object)  # before it is encoded: another thread may change it meanwhile
             data = _encode_element(slot.object)
             digest = digest_of(data)
-            slot.mark = now
             if slot.digest is None:
                 self._read_digests()
             if digest != slot.digest:

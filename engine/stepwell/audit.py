@@ -7,14 +7,17 @@ shares nothing with the code that wrote it, and compared with what is stored.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from stepwell import codec
 from stepwell import format as fmt
-from stepwell.errors import CorruptionError, FormatError
+from stepwell.codec import Record
+from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import (
     Event,
     LaneOpened,
+    Sequence,
     StepCommitted,
     ThreadDeleted,
     ThreadOpened,
@@ -22,8 +25,8 @@ from stepwell.events import (
     WritesRecorded,
 )
 from stepwell.fold import EMPTY, State, fold
-from stepwell.patch import Content, Patch, PatchError, Ref, map_content
-from stepwell.storage import FeedRow, LaneRow, Storage, ThreadRow, pack_feed, pack_name, pack_row
+from stepwell.patch import Patch, PatchError, references
+from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_feed, pack_name, pack_row
 from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
 
 _PAGE_EVENTS = 256
@@ -107,36 +110,72 @@ class _Thread:
         self._id: str | None = None
         self._deleted = False
         self._row = ThreadRow(number, b"", 0)
+        self._bases: dict[int, bytes] = {}
+        self._first_sealed = 0
         self.events = 0
         self.commits: dict[int, FeedRow] = {}
 
     def read(self) -> None:
+        self._check_segments()
+        self._bases = self._storage.bases(self._number)
         self._count_followers()
-        after = 0
-        while page := self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False):
-            for sequence, record in page:
-                self._event(sequence, record)
-            after = page[-1][0]
+        for sequence, loose_bytes, record in self._records():
+            self.events += 1
+            self._row.loose_bytes += loose_bytes
+            self._row.stored_bytes += loose_bytes
+            if isinstance(record, StepwellError):
+                self._breach("I2", sequence, str(record))
+            else:
+                self._event(record)
+        if self._first_sealed not in (0, self._row.first):
+            self._breach("I9", self._row.first, f"the first segment begins at {self._first_sealed}")
+        for sequence in self._bases:
+            self._breach("I10", sequence, "a state is kept of what is no step")
+
+    def _check_segments(self) -> None:
+        """Segments follow each other without a gap, and hold the oldest events."""
+        row = self._row
+        for first, last, size in self._storage.segments(self._number):
+            if row.sealed and first != row.sealed + 1:
+                self._breach("I9", first, f"the segment before it ends at {row.sealed}")
+            if not row.sealed:
+                self._first_sealed = first
+            row.sealed = last
+            row.stored_bytes += size
+
+    def _check_base(self, sequence: int) -> None:
+        """A state that is kept is what the events fold to."""
+        data = self._bases.pop(sequence, None)
+        if data is not None and sequence in self._states:
+            try:
+                kept = codec.decode_base(self._number, sequence, data)
+            except CorruptionError as error:
+                self._breach("I10", sequence, error.reason)
+            else:
+                if kept != self._states[sequence]:
+                    self._breach("I10", sequence, "the state that is kept is not what the events fold to")
 
     def _count_followers(self) -> None:
         """How many steps are based on each, so that a state is held no longer than it is needed."""
+        for _, _, record in self._records():
+            if isinstance(record, Record) and record.header.kind == fmt.KIND_STEP:
+                self._followers[record.header.base] += 1
+
+    def _records(self) -> Iterator[Surveyed]:
+        """All records of the thread in order, or what is wrong with them."""
         after = 0
-        while page := self._storage.scan(self._number, after, 1 << 62, _PAGE_EVENTS, reverse=False):
-            for _, record in page:
-                if len(record) >= fmt.HEADER_BYTES:
-                    header = fmt.read_header(record)
-                    if header.kind == fmt.KIND_STEP:
-                        self._followers[header.base] += 1
-            after = page[-1][0]
+        while page := self._storage.survey(self._number, after, _PAGE_EVENTS):
+            yield from page
+            after = page[-1].sequence
 
     def _breach(self, invariant: str, sequence: int, what: str) -> None:
         self._breaches.append(Breach(invariant, self._number, sequence, what))
 
-    def _event(self, sequence: int, record: bytes) -> None:
-        self.events += 1
+    def _event(self, record: Record) -> None:
+        sequence, header = record.sequence, record.header
         try:
-            header, event, payload = codec.decode(self._number, sequence, record)
-        except (CorruptionError, FormatError) as error:
+            event = codec.decode(self._number, record)
+        except CorruptionError as error:
             self._breach("I2", sequence, str(error))
             return
         row = self._row
@@ -146,15 +185,13 @@ class _Thread:
             self._opening(sequence, event)
         if sequence != row.last + 1:
             self._breach("I1", sequence, f"it follows {row.last}")
-        try:
-            codec.open_record(self._number, sequence, record, row.chain)
-        except CorruptionError as error:
-            self._breach("I3", sequence, error.reason)
+        chain = fmt.chain_after(self._number, sequence, header, fmt.body_digest(record.body), row.chain)
+        if header.chain not in (b"", chain):
+            self._breach("I3", sequence, "the hash chain is broken before this event")
         if not isinstance(event, StepCommitted) and (header.base or header.previous or header.flags):
             self._breach("I5", sequence, "only a step has a base, a step before it, and flags")
-        row.last, row.chain, row.updated_at = sequence, header.chain, header.created_at
-        row.stored_bytes += len(record)
-        self._payload_bytes[sequence] = len(payload)
+        row.last, row.chain, row.updated_at = sequence, header.chain or chain, header.created_at
+        self._payload_bytes[sequence] = len(record.payload)
         self._commit(header.commit, sequence)
         if isinstance(event, LaneOpened):
             self._lane(header.lane, event, sequence)
@@ -232,24 +269,21 @@ class _Thread:
         base = self._states.get(event.base)
         if base is not None:
             try:
-                self._states[sequence] = fold(base, event, event.base)
+                self._states[sequence] = fold(base, event, Sequence(sequence))
             except PatchError as error:
                 self._breach("I5", sequence, f"it does not fit its base {event.base}: {error}")
         self._steps[sequence] = header.lane
+        self._check_base(sequence)
         self._followers[event.base] -= 1
         for done in (event.base, sequence):
             if done and not self._followers[done]:
                 self._states.pop(done, None)
 
     def _references(self, patch: Patch, sequence: int) -> None:
-        def check(content: Content) -> Content:
-            if isinstance(content, Ref):
-                end = content.start + content.length
-                if end > self._payload_bytes.get(content.sequence, -1) or content.sequence > sequence:
-                    self._breach("I8", sequence, f"it refers to bytes that event {content.sequence} does not hold")
-            return content
-
-        map_content(patch, check)
+        for ref in references(patch):
+            end = ref.start + ref.length
+            if end > self._payload_bytes.get(ref.sequence, -1) or ref.sequence > sequence:
+                self._breach("I8", sequence, f"it refers to bytes that event {ref.sequence} does not hold")
 
     def rows(self) -> dict[tuple[str, bytes], bytes]:
         """Every derived row of the thread but its part of the feed."""

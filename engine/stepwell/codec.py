@@ -18,21 +18,23 @@ import msgspec
 import zstandard
 
 from stepwell import format as fmt
+from stepwell import nesting
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.fold import State
 from stepwell.patch import (
     Array,
     Blob,
     Content,
+    Joined,
     Map,
     Merge,
     New,
     Patch,
     Ref,
     Value,
-    cut_content,
-    map_content,
     map_pieces,
+    map_references,
 )
 
 # Shorter contents stay in the skeleton: a reference would not be smaller.
@@ -40,8 +42,12 @@ SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
 COMPRESSION_LEVEL: Final = 3
+BLOCK_COMPRESSION_LEVEL: Final = 9
+
+DecompressionError = zstandard.ZstdError
 
 _LENGTH_BYTES: Final = 4
+_BASE_CHECKSUM_BYTES: Final = 16
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -75,7 +81,7 @@ class Body(NamedTuple):
     fresh: list[Fresh]
 
 
-def digest_of(content: bytes) -> bytes:
+def digest_of(content: bytes | memoryview) -> bytes:
     """The 16 bytes by which equal content is found again."""
     return blake2b(content, digest_size=16).digest()
 
@@ -113,10 +119,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
         )
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
     digest = fmt.body_digest(body)
-    smaller = _compress(body)
-    if len(smaller) < len(body):
-        return Body(kind, smaller, fmt.FORM_ZSTD, digest, packer.fresh)
-    return Body(kind, body, fmt.FORM_PLAIN, digest, packer.fresh)
+    data, form = compress_body(body)
+    return Body(kind, data, form, digest, packer.fresh)
 
 
 class _Packer:
@@ -136,45 +140,65 @@ class _Packer:
         return _value(map_pieces(value, self._content, self._run))
 
     def _content(self, content: Content) -> Content:
-        if isinstance(content, Ref):
-            return content
-        if len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
             return content
         digest = digest_of(content)
-        return self._find(digest) or self._place(content, digest)
+        return self._find(digest) or self._search(content) or self._place(content, digest)
 
     def _run(self, piece: New) -> tuple[New, ...]:
         content = piece.content
-        if isinstance(content, Ref) or len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
             return (New(piece.lengths, self._content(content)),)
         digest = digest_of(content)
         found = self._find(digest)
         if found:
             return (New(piece.lengths, found),)
         if len(content) < len(piece.lengths) * SMALLEST_REMEMBERED_BYTES or len(piece.lengths) == 1:
-            return (New(piece.lengths, self._place(content, digest)),)
+            return (New(piece.lengths, self._search(content) or self._place(content, digest)),)
         return self._elements(piece.lengths, content, digest)
 
     def _elements(self, lengths: tuple[int, ...], content: bytes, digest: bytes) -> tuple[New, ...]:
         """Look for each element of a run, and lay out those that are not known side by side."""
         edges = list(accumulate(lengths, initial=0))
-        runs: list[tuple[list[int], Ref]] = []
+        runs: list[tuple[list[int], Content]] = []
         for index, length in enumerate(lengths):
             element = content[edges[index] : edges[index + 1]]
             element_digest = digest_of(element)
-            ref = self._find(element_digest) or self._place(element, element_digest)
-            if runs:
-                sizes, last = runs[-1]
-                if last.sequence == ref.sequence and last.start + last.length == ref.start:
-                    sizes.append(length)
-                    runs[-1] = (sizes, Ref(last.sequence, last.start, last.length + length))
-                    continue
-            runs.append(([length], ref))
+            found = self._find(element_digest) or self._search(element) or self._place(element, element_digest)
+            both = _side_by_side(runs[-1][1], found) if runs else None
+            if both is not None:
+                sizes = runs[-1][0]
+                sizes.append(length)
+                runs[-1] = (sizes, both)
+            else:
+                runs.append(([length], found))
         if len(runs) == 1:
-            ref = runs[0][1]
-            if ref.sequence == 0:
-                self.fresh.append(Fresh(digest, ref.start, ref.length))
-        return tuple(New(tuple(sizes), ref) for sizes, ref in runs)
+            whole = runs[0][1]
+            if isinstance(whole, Ref) and whole.sequence == 0:
+                self.fresh.append(Fresh(digest, whole.start, whole.length))
+        return tuple(New(tuple(sizes), content) for sizes, content in runs)
+
+    def _search(self, content: bytes) -> Joined | None:
+        """Content that holds, somewhere within it, what the log has already; None if it does not."""
+        if self._known is None:
+            return None
+        pieces = nesting.search(content, lambda piece: self._find(digest_of(piece)))
+        if not any(isinstance(piece, Ref) for piece in pieces):
+            return None
+        parts: list[bytes | Ref] = []
+        for piece in pieces:
+            part = piece if isinstance(piece, Ref) else bytes(piece)
+            both = _side_by_side(parts[-1], part) if parts else None
+            if both is not None:
+                parts[-1] = both
+            else:
+                parts.append(part)
+        return Joined(tuple(map(self._detached, parts)))
+
+    def _detached(self, part: bytes | Ref) -> bytes | Ref:
+        if isinstance(part, Ref) or len(part) < SMALLEST_DETACHED_BYTES:
+            return part
+        return self._place(part, digest_of(part))
 
     def _find(self, digest: bytes) -> Ref | None:
         found = self._here.get(digest)
@@ -191,48 +215,70 @@ class _Packer:
         return ref
 
 
-class Decoded(NamedTuple):
-    """A record taken apart: its header, its event with references made absolute, its payload."""
+def _side_by_side(left: Content, right: Content) -> bytes | Ref | None:
+    """Both as one, if they are bytes, or lie next to each other."""
+    if isinstance(left, bytes) and isinstance(right, bytes):
+        return left + right
+    if not isinstance(left, Ref) or not isinstance(right, Ref):
+        return None
+    adjacent = left.sequence == right.sequence and left.start + left.length == right.start
+    return Ref(left.sequence, left.start, left.length + right.length) if adjacent else None
 
+
+class Record(NamedTuple):
+    """A record that was proven to be what was written, taken apart.
+
+    Attributes:
+        sequence: Where in its thread it stands.
+        header: Its header.
+        skeleton: Its event, with references for larger contents.
+        payload: What references point into.
+    """
+
+    sequence: int
     header: fmt.Header
-    event: Event
-    payload: bytes
+    skeleton: memoryview
+    payload: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return _LENGTH_BYTES + len(self.skeleton) + len(self.payload)
+
+    @property
+    def body(self) -> bytes:
+        """Its body in plain form."""
+        return b"".join((len(self.skeleton).to_bytes(_LENGTH_BYTES), self.skeleton, self.payload))
 
 
-def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded:
-    """Check a record and take it apart.
+def decode(thread: int, record: Record, lane: str = "") -> Event:
+    """The event in a record, with its references made absolute.
 
     Args:
         thread: Number of the thread that the record was read from.
-        sequence: Where in the thread it was read.
-        record: Header and body.
+        record: The record.
         lane: The namespace behind the header's lane number.
 
     Raises:
-        CorruptionError: The record is not what was written at this place.
-        NewerFormatError: A newer version of the library wrote it.
+        CorruptionError: The body is no event of the kind that the header says.
     """
-    header, body = open_record(thread, sequence, record)
-    head_end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
+    sequence, header, skeleton, payload = record
     try:
-        event = _decoder.decode(body[_LENGTH_BYTES:head_end])
+        event = _decoder.decode(skeleton)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
 
     if type(event).__struct_config__.tag != header.kind:
         reason = f"the header says kind {header.kind}, the event is a {type(event).__name__}"
         raise CorruptionError(reason, thread=thread, sequence=sequence)
-    payload = body[head_end:]
 
-    def absolute(content: Content) -> Content:
-        if isinstance(content, Ref) and content.sequence == 0:
-            return Ref(sequence, content.start, content.length)
-        return content
+    def absolute(ref: Ref) -> Ref:
+        return ref if ref.sequence else Ref(sequence, ref.start, ref.length)
 
     if isinstance(event, StepCommitted):
         channels, fields = event.channels, event.fields
         if payload:  # without one the event cannot refer to itself
-            channels, fields = _merge(map_content(channels, absolute)), _merge(map_content(fields, absolute))
+            channels, fields = _merge(map_references(channels, absolute)), _merge(map_references(fields, absolute))
         event = StepCommitted(
             event.step_id,
             event.parent_id,
@@ -246,29 +292,20 @@ def decode(thread: int, sequence: int, record: bytes, lane: str = "") -> Decoded
     elif isinstance(event, WritesRecorded):
         writes = event.writes
         if payload:
-            writes = tuple(Write(w.index, w.channel, _value(map_content(w.value, absolute))) for w in writes)
+            writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, absolute))) for w in writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
     else:
         event = LaneOpened(event.lane, header.created_at)
-    return Decoded(header, event, payload)
+    return event
 
 
-def payload_of_record(thread: int, sequence: int, record: bytes) -> bytes:
-    """Check a record and give its payload, which references of other events point into."""
-    _, body = open_record(thread, sequence, record)
-    return body[_LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES]) :]
-
-
-def header_of(thread: int, sequence: int, record: bytes) -> fmt.Header:
-    """Check a record and give its header.
-
-    Raises:
-        CorruptionError: The record is not what was written at this place.
-        NewerFormatError: A newer version of the library wrote it.
-    """
-    return open_record(thread, sequence, record)[0]
+def split(body: bytes) -> tuple[memoryview, memoryview]:
+    """The skeleton and the payload of a body."""
+    end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
+    view = memoryview(body)
+    return view[_LENGTH_BYTES:end], view[end:]
 
 
 def with_patches(event: StepCommitted, channels: Merge, fields: Merge) -> StepCommitted:
@@ -283,10 +320,10 @@ def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecor
 
 def resolve(patch: Patch, read: Callable[[Ref], bytes]) -> Patch:
     """The same patch with every reference replaced by the bytes behind it."""
-    return map_content(patch, lambda content: read(content) if isinstance(content, Ref) else content)
+    return map_references(patch, read)
 
 
-def slice_payload(payload: bytes, ref: Ref, thread: int) -> bytes:
+def slice_payload(payload: memoryview, ref: Ref, thread: int) -> memoryview:
     """The bytes that a reference names, out of the payload of its event."""
     if ref.start + ref.length > len(payload):
         raise CorruptionError(
@@ -294,9 +331,7 @@ def slice_payload(payload: bytes, ref: Ref, thread: int) -> bytes:
             thread=thread,
             sequence=ref.sequence,
         )
-    content = cut_content(payload, ref.start, ref.start + ref.length)
-    assert isinstance(content, bytes)
-    return content
+    return payload[ref.start : ref.start + ref.length]
 
 
 def _merge(patch: Patch) -> Merge:
@@ -309,29 +344,29 @@ def _value(patch: Patch) -> Value:
     return patch
 
 
-def open_record(thread: int, sequence: int, record: bytes, chain: bytes | None = None) -> tuple[fmt.Header, bytes]:
-    """Check a record and give its header and its body in plain form.
+def open_record(thread: int, sequence: int, stored: bytes) -> Record:
+    """Prove that a record is what was written.
 
     Args:
         thread: Number of the thread that the record was read from.
         sequence: Where in the thread it was read.
-        record: Header and stored body.
-        chain: The chain hash before this record; None checks the record alone.
+        stored: Header and body as they stand in the table of events.
 
     Raises:
         CorruptionError: The record is not what was written at this place.
         NewerFormatError: A newer version of the library wrote it.
     """
     try:
-        header = fmt.read_header(record)
-        body = record[fmt.HEADER_BYTES :]
+        header = fmt.read_header(stored)
+        body = stored[fmt.HEADER_BYTES :]
         if header.form == fmt.FORM_ZSTD:
-            body = _decompress(body)
+            body = decompress(body)
         elif header.form != fmt.FORM_PLAIN:
             raise ValueError(f"the body has the unknown form {header.form}")
-        return fmt.verify(thread, sequence, record, body, chain), body
-    except (ValueError, zstandard.ZstdError, MemoryError) as error:
-        if len(record) > fmt.HEADER_BYTES and record[0] > fmt.FORMAT_VERSION:
+        fmt.verify(thread, sequence, header, fmt.body_digest(body))
+        return Record(sequence, header, *split(body))
+    except (ValueError, DecompressionError, MemoryError) as error:
+        if len(stored) > fmt.HEADER_BYTES and stored[0] > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
@@ -342,17 +377,27 @@ _compressors: list[zstandard.ZstdCompressor] = []
 _decompressors: list[zstandard.ZstdDecompressor] = []
 
 
-def _compress(body: bytes) -> bytes:
+def compress_body(body: bytes | memoryview) -> tuple[bytes, int]:
+    """A body as it stands in a loose record, and which form that is."""
     try:
         compressor = _compressors.pop()
     except IndexError:
         compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
     data = compressor.compress(body)
     _compressors.append(compressor)
-    return data
+    return (data, fmt.FORM_ZSTD) if len(data) < len(body) else (bytes(body), fmt.FORM_PLAIN)
 
 
-def _decompress(data: bytes) -> bytes:
+def compress_block(block: bytes) -> bytes:
+    """A large block as one zstandard frame, at the level for what is written once and read for ever.
+
+    The frame ends with a checksum of the block, which decompressing it checks.
+    """
+    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL, write_checksum=True).compress(block)
+
+
+def decompress(data: bytes | memoryview) -> bytes:
+    """The content of one zstandard frame; raises ValueError or DecompressionError if it is none."""
     if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
         raise ValueError("the frame claims an impossible size")
     try:
@@ -362,3 +407,32 @@ def _decompress(data: bytes) -> bytes:
     body = decompressor.decompress(data)
     _decompressors.append(decompressor)
     return body
+
+
+# --- states, as the fold leaves them ---
+
+_state_decoder = msgspec.msgpack.Decoder(State)
+
+
+def encode_base(thread: int, sequence: int, state: State) -> bytes:
+    """The state after a step as it stands in the table of bases: a checksum, then one zstandard frame.
+
+    Its content is references (larger contents stay in the events that hold them).
+    """
+    frame = compress_block(_encoder.encode(state))
+    return blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest() + frame
+
+
+def decode_base(thread: int, sequence: int, data: bytes) -> State:
+    """Check a base and give its state.
+
+    Raises:
+        CorruptionError: It is not what was written at this place.
+    """
+    checksum, frame = data[:_BASE_CHECKSUM_BYTES], data[_BASE_CHECKSUM_BYTES:]
+    try:
+        if checksum != blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest():
+            raise ValueError("its checksum does not match")
+        return _state_decoder.decode(decompress(frame))
+    except (ValueError, DecompressionError) as error:
+        raise CorruptionError(f"the base is damaged: {error}", thread=thread, sequence=sequence) from error

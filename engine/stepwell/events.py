@@ -23,7 +23,7 @@ Commit = NewType("Commit", int)
 NOWHERE: Final = Sequence(0)
 
 
-class Write(msgspec.Struct, array_like=True, frozen=True):
+class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One value that a task returned for one channel.
 
     Attributes:
@@ -38,7 +38,7 @@ class Write(msgspec.Struct, array_like=True, frozen=True):
     value: Value
 
 
-class StepCommitted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_STEP):
+class StepCommitted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_STEP):
     """A checkpoint: the state of one lane after one step, as a patch.
 
     Attributes:
@@ -62,7 +62,7 @@ class StepCommitted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_S
     created_at: int = 0
 
 
-class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_WRITES):
+class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_WRITES):
     """What one task returned, waiting for the step after `step_id` to take it over.
 
     Attributes:
@@ -82,21 +82,21 @@ class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_
     created_at: int = 0
 
 
-class ThreadOpened(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_OPENED):
+class ThreadOpened(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_OPENED):
     """The first event of a thread: its name."""
 
     thread_id: str
     created_at: int = 0
 
 
-class LaneOpened(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_LANE_OPENED):
+class LaneOpened(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_LANE_OPENED):
     """The first event of a lane: its name."""
 
     lane: str
     created_at: int = 0
 
 
-class ThreadCopied(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_COPIED):
+class ThreadCopied(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_COPIED):
     """Everything before this event was copied from another thread."""
 
     source_thread_id: str
@@ -104,7 +104,7 @@ class ThreadCopied(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_TH
     created_at: int = 0
 
 
-class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_PRUNED):
+class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_PRUNED):
     """The first event of a thread that was rewritten: all up to `through` is gone, what was kept follows.
 
     Attributes:
@@ -121,7 +121,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_TH
     created_at: int = 0
 
 
-class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, tag=fmt.KIND_THREAD_DELETED):
+class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_DELETED):
     """All that is left of a deleted thread.
 
     Attributes:

@@ -12,7 +12,7 @@ from stepwell.events import NOWHERE, Sequence, StepCommitted, Write, WritesRecor
 from stepwell.patch import Value, merge_entries
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What one lane of a thread holds after one of its steps.
 
     Attributes:
@@ -56,7 +56,7 @@ def fold(state: State, event: StepCommitted, sequence: Sequence) -> State:
     )
 
 
-class PendingWrite(msgspec.Struct, frozen=True):
+class PendingWrite(msgspec.Struct, frozen=True, gc=False):
     """A write that waits for the next step, with what it is sorted by."""
 
     task_path: str

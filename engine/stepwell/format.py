@@ -37,9 +37,9 @@ CHAIN_SEED: Final = bytes(CHAIN_BYTES)
 
 # version, kind, flags, form, lane, commit, created_at, base, previous
 _HEADER = struct.Struct(">BBBBIQQQQ")
-_COVERED_BYTES: Final = _HEADER.size  # 40: what the checksum covers of the header, with the form as 0
+COVERED_BYTES: Final = _HEADER.size  # 40: what the checksum covers of the header, with the form as 0
 _FORM_OFFSET: Final = 3
-HEADER_BYTES: Final = _COVERED_BYTES + CHECKSUM_BYTES + CHAIN_BYTES  # 64
+HEADER_BYTES: Final = COVERED_BYTES + CHECKSUM_BYTES + CHAIN_BYTES  # 64
 
 # The largest event body before compression.  LMDB holds values up to 4 GiB, but above 2 GiB single
 # write calls have failed on some systems.
@@ -47,7 +47,10 @@ MAX_BODY_BYTES: Final = 1 << 30
 
 
 class Header(NamedTuple):
-    """The fixed part of a record: what storage must know without decoding the body."""
+    """The fixed part of a record: what storage must know without decoding the body.
+
+    A record in a segment has no checksum of its own, and only the last one there says its chain hash.
+    """
 
     version: int
     kind: int
@@ -62,7 +65,7 @@ class Header(NamedTuple):
     chain: bytes
 
 
-def body_digest(body: bytes) -> bytes:
+def body_digest(body: bytes | memoryview) -> bytes:
     """What a record's checksum takes of its body: always of the plain body, whatever form it is stored in."""
     return blake2b(body, digest_size=32).digest()
 
@@ -97,38 +100,47 @@ def stamp(
     return b"".join((covered[:_FORM_OFFSET], bytes((form,)), covered[4:], seal[:CHECKSUM_BYTES], after)), after
 
 
-def read_header(record: bytes) -> Header:
+def read_header(record: bytes | memoryview) -> Header:
     """Take a record's header apart without checking anything but its length."""
     if len(record) < HEADER_BYTES:
         raise ValueError(f"a record has at least {HEADER_BYTES} bytes, this one has {len(record)}")
-    checksum = bytes(record[_COVERED_BYTES : _COVERED_BYTES + CHECKSUM_BYTES])
-    chain = bytes(record[_COVERED_BYTES + CHECKSUM_BYTES : HEADER_BYTES])
+    checksum = bytes(record[COVERED_BYTES : COVERED_BYTES + CHECKSUM_BYTES])
+    chain = bytes(record[COVERED_BYTES + CHECKSUM_BYTES : HEADER_BYTES])
     version, kind, flags, form, lane, commit, created_at, base, previous = _HEADER.unpack_from(record)
     return Header(version, kind, flags, form, lane, commit, created_at, base, previous, checksum, chain)
 
 
-def verify(thread: int, sequence: int, record: bytes, body: bytes, chain: bytes | None = None) -> Header:
-    """The header of a record; raises ValueError unless the record is what was written at this place.
+def pack_covered(header: Header) -> bytes:
+    """What the checksum covers of a header: all but the hashes, with the form as plain."""
+    return _HEADER.pack(*header[:3], FORM_PLAIN, *header[4:9])
+
+
+def read_covered(data: bytes | bytearray, offset: int, chain: bytes = b"") -> Header:
+    """Inverse of `pack_covered`: a header without checksum, and without chain unless it is given."""
+    version, kind, flags, form, lane, commit, created_at, base, previous = _HEADER.unpack_from(data, offset)
+    return Header(version, kind, flags, form, lane, commit, created_at, base, previous, b"", chain)
+
+
+def verify(thread: int, sequence: int, header: Header, digest: bytes) -> None:
+    """Raise ValueError unless a record is what was written at this place.
 
     Args:
         thread: Number of the thread that the record was read from.
         sequence: Where in the thread it was read.
-        record: The record, or at least its header.
-        body: Its body in plain form.
-        chain: The chain hash before this record; None checks the record alone.
+        header: Its header.
+        digest: `body_digest` of its body.
     """
-    header = read_header(record)
-    covered = b"".join((record[:_FORM_OFFSET], bytes((FORM_PLAIN,)), record[_FORM_OFFSET + 1 : _COVERED_BYTES]))
-    seal = _seal(thread, sequence, covered, body_digest(body))
-    if seal[:CHECKSUM_BYTES] != header.checksum:
+    if _seal(thread, sequence, pack_covered(header), digest)[:CHECKSUM_BYTES] != header.checksum:
         raise ValueError("the checksum does not match")
-    if chain is not None and _chained(chain, seal) != header.chain:
-        raise ValueError("the hash chain is broken before this event")
     if header.version > FORMAT_VERSION:
         raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
     if header.flags & ~KNOWN_FLAGS:
         raise ValueError(f"the record has the unknown flags {header.flags & ~KNOWN_FLAGS:#x}")
-    return header
+
+
+def chain_after(thread: int, sequence: int, header: Header, digest: bytes, chain: bytes) -> bytes:
+    """The chain hash after a record, computed from its content and the hash before it.  Arguments as for `verify`."""
+    return _chained(chain, _seal(thread, sequence, pack_covered(header), digest))
 
 
 def _seal(thread: int, sequence: int, covered: bytes, digest: bytes) -> bytes:

@@ -13,15 +13,16 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from stepwell import audit as auditing
-from stepwell import codec, pruning, reader
 from stepwell import format as fmt
+from stepwell import pruning, reader
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, ReadOnlyError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
+from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
-from stepwell.storage import Append, Copy, Delete, Rewrite, Storage, ThreadRow
+from stepwell.storage import Append, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.writer import Ticket, Writer, finish_all
@@ -123,23 +124,40 @@ class Log:
     >>> log.close()
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        seal_after_events: int = SEAL_AFTER_EVENTS,
+        seal_after_bytes: int = SEAL_AFTER_BYTES,
+    ) -> None:
         self.storage = storage
         self.content = ContentMemory()
         self.reader = reader.Reader(storage)
         self._writer = Writer(storage)
+        self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
+        self._writer.notice = self._folding.notice
         _open_logs.add(self)
         # A log that is dropped without being closed gives everything back all the same.
-        self._dropped = weakref.finalize(self, self._writer.abandon, storage.close)
+        self._dropped = weakref.finalize(self, _abandon, self._folding, self._writer, storage)
         self._dropped.atexit = False  # the interpreter's end waits for what was submitted, see below
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        seal_after_events: int = SEAL_AFTER_EVENTS,
+        seal_after_bytes: int = SEAL_AFTER_BYTES,
+    ) -> Self:
         """Open a log, or create it.
 
         Args:
             path: The file; ":memory:" is a log of its own that is gone when it is closed.
             read_only: Refuse every change, and do not create the file.
+            seal_after_events: A thread with so many loose events is sealed, in the background.
+            seal_after_bytes: So is one whose loose records have so many bytes.
 
         Raises:
             UsageError: The directory, or with `read_only` the file, does not exist.
@@ -152,10 +170,11 @@ class Log:
         if os.fspath(path) == IN_MEMORY:
             if read_only:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
-            return cls(MemoryStorage())
+            return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
-        return cls(LmdbStorage(path, read_only=read_only))
+        storage = LmdbStorage(path, read_only=read_only)
+        return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
 
     @property
     def path(self) -> str:
@@ -194,11 +213,25 @@ class Log:
                 return
             after = page[-1].commit
 
+    def seal(self, thread_id: str | None = None) -> int:
+        """Put all loose events of one thread, or of all, into segments now.
+
+        Appends need not wait for it: what was appended is durable already, this only makes it smaller and
+        quicker to read.
+
+        Returns:
+            How many events were sealed.
+        """
+        if thread_id is not None:
+            return self._folding.seal(Thread(self, thread_id).id)
+        return sum(self._folding.seal(summary.thread_id) for summary in [*self.threads()])
+
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
-        return auditing.audit(self.storage)
+        with self._folding.resting():
+            return auditing.audit(self.storage)
 
-    def submit(self, operation: Append | Delete | Copy | Rewrite, places: Several[Place] = ()) -> Ticket:
+    def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
@@ -207,6 +240,7 @@ class Log:
     def close(self) -> None:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
         self._dropped.detach()
+        self._folding.close()
         self._writer.close()
         self.storage.close()
         _open_logs.discard(self)
@@ -366,8 +400,7 @@ class Thread:
         if row is None or sequence is None:
             return None
         if isinstance(at, int):
-            record = self.log.storage.read(row.number, [sequence])[sequence]
-            number = codec.header_of(row.number, sequence, record).lane
+            number = self.log.storage.read(row.number, [sequence])[sequence].header.lane
             lane = self.log.storage.lane_names(row.number, {number}).get(number, "")
         state = self.log.reader.state(row.number, sequence)
         payloads = reader.Payloads(self.log.storage, row.number)
@@ -387,8 +420,7 @@ class Thread:
         if isinstance(at, int):
             check_sequence("sequence", at)
             record = storage.read(number, [at]).get(at)
-            is_step = record is not None and codec.header_of(number, at, record).kind == fmt.KIND_STEP
-            return at if is_step else None
+            return at if record is not None and record.header.kind == fmt.KIND_STEP else None
         check_text("lane", lane)
         found = storage.lane(number, lane)
         if found is None:
@@ -424,7 +456,7 @@ class Thread:
             for sequence, event in reader.decoded(storage, row.number, page):
                 assert isinstance(event, StepCommitted)
                 yield Step(sequence, event.step_id, event.parent_id, event.lane, event.created_at)
-            before = page[-1][0]
+            before = page[-1].sequence
 
     def forks(self, *, lane: str = "") -> Iterator[tuple[str, list[Step]]]:
         """Every step of a lane that more than one step follows, oldest first: its id and what follows it."""
@@ -504,6 +536,11 @@ def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
     events = row.last - row.first + 1
     times = row.created_at, row.updated_at
     return ThreadSummary(thread_id, events, row.steps, row.writes, row.lanes, row.stored_bytes, *times)
+
+
+def _abandon(folding: Folding, writer: Writer, storage: Storage) -> None:
+    folding.abandon()
+    writer.abandon(storage.close)
 
 
 _open_logs: weakref.WeakSet[Log] = weakref.WeakSet()

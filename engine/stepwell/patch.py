@@ -18,20 +18,21 @@ Laws (tests/property/test_patch.py):
     `apply(diff(a, b), a) == b`, byte for byte;
     `apply(compose(p, q), s) == apply(q, apply(p, s))`, and compose is associative in effect.
 
-Content is bytes, or a Ref to bytes that an event of the same thread holds already.  `apply` and `compose`
+Content is bytes, a Ref to bytes that an event of the same thread holds already, or both in turn.  `apply` and `compose`
 only move content about, so a run of patches folds without reading any of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final, TypeAlias
 
 import msgspec
 
 
-class Ref(msgspec.Struct, array_like=True, frozen=True):
+# On disk: never renumber the tags.
+class Ref(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=9):
     """Bytes held by the payload of an event of the same thread.
 
     Attributes:
@@ -45,32 +46,37 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     length: int
 
 
-Content: TypeAlias = bytes | Ref
+class Joined(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=10):
+    """Bytes in several places, one after the other."""
+
+    parts: tuple[bytes | Ref, ...]
 
 
-# On disk: never renumber the tags.
-class New(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=8):
+Content: TypeAlias = bytes | Ref | Joined
+
+
+class New(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=8):
     """Elements in a row: their encodings one after the other, and the length of each."""
 
     lengths: tuple[int, ...]
     content: Content
 
 
-class Keep(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=7):
+class Keep(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=7):
     """`count` elements of the old array from index `start`."""
 
     start: int
     count: int
 
 
-class Blob(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=1):
+class Blob(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=1):
     """A value whose inside is not known."""
 
     type: str
     content: Content
 
 
-class Array(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=2):
+class Array(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=2):
     """A msgpack array of `count` elements."""
 
     type: str
@@ -79,7 +85,7 @@ class Array(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=2
     pieces: tuple[New, ...]
 
 
-class Map(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=3):
+class Map(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=3):
     """A msgpack map with text keys, in order."""
 
     type: str
@@ -87,13 +93,13 @@ class Map(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=3):
     entries: dict[str, Blob | Array | Map]
 
 
-class Splice(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=5):
+class Splice(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=5):
     """The new array, from left to right."""
 
     pieces: tuple[Keep | New, ...]
 
 
-class Merge(msgspec.Struct, array_like=True, frozen=True, tag_field="tag", tag=6):
+class Merge(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="tag", tag=6):
     """Entries to remove, then entries to change: one that exists keeps its place, others go to the end."""
 
     drop: tuple[str, ...] = ()
@@ -196,20 +202,24 @@ def payload_of(value: Value, read: Callable[[Ref], bytes]) -> bytes:
         read: Gives the bytes behind a reference.
     """
     if isinstance(value, Blob):
-        return _bytes(value.content, read)
+        return read_content(value.content, read)
     parts: list[bytes] = []
     _collect(value, read, parts)
-    if value.wrapped:
-        parts.insert(0, extension_header(sum(map(len, parts))))
-    return b"".join(parts)
+    payload = b"".join(parts)
+    return wrapped(payload) if value.wrapped else payload
+
+
+def wrapped(payload: bytes) -> bytes:
+    """A delta snapshot around a payload."""
+    return extension_header(len(payload)) + payload
 
 
 def _collect(value: Value, read: Callable[[Ref], bytes], parts: list[bytes]) -> None:
     if isinstance(value, Blob):
-        parts.append(_bytes(value.content, read))
+        parts.append(read_content(value.content, read))
     elif isinstance(value, Array):
         parts.append(array_header(value.count))
-        parts.extend(_bytes(piece.content, read) for piece in value.pieces)
+        parts.extend(read_content(piece.content, read) for piece in value.pieces)
     else:
         parts.append(map_header(len(value.entries)))
         for key, item in value.entries.items():
@@ -218,14 +228,45 @@ def _collect(value: Value, read: Callable[[Ref], bytes], parts: list[bytes]) -> 
             _collect(item, read, parts)
 
 
-def _bytes(content: Content, read: Callable[[Ref], bytes]) -> bytes:
+def read_content(content: Content, read: Callable[[Ref], bytes]) -> bytes:
+    """The bytes of some content."""
+    if isinstance(content, Joined):
+        return b"".join(read(part) if isinstance(part, Ref) else part for part in content.parts)
     return read(content) if isinstance(content, Ref) else content
+
+
+def length_of(content: Content) -> int:
+    """Number of bytes of some content."""
+    if isinstance(content, Joined):
+        return sum(map(length_of, content.parts))
+    return content.length if isinstance(content, Ref) else len(content)
+
+
+def references(value: Patch) -> Iterator[Ref]:
+    """Every reference in a value or patch."""
+    if isinstance(value, Blob):
+        yield from _references(value.content)
+    elif isinstance(value, Array | Splice):
+        for piece in value.pieces:
+            if isinstance(piece, New):
+                if isinstance(piece.content, Ref):
+                    yield piece.content
+                else:
+                    yield from _references(piece.content)
+    else:
+        for item in (value.changes if isinstance(value, Merge) else value.entries).values():
+            yield from references(item)
+
+
+def _references(content: Content) -> Iterator[Ref]:
+    parts = content.parts if isinstance(content, Joined) else (content,)
+    yield from (part for part in parts if isinstance(part, Ref))
 
 
 def size_of(value: Value) -> int:
     """Bytes of a value's content and keys: its payload but for the headers."""
     if isinstance(value, Blob):
-        return value.content.length if isinstance(value.content, Ref) else len(value.content)
+        return length_of(value.content)
     if isinstance(value, Array):
         return sum(sum(piece.lengths) for piece in value.pieces)
     return sum(len(key) + size_of(item) for key, item in value.entries.items())
@@ -337,7 +378,7 @@ def _common(left: list[bytes], right: list[bytes]) -> int:
 
 def _split(array: Array) -> Iterable[bytes]:
     for piece in array.pieces:
-        if isinstance(piece.content, Ref):
+        if not isinstance(piece.content, bytes):
             raise TypeError("diff needs content as bytes, not as references")
         offset = 0
         for length in piece.lengths:
@@ -455,7 +496,17 @@ def cut_content(content: Content, start: int, end: int) -> Content:
     """The bytes from `start` up to `end` of some content."""
     if isinstance(content, Ref):
         return Ref(content.sequence, content.start + start, end - start)
-    return content[start:end]
+    if isinstance(content, bytes):
+        return content[start:end]
+    parts: list[bytes | Ref] = []
+    for part in content.parts:
+        length = length_of(part)
+        if start < length and end > 0:
+            cut = cut_content(part, max(start, 0), min(end, length))
+            assert not isinstance(cut, Joined)
+            parts.append(cut)
+        start, end = start - length, end - length
+    return parts[0] if len(parts) == 1 else Joined(tuple(parts))
 
 
 # --- compose ---
@@ -507,9 +558,19 @@ def compose_merges(first: Merge, second: Merge) -> Merge:
 # --- content ---
 
 
-def map_content(patch: Patch, change: Callable[[Content], Content]) -> Patch:
-    """The same patch with every content replaced by what `change` makes of it."""
-    return map_pieces(patch, change, lambda piece: (New(piece.lengths, change(piece.content)),))
+def map_references(patch: Patch, change: Callable[[Ref], bytes | Ref]) -> Patch:
+    """The same patch with every reference replaced by what `change` makes of it."""
+
+    def changed(content: Content) -> Content:
+        if isinstance(content, bytes):
+            return content
+        if isinstance(content, Ref):
+            return change(content)
+        parts = [change(part) if isinstance(part, Ref) else part for part in content.parts]
+        known = [part for part in parts if isinstance(part, bytes)]
+        return b"".join(known) if len(known) == len(parts) else Joined(tuple(parts))
+
+    return map_pieces(patch, changed, lambda piece: (New(piece.lengths, changed(piece.content)),))
 
 
 def map_pieces(patch: Patch, blob: Callable[[Content], Content], new: Callable[[New], tuple[New, ...]]) -> Patch:

@@ -64,7 +64,7 @@ def _check(storage: Storage, thread_id: str, row: ThreadRow, sequences: frozense
         )
     for sequence in sorted(sequences):
         record = records.get(sequence)
-        if record is None or codec.header_of(row.number, sequence, record).kind != fmt.KIND_STEP:
+        if record is None or record.header.kind != fmt.KIND_STEP:
             raise UsageError(f"event {sequence} of thread {thread_id!r} is not a step, and only steps can be kept")
 
 
@@ -102,11 +102,13 @@ class _Rewriting:
 
     def _branches(self, kept: frozenset[int]) -> tuple[dict[int, StepCommitted], list[int]]:
         """The kept steps and all that they are based on; and the kept ones in the order of lists."""
-        records = sorted(self._storage.branches(self._row.number, sorted(kept), frozenset()).items())
+        sequences = sorted(kept)
+        found = self._storage.branches(self._row.number, sequences, frozenset()).records
+        records = [*(found | self._storage.read(self._row.number, sequences)).values()]
         first_committed: dict[int, int] = {}
-        for sequence, record in records:
-            header = codec.header_of(self._row.number, sequence, record)
-            first_committed[sequence] = header.previous if header.flags & fmt.FLAG_REPLACES else sequence
+        for record in records:
+            replaces = record.header.flags & fmt.FLAG_REPLACES
+            first_committed[record.sequence] = record.header.previous if replaces else record.sequence
         branches: dict[int, StepCommitted] = {
             sequence: event
             for sequence, event in reader.decoded(self._storage, self._row.number, records)
@@ -128,6 +130,9 @@ class _Rewriting:
             return self._step(event, values, Merge(), Sequence(0), hidden=True)
         patches, fields, base = event.channels, event.fields, event.base
         while base and base not in placed:
+            if base not in branches:
+                base = Sequence(0)  # a base is kept of that step: what comes before it was not read
+                break
             before = branches[base]
             patches, fields = compose_merges(before.channels, patches), compose_merges(before.fields, fields)
             base = before.base

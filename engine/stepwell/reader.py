@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from stepwell import codec
+from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError
 from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import EMPTY, PendingWrite, State, fold, fold_writes
-from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of
-from stepwell.storage import Found, Record, Storage
+from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of, references
+from stepwell.storage import Found, Storage
 
 _PAGE_EVENTS: Final = 256
 _FIRST_ANCESTORS: Final = 64
@@ -35,11 +36,15 @@ class Payloads:
     def __init__(self, storage: Storage, thread: int) -> None:
         self.thread = thread
         self._storage = storage
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, memoryview] = {}
         self._held_bytes = 0
 
     def read(self, ref: Ref) -> bytes:
         """The bytes behind a reference."""
+        return bytes(self.view(ref))
+
+    def view(self, ref: Ref) -> memoryview:
+        """The bytes behind a reference, where they lie."""
         payload = self._held.get(ref.sequence)
         if payload is None:
             self.fetch((ref.sequence,))
@@ -51,16 +56,15 @@ class Payloads:
         wanted = sorted({sequence for sequence in sequences if sequence not in self._held})
         if not wanted:
             return
-        records = self._storage.read(self.thread, wanted)
+        payloads = self._storage.payloads(self.thread, wanted)
         if self._held_bytes > _PAYLOADS_HELD_BYTES:
             self._held.clear()
             self._held_bytes = 0
         for sequence in wanted:
-            if sequence not in records:
+            if sequence not in payloads:
                 raise missing(self._storage, self.thread, sequence)
-            payload = codec.payload_of_record(self.thread, sequence, records[sequence])
-            self._held[sequence] = payload
-            self._held_bytes += len(payload)
+            self._held[sequence] = payloads[sequence]
+            self._held_bytes += len(payloads[sequence])
 
     def payload(self, value: Value) -> bytes:
         """The bytes that a value was parsed from."""
@@ -68,29 +72,15 @@ class Payloads:
         return payload_of(value, self.read)
 
 
-def references(value: Value) -> Iterator[Ref]:
-    """Every reference in a value."""
-    if isinstance(value, Blob):
-        if isinstance(value.content, Ref):
-            yield value.content
-    elif isinstance(value, Array):
-        for piece in value.pieces:
-            if isinstance(piece.content, Ref):
-                yield piece.content
-    else:
-        for item in value.entries.values():
-            yield from references(item)
-
-
 def missing(storage: Storage, thread: int, sequence: int) -> ConflictError | CorruptionError:
     """The error for an event that should be there: was it pruned since, or is it lost?"""
     oldest = storage.scan(thread, 0, 1 << 63, 1, reverse=False)
-    if not oldest or sequence < oldest[0][0]:
+    if not oldest or sequence < oldest[0].sequence:
         return ConflictError(
             f"thread {thread} was pruned or deleted while it was read; read it again",
             thread=str(thread),
             expected=sequence,
-            actual=oldest[0][0] if oldest else None,
+            actual=oldest[0].sequence if oldest else None,
         )
     return CorruptionError("the event is missing", thread=thread, sequence=sequence)
 
@@ -127,8 +117,9 @@ class Reader:
         missing_ones = [sequence for sequence in wanted if sequence not in found]
         events: dict[int, StepCommitted] = {}
         if missing_ones:
-            records = self._storage.branches(thread, missing_ones, frozenset(found))
-            events = {sequence: _step(thread, sequence, record) for sequence, record in records.items()}
+            records, bases = self._storage.branches(thread, missing_ones, frozenset(found))
+            events = {sequence: _step(thread, record) for sequence, record in records.items()}
+            found.update({sequence: codec.decode_base(thread, sequence, data) for sequence, data in bases.items()})
         followers = Counter(event.base for event in events.values())
         kept = {0, *wanted}
         for sequence in sorted(events):
@@ -166,21 +157,27 @@ class Reader:
 
     def ancestors(self, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
         """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
-        line = self._storage.ancestry(thread, lane, step_key)
-        start, size = 0, _FIRST_ANCESTORS
-        while start < len(line):
-            page = [found for _, found in line[start : start + size]]
+        seen = {step_key}
+        size = _FIRST_ANCESTORS
+        while line := self._storage.ancestry(thread, lane, step_key, size):
+            page: list[Found] = []
+            for step_key, found in line:
+                if step_key in seen:
+                    break
+                seen.add(step_key)
+                page.append(found)
             states = self.states(thread, [found.step for found in page])
             for found in page:
                 yield found, states[found.step]
-            start += size
+            if len(page) < size:
+                return
             size *= 2
 
 
-def _step(thread: int, sequence: int, record: bytes) -> StepCommitted:
-    event = codec.decode(thread, sequence, record).event
+def _step(thread: int, record: Record) -> StepCommitted:
+    event = codec.decode(thread, record)
     if not isinstance(event, StepCommitted):
-        raise CorruptionError("the event is not a step", thread=thread, sequence=sequence)
+        raise CorruptionError("the event is not a step", thread=thread, sequence=record.sequence)
     return event
 
 
@@ -203,17 +200,16 @@ def events(
             return
         yield from decoded(storage, thread, page)
         if reverse:
-            before = page[-1][0]
+            before = page[-1].sequence
         else:
-            after = page[-1][0]
+            after = page[-1].sequence
 
 
 def decoded(storage: Storage, thread: int, page: list[Record]) -> Iterator[tuple[Sequence, Event]]:
     """Events from records, with the names of their lanes."""
-    lanes = {sequence: codec.header_of(thread, sequence, record).lane for sequence, record in page}
-    names = storage.lane_names(thread, set(lanes.values()))
-    for sequence, record in page:
-        yield Sequence(sequence), codec.decode(thread, sequence, record, names.get(lanes[sequence], "")).event
+    names = storage.lane_names(thread, {record.header.lane for record in page})
+    for record in page:
+        yield Sequence(record.sequence), codec.decode(thread, record, names.get(record.header.lane, ""))
 
 
 def writes(storage: Storage, thread: int, sequences: Iterable[int], lane: str = "") -> list[PendingWrite]:
@@ -226,7 +222,7 @@ def writes(storage: Storage, thread: int, sequences: Iterable[int], lane: str = 
     for sequence in wanted:
         if sequence not in records:
             raise missing(storage, thread, sequence)
-        event = codec.decode(thread, sequence, records[sequence], lane).event
+        event = codec.decode(thread, records[sequence], lane)
         if not isinstance(event, WritesRecorded):
             raise CorruptionError("the event does not record writes", thread=thread, sequence=sequence)
         recorded.append(event)

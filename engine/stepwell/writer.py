@@ -95,7 +95,11 @@ class Ticket:
 
 
 class Writer:
-    """The only module that changes a log.  The thread starts with the first operation."""
+    """The only module that changes a log.  The thread starts with the first operation.
+
+    Attributes:
+        notice: Told of every append that was committed: the thread, and what became of it.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -104,6 +108,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._last: Callable[[], None] = _nothing
+        self.notice: Callable[[str, Committed], None] = _ignore
         self._pid = os.getpid()
 
     def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
@@ -225,6 +230,9 @@ class Writer:
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
         _tell(waiting)
+        for ticket, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
+                self.notice(ticket.operation.thread_id, outcome)
 
 
 _running: set[threading.Thread] = set()
@@ -248,6 +256,10 @@ def _parts(group: list[Ticket]) -> list[list[Ticket]]:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(thread_id: str, committed: Committed) -> None:
     pass
 
 

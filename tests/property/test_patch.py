@@ -17,6 +17,7 @@ from stepwell.patch import (
     Array,
     Blob,
     Content,
+    Joined,
     Map,
     Merge,
     New,
@@ -29,7 +30,7 @@ from stepwell.patch import (
     compose_merges,
     diff,
     diff_entries,
-    map_content,
+    map_pieces,
     merge_entries,
     parse,
     parse_entry,
@@ -49,17 +50,29 @@ def bytes_of(value: Value | Patch, read: Callable[[Ref], bytes] = unread) -> byt
 
 
 class Held:
-    """Content moved out of patches, each behind a reference of its own."""
+    """Content moved out of patches, each behind references of its own.
 
-    def __init__(self) -> None:
+    Args:
+        joined: Leave some bytes of each content where they are, between references to the others.
+    """
+
+    def __init__(self, *, joined: bool = False) -> None:
+        self._joined = joined
         self._contents: list[bytes] = []
 
     def refer(self, patch: Patch) -> Patch:
         """The same patch with all its content behind references."""
-        return map_content(patch, self._put)
+        return map_pieces(patch, self._put, lambda piece: (New(piece.lengths, self._put(piece.content)),))
 
     def _put(self, content: Content) -> Content:
         assert isinstance(content, bytes)
+        if not self._joined or len(content) < 4:
+            return self._refer(content)
+        one, two, three = (len(content) * part // 4 for part in (1, 2, 3))
+        first, second = self._refer(content[one:two]), self._refer(content[two:three])
+        return Joined((content[:one], first, second, content[three:]))
+
+    def _refer(self, content: bytes) -> Ref:
         self._contents.append(b"before" + content + b"after")
         return Ref(len(self._contents), len(b"before"), len(content))
 
@@ -265,10 +278,10 @@ def test_compose_laws(history: list[bytes], data: st.DataObject) -> None:
     assert bytes_of(apply(composed[0], start)) == history[-1]
 
 
-@given(histories(3, 7), st.data())
-def test_compose_and_apply_read_nothing(history: list[bytes], data: st.DataObject) -> None:
-    """Patches compose and apply with all their content behind references, cut ones included."""
-    held = Held()
+@given(histories(3, 7), st.data(), st.booleans())
+def test_compose_and_apply_read_nothing(history: list[bytes], data: st.DataObject, joined: bool) -> None:
+    """Patches compose and apply with all their content behind references, cut and joined ones included."""
+    held = Held(joined=joined)
     start, run = patches(history)
     assume(run)
     composed = [held.refer(patch) for patch in run]

@@ -21,7 +21,7 @@ from stepwell.events import Sequence, ThreadPruned
 from stepwell.storage import Append, Committed, Copy, Delete, Entry, Operation
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import TableStorage
+from stepwell.storage.ordered import TableStorage
 
 THREADS = ("1", "12", "")
 LANES = ("", "a", "a|b")

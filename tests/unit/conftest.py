@@ -11,7 +11,7 @@ from stepwell import Log
 from stepwell.audit import audit
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import TableStorage
+from stepwell.storage.ordered import TableStorage
 
 
 @pytest.fixture(params=["file", "memory"])

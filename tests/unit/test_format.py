@@ -9,6 +9,7 @@ import pytest
 from stepwell import format as fmt
 
 BODY = b"the body"
+DIGEST = fmt.body_digest(BODY)
 
 
 def stamped(
@@ -19,8 +20,7 @@ def stamped(
     chain: bytes = fmt.CHAIN_SEED,
 ) -> tuple[bytes, bytes]:
     """A header with another number in every field, and the chain after it."""
-    digest = fmt.body_digest(BODY)
-    return fmt.stamp(thread, sequence, fmt.KIND_STEP, flags, form, 4, 5, 6, 1, 2, digest, chain)
+    return fmt.stamp(thread, sequence, fmt.KIND_STEP, flags, form, 4, 5, 6, 1, 2, DIGEST, chain)
 
 
 def test_header_bytes() -> None:
@@ -45,7 +45,17 @@ def test_header_round_trip() -> None:
     header, after = stamped()
     fields = fmt.read_header(header + BODY)
     assert fields == (1, fmt.KIND_STEP, fmt.FLAG_REPLACES, fmt.FORM_PLAIN, 4, 5, 6, 1, 2, header[40:48], after)
-    assert fmt.verify(7, 3, header + BODY, BODY) == fields
+
+
+def test_covered_round_trip() -> None:
+    """What a checksum covers of a header is all but its hashes, in plain form, and comes back from any place."""
+    for form in (fmt.FORM_PLAIN, fmt.FORM_ZSTD):
+        header = fmt.read_header(stamped(form=form)[0])
+        covered = fmt.pack_covered(header)
+        assert len(covered) == fmt.COVERED_BYTES
+        plain = header._replace(form=fmt.FORM_PLAIN, checksum=b"", chain=b"")
+        assert fmt.read_covered(b"before" + covered, 6) == plain
+        assert fmt.read_covered(bytearray(covered), 0, b"chain") == plain._replace(chain=b"chain")
 
 
 @pytest.mark.parametrize("length", [0, 1, fmt.HEADER_BYTES - 1])
@@ -56,31 +66,40 @@ def test_short_record(length: int) -> None:
 
 
 def test_verify_accepts() -> None:
-    """A record is accepted at its place, with its chain and without."""
+    """A record is accepted at its place, and goes on from the chain of the one before it."""
     header, after = stamped()
-    fmt.verify(7, 3, header, BODY)
-    fmt.verify(7, 3, header, BODY, fmt.CHAIN_SEED)
-    following, _ = stamped(sequence=4, chain=after)
-    fmt.verify(7, 4, following, BODY, after)
+    fmt.verify(7, 3, fmt.read_header(header), DIGEST)
+    assert fmt.chain_after(7, 3, fmt.read_header(header), DIGEST, fmt.CHAIN_SEED) == after
+    following, last = stamped(sequence=4, chain=after)
+    fmt.verify(7, 4, fmt.read_header(following), DIGEST)
+    assert fmt.chain_after(7, 4, fmt.read_header(following), DIGEST, after) == last
 
 
 def test_verify_finds_every_changed_bit() -> None:
     """No bit of a header or a body can change unnoticed, but for those of the form, which says how it is stored."""
-    header, _ = stamped()
+    header, after = stamped()
     for position in range(len(header)):
         for bit in range(8):
             damaged = bytearray(header)
             damaged[position] ^= 1 << bit
+            found = fmt.read_header(bytes(damaged))
+            computed = fmt.chain_after(7, 3, found, DIGEST, fmt.CHAIN_SEED)
             if position == 3:
-                fmt.verify(7, 3, bytes(damaged), BODY, fmt.CHAIN_SEED)
-                continue
-            with pytest.raises(ValueError, match=r"checksum|chain"):
-                fmt.verify(7, 3, bytes(damaged), BODY, fmt.CHAIN_SEED)
+                fmt.verify(7, 3, found, DIGEST)
+                assert computed == found.chain
+            elif position < fmt.COVERED_BYTES + fmt.CHECKSUM_BYTES:
+                with pytest.raises(ValueError, match="checksum"):
+                    fmt.verify(7, 3, found, DIGEST)
+                assert (computed == after) == (position >= fmt.COVERED_BYTES)
+            else:
+                fmt.verify(7, 3, found, DIGEST)
+                assert computed != found.chain
     for position in range(len(BODY)):
         body = bytearray(BODY)
         body[position] ^= 1
         with pytest.raises(ValueError, match="checksum"):
-            fmt.verify(7, 3, header, bytes(body))
+            fmt.verify(7, 3, fmt.read_header(header), fmt.body_digest(bytes(body)))
+        assert fmt.chain_after(7, 3, fmt.read_header(header), fmt.body_digest(bytes(body)), fmt.CHAIN_SEED) != after
 
 
 def test_the_form_can_change() -> None:
@@ -94,14 +113,17 @@ def test_the_form_can_change() -> None:
 @pytest.mark.parametrize("place", [(7, 2), (7, 4), (6, 3), (3, 7)])
 def test_verify_place(place: tuple[int, int]) -> None:
     """A sound record is refused in another thread and at another sequence."""
+    header, after = stamped()
     with pytest.raises(ValueError, match="checksum"):
-        fmt.verify(*place, stamped()[0], BODY)
+        fmt.verify(*place, fmt.read_header(header), DIGEST)
+    assert fmt.chain_after(*place, fmt.read_header(header), DIGEST, fmt.CHAIN_SEED) != after
 
 
 def test_verify_chain() -> None:
-    """A sound record is refused after another event than the one that it was written after."""
-    with pytest.raises(ValueError, match="chain"):
-        fmt.verify(7, 3, stamped()[0], BODY, b"x" * fmt.CHAIN_BYTES)
+    """A sound record after another event than the one that it was written after has another chain than it says."""
+    header = fmt.read_header(stamped()[0])
+    assert fmt.chain_after(7, 3, header, DIGEST, fmt.CHAIN_SEED) == header.chain
+    assert fmt.chain_after(7, 3, header, DIGEST, b"x" * fmt.CHAIN_BYTES) != header.chain
 
 
 def test_chain_depends_on_everything_before() -> None:
@@ -114,13 +136,13 @@ def test_chain_depends_on_everything_before() -> None:
 def test_verify_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound record of a later version, or with a flag that is not known, is refused, not guessed at."""
     with pytest.raises(ValueError, match=r"format|flags"):
-        fmt.verify(7, 3, stamped(flags=fmt.KNOWN_FLAGS + 1)[0], BODY)
+        fmt.verify(7, 3, fmt.read_header(stamped(flags=fmt.KNOWN_FLAGS + 1)[0]), DIGEST)
     monkeypatch.setattr(fmt, "FORMAT_VERSION", 2)
-    header, _ = stamped()
-    fmt.verify(7, 3, header, BODY)
+    header = fmt.read_header(stamped()[0])
+    fmt.verify(7, 3, header, DIGEST)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 2"):
-        fmt.verify(7, 3, header, BODY)
+        fmt.verify(7, 3, header, DIGEST)
 
 
 # --- keys ---

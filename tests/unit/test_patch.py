@@ -9,6 +9,8 @@ from stepwell import apply, compose, diff, parse
 from stepwell.patch import (
     Array,
     Blob,
+    Content,
+    Joined,
     Keep,
     Map,
     Merge,
@@ -19,9 +21,14 @@ from stepwell.patch import (
     Value,
     compose_merges,
     diff_entries,
-    map_content,
+    cut_content,
+    length_of,
+    map_pieces,
+    map_references,
     merge_entries,
     payload_of,
+    read_content,
+    references,
     splice_pieces,
 )
 
@@ -207,18 +214,55 @@ def test_splice_pieces() -> None:
     assert splice_pieces([FIRST, 5, SECOND]) == (new(FIRST), Keep(5, 1), new(SECOND))
 
 
-def test_map_content_visits_everything() -> None:
+def test_map_pieces_visits_everything() -> None:
     """Every content of a patch, however deep, is offered for replacement, and nothing else changes."""
     inner = Map("", False, {"list": Array("", False, 1, (new(SECOND),)), "text": Blob("", b"t")})
     patch = Merge(("x",), {"a": inner, "b": Splice((Keep(0, 1), new(FIRST))), "c": Merge((), {"d": Blob("", b"d")})})
     seen: list[object] = []
 
-    def visit(content: bytes | Ref) -> bytes | Ref:
+    def visit(content: Content) -> Content:
         seen.append(content)
         return content
 
-    assert map_content(patch, visit) == patch
+    assert map_pieces(patch, visit, lambda piece: (New(piece.lengths, visit(piece.content)),)) == patch
     assert seen == [SECOND, b"t", FIRST, b"d"]
+
+
+def test_map_references_visits_every_reference() -> None:
+    """Every reference of a patch, however deep and in whatever it is joined with, is replaced, and nothing else."""
+    both = Joined((b"before", Ref(3, 0, 2), Ref(4, 5, 1), b"after"))
+    inner = Map("", False, {"list": Array("", False, 1, (New((4,), Ref(1, 0, 4)),)), "text": Blob("", Ref(2, 0, 1))})
+    patch = Merge(("x",), {"a": inner, "b": Splice((Keep(0, 1), New((14,), both))), "c": Merge((), {"d": Blob("", b"d")})})
+    places = [Ref(1, 0, 4), Ref(2, 0, 1), Ref(3, 0, 2), Ref(4, 5, 1)]
+    assert list(references(patch)) == places
+    moved = map_references(patch, lambda ref: Ref(ref.sequence + 10, ref.start, ref.length))
+    assert list(references(moved)) == [Ref(ref.sequence + 10, ref.start, ref.length) for ref in places]
+    assert map_references(moved, lambda ref: Ref(ref.sequence - 10, ref.start, ref.length)) == patch
+    plain = map_references(patch, lambda ref: b"%d" % ref.sequence * ref.length)
+    assert list(references(plain)) == []
+    pieces = (Keep(0, 1), New((14,), b"before334after"))
+    inner = Map("", False, {"list": Array("", False, 1, (new(b"1111"),)), "text": Blob("", b"2")})
+    assert plain == Merge(("x",), {"a": inner, "b": Splice(pieces), "c": Merge((), {"d": Blob("", b"d")})})
+
+
+def test_cut_content() -> None:
+    """Any part of some content holds just the bytes that stand there, wherever they lie."""
+    held = b"0123456789"
+    joined = Joined((b"ab", Ref(1, 2, 3), b"c", Ref(1, 7, 2)))
+    whole = b"ab234c78"
+
+    def read(ref: Ref) -> bytes:
+        return held[ref.start : ref.start + ref.length]
+
+    for content, expected in ((joined, whole), (Ref(1, 2, 5), b"23456"), (b"plain", b"plain")):
+        assert length_of(content) == len(expected)
+        assert read_content(content, read) == expected
+        for start in range(len(expected)):
+            for end in range(start + 1, len(expected) + 1):
+                part = cut_content(content, start, end)
+                assert read_content(part, read) == expected[start:end]
+                assert length_of(part) == end - start
+    assert cut_content(joined, 2, 5) == Ref(1, 2, 3)
 
 
 def test_payload_of_reads_references() -> None:

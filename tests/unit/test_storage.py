@@ -18,7 +18,7 @@ from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, T
 from stepwell.storage import Append, Committed, Copy, Delete, Entry, FeedRow, Found, Operation, Rewrite, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import TableStorage
+from stepwell.storage.ordered import TableStorage
 
 KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 

@@ -234,14 +234,19 @@ def test_the_check_of_a_long_dict_is_bounded(encoded: list[Any]) -> None:
 
 
 def test_the_check_of_a_long_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many messages, one put takes the fingerprints of the last 128, a 32nd of the others, and the new."""
+    """Of many messages, one put compares the last 128 and a 32nd of the others, and takes the new one's fingerprint."""
     chain, messages = Chain(), _messages(1000)
     chain.put(messages)
     taken: list[Any] = []
-    take = translate.fingerprint
+    compared: list[Any] = []
+    take, compare = translate.fingerprint, translate.Fingerprint.matches
     monkeypatch.setattr(translate, "fingerprint", lambda item: taken.append(item) or take(item))
+    monkeypatch.setattr(
+        translate.Fingerprint, "matches", lambda mark, item: compared.append(item) or compare(mark, item)
+    )
     chain.put([*messages, *_messages(1, 1000)])
-    assert len(taken) <= ALWAYS_CHECKED + 1000 // ROTATION_PUTS + 1 + 1
+    assert len(taken) == 1
+    assert ALWAYS_CHECKED <= len(compared) <= ALWAYS_CHECKED + 1000 // ROTATION_PUTS + 1
 
 
 @pytest.mark.parametrize("distance", [1, ALWAYS_CHECKED])

@@ -10,13 +10,14 @@ and each append its commit number, and keeps the derived tables in step with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from stepwell import format as fmt
+from stepwell.codec import Record
 from stepwell.errors import StepwellError
 
 
@@ -55,11 +56,15 @@ class Committed(NamedTuple):
         number: The thread's number; 0 if nothing was changed.
         commit: The commit number.
         sequences: Where each entry of an append stands.
+        loose_events: How many events of the thread are in no segment.
+        loose_bytes: How many bytes their records have.
     """
 
     number: int
     commit: int
     sequences: tuple[int, ...]
+    loose_events: int = 0
+    loose_bytes: int = 0
 
 
 class Append(NamedTuple):
@@ -99,6 +104,28 @@ class Copy(NamedTuple):
     created_at: int
 
 
+class Seal(NamedTuple):
+    """Put the oldest loose events of a thread into a segment, and keep some states to read from.
+
+    Refused (without error, nothing is changed) if they are not its oldest loose events any more.
+
+    Attributes:
+        thread_id: The thread.
+        number: Its number.
+        first: Sequence of the first of the events.
+        last: Sequence of the last.
+        segment: The segment that holds them.
+        bases: States after steps, by sequence, as they will stand on disk.
+    """
+
+    thread_id: str
+    number: int
+    first: int
+    last: int
+    segment: bytes
+    bases: Mapping[int, bytes]
+
+
 class Rewrite(NamedTuple):
     """Decide what to do with a thread while nobody else can change it.
 
@@ -114,7 +141,7 @@ class Rewrite(NamedTuple):
     decide: Callable[[ThreadRow], Append | Delete | None]
 
 
-Operation: TypeAlias = Append | Delete | Copy | Rewrite
+Operation: TypeAlias = Append | Delete | Copy | Rewrite | Seal
 
 
 Outcome: TypeAlias = Committed | StepwellError
@@ -132,7 +159,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
         lanes: Number of lanes opened.
         steps: Number of steps that lists show.
         writes: Number of `WritesRecorded` events.
-        stored_bytes: Bytes of its records.
+        sealed: Sequence of its newest event that is in a segment; 0 if none is.
+        loose_bytes: Bytes of the records that are in no segment.
+        stored_bytes: Bytes of those and of the segments.
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
         deleted: Whether only the tombstone is left.
@@ -146,6 +175,8 @@ class ThreadRow(msgspec.Struct, array_like=True):
     lanes: int = 0
     steps: int = 0
     writes: int = 0
+    sealed: int = 0
+    loose_bytes: int = 0
     stored_bytes: int = 0
     created_at: int = 0
     updated_at: int = 0
@@ -197,12 +228,38 @@ class Found(NamedTuple):
     writes: tuple[int, ...]
 
 
-Record: TypeAlias = tuple[int, bytes]
-"""A sequence and the record that stands there."""
+class Surveyed(NamedTuple):
+    """A record as it was found.
+
+    Attributes:
+        sequence: Where it stands; of a damaged segment, where that ends.
+        loose_bytes: How many bytes it takes among the loose ones; 0 if it is in a segment.
+        record: The record, or what is wrong with it.
+    """
+
+    sequence: int
+    loose_bytes: int
+    record: Record | StepwellError
+
+
+class Branches(NamedTuple):
+    """What some states are folded from.
+
+    Attributes:
+        records: The records of steps, by sequence.
+        bases: States to begin with, by sequence, as they stand on disk.
+    """
+
+    records: dict[int, Record]
+    bases: dict[int, bytes]
 
 
 class Storage(Protocol):
-    """What an engine must do.  Thread numbers are positive; every method raises ClosedError after `close`."""
+    """What an engine must do.
+
+    Thread numbers are positive.  Every method raises ClosedError after `close`, and whatever gives records
+    proves them first: CorruptionError names the one that is not what was written.
+    """
 
     @property
     def path(self) -> str:
@@ -241,14 +298,26 @@ class Storage(Protocol):
     def lane_names(self, thread: int, numbers: set[int]) -> dict[int, str]:
         """The names of lanes."""
 
-    def read(self, thread: int, sequences: Several[int]) -> dict[int, bytes]:
+    def read(self, thread: int, sequences: Several[int]) -> dict[int, Record]:
         """The records at some sequences; those that are not there are left out."""
 
-    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> dict[int, bytes]:
-        """The records at some sequences and at all that they are based on, down to known ones or the empty state."""
+    def payloads(self, thread: int, sequences: Several[int]) -> dict[int, memoryview]:
+        """The payloads of some events; those that are not there are left out."""
+
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> Branches:
+        """What some states are folded from: the records of the steps that they are based on.
+
+        Each branch is followed down to a known state, to one that is kept as a base, or to the empty state.
+        """
 
     def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
         """Up to `limit` records between two sequences, both excluded."""
+
+    def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
+        """Up to `limit` records after a sequence, or what is wrong with them, in order; for audit.
+
+        A damaged segment is told once, at its last sequence.
+        """
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
         """Up to `limit` steps that lists show, newest first, each where it was committed first.
@@ -263,14 +332,23 @@ class Storage(Protocol):
     def find(self, thread: int, lane: int, step_keys: Several[bytes]) -> list[Found]:
         """Where the events of some step ids stand, one answer for each."""
 
-    def ancestry(self, thread: int, lane: int, step_key: bytes) -> list[tuple[bytes, Found]]:
-        """The parents of a step, nearest first, each once, as far as they are in the log."""
+    def ancestry(self, thread: int, lane: int, step_key: bytes, limit: int) -> list[tuple[bytes, Found]]:
+        """Up to `limit` steps that a step descends from, nearest first, as far as they are in the log.
+
+        A step may have been committed again under its own descendant: then the line comes round again.
+        """
 
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         """Up to `limit` appends with commit numbers above `after`, in order."""
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""
+
+    def segments(self, thread: int) -> list[tuple[int, int, int]]:
+        """First sequence, last sequence and bytes of each segment of a thread, in order."""
+
+    def bases(self, thread: int) -> dict[int, bytes]:
+        """The states that are kept of a thread, by sequence; for audit."""
 
     def event_threads(self) -> list[int]:
         """The numbers of all threads that have events, found from the events themselves; for audit."""
@@ -283,6 +361,7 @@ class Storage(Protocol):
 
 _encoder = msgspec.msgpack.Encoder()
 _thread_row = msgspec.msgpack.Decoder(ThreadRow)
+_feed_row = msgspec.msgpack.Decoder(tuple[int, int, int])
 _lane_row = msgspec.msgpack.Decoder(LaneRow)
 
 
@@ -313,10 +392,9 @@ def unpack_name(data: bytes) -> tuple[int, str]:
 
 def pack_feed(row: FeedRow) -> bytes:
     """Value of `feed`."""
-    return fmt.event_key(row.thread, row.first) + fmt.number_key(row.last)
+    return _encoder.encode((row.thread, row.first, row.last))
 
 
 def unpack_feed(commit: int, data: bytes) -> FeedRow:
     """Inverse of `pack_feed`."""
-    thread, first = fmt.read_event_key(data[:16])
-    return FeedRow(commit, thread, first, fmt.read_number(data[16:24]))
+    return FeedRow(commit, *_feed_row.decode(data))

@@ -37,7 +37,8 @@ from stepwell.errors import (
 )
 from stepwell.storage import Operation, Outcome
 from stepwell.storage.datafile import Finding, inspect
-from stepwell.storage.tables import ALL, META, Tables, TableStorage
+from stepwell.storage.ordered import TableStorage
+from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
 
@@ -74,6 +75,7 @@ class LmdbStorage(TableStorage):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        super().__init__()
         self.path = os.fspath(path)
         self.read_only = read_only
         self._environment: _Environment | None = _acquire(self.path, read_only)
@@ -144,6 +146,16 @@ class _LmdbTables:
                 if key < start:
                     return
                 yield key, value
+
+    def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            found = cursor.set_range(start) and cursor.key() < stop
+            return cursor.key() if found else None
+
+    def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            found = (cursor.prev() if cursor.set_range(stop) else cursor.last()) and cursor.key() >= start
+            return cursor.key() if found else None
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._transaction.put(key, value, db=self._tables[table])

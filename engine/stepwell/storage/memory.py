@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stepwell.errors import ClosedError, ForkedError
-from stepwell.storage.tables import ALL, Tables, TableStorage
+from stepwell.storage.ordered import TableStorage
+from stepwell.storage.tables import ALL, Tables
 
 
 class MemoryStorage(TableStorage):
@@ -22,6 +23,7 @@ class MemoryStorage(TableStorage):
     read_only = False
 
     def __init__(self) -> None:
+        super().__init__()
         self.log_id = os.urandom(16)
         self._tables: _MemoryTables | None = _MemoryTables()
         self._lock = threading.RLock()
@@ -80,6 +82,16 @@ class _MemoryTables:
         rows, keys = self._rows[table], self._keys[table]
         for index in range(bisect_left(keys, stop) - 1, bisect_left(keys, start) - 1, -1):
             yield keys[index], rows[keys[index]]
+
+    def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        keys = self._keys[table]
+        index = bisect_left(keys, start)
+        return keys[index] if index < len(keys) and keys[index] < stop else None
+
+    def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        keys = self._keys[table]
+        index = bisect_left(keys, stop) - 1
+        return keys[index] if index >= 0 and keys[index] >= start else None
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._journal.append((table, key, self._rows[table].get(key)))

@@ -1,0 +1,155 @@
+"""Stored values to LangGraph's objects, decoding each stored element once.
+
+A list of a thousand messages is read again and again: at every step of its history, at every invocation.
+Decoding a message costs far more than copying it, so an element that is asked for a second time is taken
+apart into what may be shared (texts, numbers) and what may not (lists, dicts), and from then on copied:
+every object handed out is new, and nothing that can change is shared between two of them.
+
+Only what is proven to be copied exactly is: the copy of a message of langchain-core encodes to the very bytes
+that it came from, field by field.  Everything else is decoded each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from stepwell.patch import Array, Blob, Content, Map, New, Ref, Value, array_header, read_content, wrapped
+from stepwell.reader import Payloads
+from stepwell_langgraph.fingerprint import IMMUTABLE_TYPES
+from stepwell_langgraph.messages import Messages, pattern_of
+
+_TYPE: Final = "msgpack"
+_REMEMBERED_BYTES: Final = 1 << 26
+# Elements this small cost less to decode all at once than to look for one by one.
+_SMALL_ELEMENT_BYTES: Final = 256
+
+
+class _Pattern(Protocol):
+    """What objects are made after; few objects of its own, for the collector of garbage looks at each of them."""
+
+    def make(self) -> Any:
+        """A new object."""
+
+
+class Revival:
+    """Decodes what one serializer has encoded.  Thread-safe.
+
+    Remembers elements by where they stand in the log, where nothing ever changes, up to a number of bytes;
+    the one remembered first is forgotten first.
+    """
+
+    def __init__(self, serde: SerializerProtocol) -> None:
+        self._serde = serde
+        self._decode: Callable[[bytes | memoryview], Any] = _unexpected
+        self._by_element = isinstance(serde, JsonPlusSerializer) and type(serde).loads_typed is _LOADS_TYPED
+        if isinstance(serde, JsonPlusSerializer):
+            self._decode = Messages(serde).decode
+            self._wrap = type(self._decode(wrapped(b"\x90")))  # around an empty list: LangGraph's _DeltaSnapshot
+        # Of an element that was decoded once, None: taking it apart pays only if it is asked for again.
+        self._patterns: dict[tuple[int, Ref], _Pattern | None] = {}
+        self._size = 0
+
+    def value(self, value: Value, payloads: Payloads, *, often: bool = False) -> Any:
+        """A new object from a stored value.
+
+        Args:
+            value: The value.
+            payloads: Reads its content.
+            often: Whether most of it will be asked for again soon.
+        """
+        if self._by_element and value.type == _TYPE:
+            item = self._part(value, payloads, often)
+            return self._wrap(item) if isinstance(value, Array | Map) and value.wrapped else item
+        return self._serde.loads_typed((value.type, payloads.payload(value)))
+
+    def _part(self, value: Value, payloads: Payloads, often: bool) -> Any:
+        if isinstance(value, Blob):
+            return self._content(value.content, payloads, often)
+        if isinstance(value, Map):
+            return {key: self._part(item, payloads, often) for key, item in value.entries.items()}
+        items: list[Any] = []
+        for piece in value.pieces:
+            if len(piece.lengths) == 1:
+                items.append(self._content(piece.content, payloads, often))
+            else:
+                items.extend(self._run(piece, payloads, often))
+        return items
+
+    def _run(self, piece: New, payloads: Payloads, often: bool) -> list[Any]:
+        content, lengths = piece.content, piece.lengths
+        if not isinstance(content, Ref) or content.length < len(lengths) * _SMALL_ELEMENT_BYTES:
+            found: list[Any] = self._decode(array_header(len(lengths)) + read_content(content, payloads.read))
+            return found
+        start = content.start
+        items: list[Any] = []
+        for length in lengths:
+            items.append(self._content(Ref(content.sequence, start, length), payloads, often))
+            start += length
+        return items
+
+    def _content(self, content: Content, payloads: Payloads, often: bool) -> Any:
+        if not isinstance(content, Ref):
+            return self._decode(read_content(content, payloads.read))
+        key = (payloads.thread, content)
+        pattern = self._patterns.get(key)
+        if pattern is not None:
+            return pattern.make()
+        data = payloads.view(content)
+        item = self._decode(data)
+        if key not in self._patterns:
+            self._make_room(content.length)
+            self._patterns[key] = self._pattern(item, data) if often else None
+        else:
+            self._patterns[key] = self._pattern(item, data)
+        return item
+
+    def _pattern(self, item: Any, data: memoryview) -> _Pattern:
+        if type(item) in IMMUTABLE_TYPES:
+            return _Immutable(item)
+        return pattern_of(item, data) or _Encoded(bytes(data), self._decode)
+
+    def _make_room(self, length: int) -> None:
+        self._size += length
+        while self._size > _REMEMBERED_BYTES:
+            try:
+                key = next(iter(self._patterns))
+                del self._patterns[key]
+            except (StopIteration, KeyError, RuntimeError):
+                return  # another thread is making room
+            self._size -= key[1].length
+
+
+_LOADS_TYPED: Final = JsonPlusSerializer.loads_typed
+
+
+def _unexpected(data: bytes | memoryview) -> Any:
+    raise AssertionError("only what JsonPlusSerializer encoded is decoded by element")
+
+
+class _Immutable:
+    """An object that may be handed out again and again."""
+
+    __slots__ = ("_item",)
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    def make(self) -> Any:
+        return self._item
+
+
+class _Encoded:
+    """An object that is decoded each time."""
+
+    __slots__ = ("_data", "_decode")
+
+    def __init__(self, data: bytes, decode: Callable[[bytes | memoryview], Any]) -> None:
+        self._data = data
+        self._decode = decode
+
+    def make(self) -> Any:
+        return self._decode(self._data)

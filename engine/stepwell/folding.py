@@ -1,0 +1,213 @@
+"""When to seal, and what a sealing leaves behind.
+
+Once a thread has many loose events they go into a segment: read, packed and compressed in a background
+thread, outside any transaction and any caller's commit, then swapped in by one short transaction.  If
+somebody else (another process, a pruning) was faster, the swap finds that they are not loose any more and
+changes nothing.  A crash at any moment leaves either the loose events or the segment.
+
+With a segment come bases: the state after the newest step of a lane, as references, so that a reader need not
+fold from the beginning.  One is kept when what lies between it and the base before it is worth at least an
+eighth of it: so all bases together take no more than in proportion to the events, and reading any state
+takes no more than in proportion to the state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Final
+
+from stepwell import codec, reader
+from stepwell import format as fmt
+from stepwell.codec import Record
+from stepwell.errors import ClosedError, ConflictError
+from stepwell.events import StepCommitted
+from stepwell.fold import EMPTY, State
+from stepwell.patch import references
+from stepwell.storage import Committed, Operation, Seal, Storage, ThreadRow
+from stepwell.storage.segments import pack
+from stepwell.writer import Ticket
+
+_log: Final = logging.getLogger("stepwell")
+
+SEAL_AFTER_EVENTS: Final = 128
+SEAL_AFTER_BYTES: Final = 1 << 19
+_PAGE_EVENTS: Final = 8
+_PAUSE_SECONDS: Final = 0.0005
+_FEWEST_FOLDED_STEPS: Final = 32
+_SHARE: Final = 8
+
+
+class Folding:
+    """Seals the threads of one log as they grow."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        read: reader.Reader,
+        submit: Callable[[Operation], Ticket],
+        after_events: int = SEAL_AFTER_EVENTS,
+        after_bytes: int = SEAL_AFTER_BYTES,
+    ) -> None:
+        self._storage = storage
+        self._reader = read
+        self._submit = submit
+        self._after_events = after_events
+        self._after_bytes = after_bytes
+        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._waiting: set[str] = set()
+        self._failed: dict[str, int] = {}  # sequences to wait for before another attempt
+        self._lock = threading.Lock()
+        self._sealing = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._pid = os.getpid()
+
+    def notice(self, thread_id: str, committed: Committed) -> None:
+        """Told of each append; starts a sealing if the thread has grown enough."""
+        if not self._is_full(committed.loose_events, committed.loose_bytes):
+            return
+        if committed.sequences[-1] < self._failed.get(thread_id, 0):
+            return
+        with self._lock:
+            if self._closed or thread_id in self._waiting:
+                return
+            self._waiting.add(thread_id)
+            self._queue.put(thread_id)
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="stepwell-folding", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def close(self) -> None:
+        """Wait for the sealing that is under way, and begin no other."""
+        self.abandon()
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Begin no other sealing, and end the thread without waiting for it."""
+        if self._pid != os.getpid():
+            return  # in a forked child there is no such thread, and the lock may be held for ever
+        with self._lock:
+            if not self._closed and self._thread is not None:
+                self._queue.put(None)
+            self._closed = True
+
+    def _run(self) -> None:
+        while (thread_id := self._queue.get()) is not None:
+            with self._lock:
+                self._waiting.discard(thread_id)
+                if self._closed:
+                    return
+            try:
+                self.seal(thread_id, only_full=True)
+                self._failed.pop(thread_id, None)
+            except (ConflictError, ClosedError):
+                continue  # the thread was pruned or deleted, or the log closed: nothing is left to do
+            except Exception:
+                # What was appended is safe without it; another attempt is made when there is more to seal.
+                _log.warning("The events of thread %r could not be sealed", thread_id, exc_info=True)
+                row = self._storage.thread(thread_id)
+                self._failed[thread_id] = 0 if row is None else row.last + self._after_events
+
+    def seal(self, thread_id: str, *, only_full: bool = False) -> int:
+        """Put the loose events of a thread into segments; returns how many.
+
+        Args:
+            thread_id: The thread.
+            only_full: Leave events loose that do not make a whole segment yet, and take pauses, so that those who
+                append meanwhile are not held up.
+        """
+        sealed = 0
+        while True:
+            with self._sealing:
+                operation = self._plan(thread_id, only_full)
+                if operation is None or not self._submit(operation).result().number:
+                    return sealed  # nothing is left, or somebody else was faster
+            sealed += operation.last - operation.first + 1
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing is sealed by this log while the block runs."""
+        with self._sealing:
+            yield
+
+    def _plan(self, thread_id: str, only_full: bool) -> Seal | None:
+        """The sealing of a thread's oldest loose events, as many as make a segment."""
+        row = self._storage.thread(thread_id)
+        if row is None:
+            return None
+        first = max(row.sealed, row.first - 1) + 1
+        if first > row.last or (only_full and not self._is_full(row.last - first + 1, row.loose_bytes)):
+            return None
+        run = _Run(self._storage, self._reader, row.number)
+        size = 0
+        for record in self._records(row, first, politely=only_full):
+            run.add(record)
+            size += record.size
+            if size >= self._after_bytes:
+                break
+        if not run.records:
+            return None
+        last = run.records[-1].sequence
+        return Seal(thread_id, row.number, first, last, pack(row.number, run.records), run.bases())
+
+    def _records(self, row: ThreadRow, first: int, *, politely: bool) -> Iterator[Record]:
+        """The loose records that one segment may hold."""
+        stop = min(row.last, first + self._after_events - 1) + 1
+        while first < stop:
+            page = self._storage.scan(row.number, first - 1, stop, _PAGE_EVENTS, reverse=False)
+            if not page:
+                return
+            yield from page
+            first = page[-1].sequence + 1
+            if politely:
+                # Python runs one thread at a time, and gives up its turn after 5 ms if it is not asleep.
+                time.sleep(_PAUSE_SECONDS)
+
+    def _is_full(self, events: int, size: int) -> bool:
+        return events >= self._after_events or size >= self._after_bytes
+
+
+class _Run:
+    """Consecutive events on their way into a segment, folded as they come."""
+
+    def __init__(self, storage: Storage, read: reader.Reader, thread: int) -> None:
+        self.records: list[Record] = []
+        self._storage = storage
+        self._reader = read
+        self._thread = thread
+        self._states: dict[int, State] = {}  # by lane: the state after its newest step in the run
+        self._depths: dict[int, int] = {}  # by lane: steps from there down to the nearest base
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+        if record.header.kind == fmt.KIND_STEP and not record.header.flags & fmt.FLAG_HIDDEN:
+            lane, base = record.header.lane, record.header.base
+            state = self._states.get(lane)
+            if state is None or state.sequence != base:
+                state = self._reader.state(self._thread, base) if base else EMPTY
+                self._depths[lane] = len(self._storage.branches(self._thread, [base], frozenset()).records)
+            event = codec.decode(self._thread, record)
+            assert isinstance(event, StepCommitted)
+            self._states[lane] = reader.folded(state, event, self._thread, record.sequence)
+            self._depths[lane] += 1
+
+    def bases(self) -> dict[int, bytes]:
+        """The states of lanes that are worth keeping."""
+        return {
+            state.sequence: codec.encode_base(self._thread, state.sequence, state)
+            for lane, state in self._states.items()
+            if self._depths[lane] >= max(_FEWEST_FOLDED_STEPS, _pieces(state) / _SHARE)
+        }
+
+
+def _pieces(state: State) -> int:
+    values = (*state.channels.values(), *state.fields.values())
+    return sum(1 for value in values for _ in references(value))

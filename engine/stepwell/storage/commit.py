@@ -1,0 +1,435 @@
+"""What each operation changes in the tables: where events are checked, numbered, chained, indexed and sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from stepwell import codec
+from stepwell import format as fmt
+from stepwell.codec import Record
+from stepwell.errors import ConflictError, CorruptionError, FormatError, StepwellError
+from stepwell.events import Event, LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
+from stepwell.storage import (
+    Append,
+    Committed,
+    Copy,
+    Delete,
+    Entry,
+    FeedRow,
+    LaneRow,
+    Operation,
+    Outcome,
+    Rewrite,
+    Seal,
+    ThreadRow,
+    pack_feed,
+    pack_name,
+    pack_row,
+    unpack_feed,
+)
+from stepwell.storage.held import Held
+from stepwell.storage.records import Records
+from stepwell.storage.segments import pack
+from stepwell.storage.tables import (
+    AFTER_ALL,
+    BASES,
+    EVENTS,
+    FEED,
+    INDEX,
+    LANES,
+    NAMES,
+    PAGE_BYTES,
+    PAGE_ROWS,
+    SEGMENTS,
+    THREAD_NAMES,
+    THREADS,
+    Tables,
+    find_lane,
+    find_step,
+    find_thread,
+    last_number,
+    load_lane,
+    prefix_end,
+)
+
+
+class Commit:
+    """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""
+
+    def __init__(self, tables: Tables, held: Held) -> None:
+        self._tables = tables
+        self._records = Records(tables, held, committed=False)
+        self._threads: dict[str, ThreadRow | None] = {}
+        self._changed: dict[int, ThreadRow] = {}
+        self._lanes: dict[tuple[int, int], LaneRow] = {}
+        self._lane_numbers: dict[tuple[int, str], int] = {}
+        self._commit = last_number(tables, FEED)
+        self._changing = False
+
+    def attempt(self, operation: Operation) -> Outcome:
+        """Carry out one operation.  One that is refused has changed nothing; one that fails halfway is raised."""
+        self._changing = False
+        try:
+            if isinstance(operation, Append):
+                return self._append(operation)
+            if isinstance(operation, Delete):
+                return self._delete(operation)
+            if isinstance(operation, Seal):
+                return self._seal(operation)
+            if isinstance(operation, Rewrite):
+                row = self._thread(operation.thread_id)
+                decided = None if row is None else operation.decide(row)
+                return Committed(0, 0, ()) if decided is None else self.attempt(decided)
+            return self._copy(operation)
+        except StepwellError as error:
+            if self._changing:
+                raise
+            return error
+
+    def finish(self) -> None:
+        for number, row in self._changed.items():
+            self._tables.put(THREADS, fmt.number_key(number), pack_row(row))
+        self._changed.clear()
+        for (thread, lane), lane_row in self._lanes.items():
+            self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(lane_row))
+        self._lanes.clear()
+        self._lane_numbers.clear()
+        self._threads.clear()
+
+    def _begin(self) -> None:
+        """From here on the tables change."""
+        self._changing = True
+        self._commit += 1
+
+    # --- append ---
+
+    def _append(self, operation: Append) -> Committed:
+        row = self._thread(operation.thread_id)
+        self._check(operation, row)
+        entries = operation.entries(row.number if row else 0, row.first if row else 0)
+        if not entries:
+            return Committed(row.number if row else 0, 0, ())
+        for entry in entries:
+            self._check_base(operation, row, entry)
+        self._begin()
+        if row is None:
+            row = self._open(operation.thread_id)
+            self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, entries[0].created_at))
+            first = row.last
+        else:
+            if operation.restart:
+                self._clear(row)
+            first = row.last + 1
+        sequences = tuple(self._add(row, entry) for entry in entries)
+        self._feed(row, first)
+        loose = row.last - max(row.sealed, row.first - 1)
+        committed = Committed(row.number, self._commit, sequences, loose, row.loose_bytes)
+        if operation.placed is not None:
+            operation.placed(committed)
+        return committed
+
+    def _check(self, operation: Append, row: ThreadRow | None) -> None:
+        head = row.last if row else 0
+        if operation.expected_head is not None and operation.expected_head != head:
+            raise ConflictError(
+                f"thread {operation.thread_id!r} is at sequence {head}, not at {operation.expected_head}: "
+                "somebody else appended to it; read it again and decide anew",
+                thread=operation.thread_id,
+                expected=operation.expected_head,
+                actual=head,
+            )
+        if operation.incarnation and (row is None or row.number != operation.incarnation):
+            raise _gone(operation.thread_id, "the thread was deleted")
+
+    def _check_base(self, operation: Append, row: ThreadRow | None, entry: Entry) -> None:
+        if operation.restart:
+            return  # its entries refer to each other: with `expected_head` the caller knows where they will stand
+        if not entry.base:
+            return
+        header = None if row is None else self._records.header(row.number, entry.base)
+        if row is None or header is None:
+            raise _gone(operation.thread_id, f"there is no event {entry.base} to base a step on")
+        if header.kind != fmt.KIND_STEP or header.lane != self._lane_number(row.number, entry.lane or ""):
+            raise _gone(operation.thread_id, f"event {entry.base} is not a step of lane {entry.lane!r}")
+
+    def _add(self, row: ThreadRow, entry: Entry) -> int:
+        if entry.lane is None:
+            return self._record(row, 0, entry)
+        lane = self._lane_number(row.number, entry.lane)
+        if lane is None:
+            row.lanes += 1
+            lane = row.lanes
+            name = entry.lane.encode()
+            name_key = fmt.name_key(row.number, name)
+            self._tables.put(NAMES, name_key, pack_name(lane, name))
+            self._lane_numbers[row.number, entry.lane] = lane
+            self._lanes[row.number, lane] = LaneRow(name_key[8:])
+            self._record(row, lane, _entry(LaneOpened(entry.lane), None, entry.created_at))
+        if entry.kind == fmt.KIND_STEP:
+            return self._step(row, lane, entry)
+        sequence = self._record(row, lane, entry)
+        if entry.kind == fmt.KIND_WRITES:
+            row.writes += 1
+            key = fmt.index_key(row.number, lane, entry.step_key, fmt.INDEX_WRITES, sequence)
+            self._tables.put(INDEX, key, b"")
+        return sequence
+
+    def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
+        lane_row = self._lane_row(row.number, lane)
+        if entry.hidden:
+            sequence = self._record(row, lane, entry, fmt.FLAG_HIDDEN)
+            kind = fmt.INDEX_HIDDEN_STEP
+        else:
+            kind = fmt.INDEX_STEP
+            before = find_step(self._tables, row.number, lane, entry.step_key)
+            if before.step and not before.hidden:
+                sequence = self._record(row, lane, entry, fmt.FLAG_REPLACES, before.original)
+                lane_row.replaced += 1
+                if before.original == lane_row.tip:
+                    lane_row.head = sequence
+            else:
+                sequence = self._record(row, lane, entry, 0, lane_row.tip)
+                lane_row.head = lane_row.tip = sequence
+                lane_row.steps += 1
+                row.steps += 1
+        key = fmt.index_key(row.number, lane, entry.step_key, kind, sequence)
+        self._tables.put(INDEX, key, entry.parent_key)
+        return sequence
+
+    def _record(
+        self,
+        row: ThreadRow,
+        lane: int,
+        entry: Entry,
+        flags: int = 0,
+        previous: int = 0,
+        sealing: list[Record] | None = None,
+    ) -> int:
+        sequence = row.last + 1
+        header, row.chain = fmt.stamp(
+            row.number,
+            sequence,
+            entry.kind,
+            flags,
+            entry.form,
+            lane,
+            self._commit,
+            entry.created_at,
+            entry.base,
+            previous,
+            entry.digest,
+            row.chain,
+        )
+        if sealing is None:
+            stored = header + entry.body
+            self._tables.put(EVENTS, fmt.event_key(row.number, sequence), stored)
+            row.loose_bytes += len(stored)
+            row.stored_bytes += len(stored)
+        else:
+            sealing.append(Record(sequence, fmt.read_header(header), *codec.split(entry.body)))
+        row.last = sequence
+        row.created_at = row.created_at or entry.created_at
+        row.updated_at = entry.created_at
+        return sequence
+
+    def _feed(self, row: ThreadRow, first: int) -> None:
+        self._changed[row.number] = row
+        feed = FeedRow(self._commit, row.number, first, row.last)
+        self._tables.put(FEED, fmt.number_key(self._commit), pack_feed(feed))
+
+    # --- delete and copy ---
+
+    def _delete(self, operation: Delete) -> Committed:
+        row = self._thread(operation.thread_id)
+        if row is None:
+            return Committed(0, 0, ())
+        self._begin()
+        gone = _entry(ThreadDeleted(Sequence(row.last), row.chain), None, operation.created_at)
+        self._clear(row)
+        self._tables.delete(NAMES, fmt.name_key(THREAD_NAMES, operation.thread_id.encode()))
+        row.deleted, row.name_hash = True, b""
+        sequence = self._record(row, 0, gone)
+        self._feed(row, sequence)
+        self._threads[operation.thread_id] = None
+        return Committed(row.number, self._commit, (sequence,))
+
+    def _copy(self, operation: Copy) -> Committed:
+        source = self._thread(operation.source_id)
+        if source is None:
+            return Committed(0, 0, ())
+        existing = self._thread(operation.target_id)
+        if existing is not None:
+            raise ConflictError(
+                f"thread {operation.target_id!r} exists already; delete it first or copy to another id",
+                thread=operation.target_id,
+                expected=0,
+                actual=existing.last,
+            )
+        self._begin()
+        row = self._open(operation.target_id)
+        row.first, row.last = source.first, source.first - 1
+        opened: Event = ThreadOpened(operation.target_id)
+        if source.first > 1:
+            opened = ThreadPruned(operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at)
+        self._copy_events(source, row, _plain_entry(opened, operation.created_at))
+        self._copy_derived(source.number, row.number)
+        row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
+        copied = ThreadCopied(operation.source_id, Sequence(source.last))
+        sequence = self._record(row, 0, _entry(copied, None, operation.created_at))
+        self._feed(row, row.first)
+        return Committed(row.number, self._commit, (sequence,))
+
+    def _copy_events(self, source: ThreadRow, row: ThreadRow, opened: Entry) -> None:
+        """Stamp every record anew for the target; what was sealed is sealed again, segment by segment."""
+        ends = {last for _, last, _ in self._records.sealed(source.number)}
+        sealing: list[Record] = []
+        after = source.first - 1
+        while after < source.last:
+            page = [*islice(self._records.scan(source.number, after, source.last + 1), PAGE_ROWS)]
+            for record in page:
+                sequence, header, body = record.sequence, record.header, record.body
+                sealed = sequence <= source.sealed
+                created_at = header.created_at
+                if sequence == source.first:
+                    header, body, created_at = header._replace(kind=opened.kind, lane=0), opened.body, opened.created_at
+                stored, form = (body, fmt.FORM_PLAIN) if sealed else codec.compress_body(body)
+                entry = Entry(None, header.kind, stored, form, fmt.body_digest(body), created_at, header.base)
+                self._record(row, header.lane, entry, header.flags, header.previous, sealing if sealed else None)
+                if sequence in ends:
+                    segment = pack(row.number, sealing)
+                    self._tables.put(SEGMENTS, fmt.event_key(row.number, row.last), segment)
+                    row.sealed = row.last
+                    row.stored_bytes += len(segment)
+                    sealing.clear()
+            after = page[-1].sequence
+
+    # --- seal ---
+
+    def _seal(self, operation: Seal) -> Committed:
+        row = self._thread(operation.thread_id)
+        nothing = Committed(0, 0, ())
+        if row is None or row.number != operation.number:
+            return nothing
+        if max(row.sealed, row.first - 1) + 1 != operation.first or operation.last > row.last:
+            return nothing
+        self._changing = True
+        for sequence in range(operation.first, operation.last + 1):
+            key = fmt.event_key(row.number, sequence)
+            stored = self._tables.get(EVENTS, key)
+            if stored is None:
+                raise CorruptionError("the event is missing", thread=operation.thread_id, sequence=sequence)
+            self._tables.delete(EVENTS, key)
+            row.loose_bytes -= len(stored)
+            row.stored_bytes -= len(stored)
+        self._tables.put(SEGMENTS, fmt.event_key(row.number, operation.last), operation.segment)
+        row.sealed = operation.last
+        row.stored_bytes += len(operation.segment)
+        for sequence, base in operation.bases.items():
+            self._tables.put(BASES, fmt.event_key(row.number, sequence), base)
+        self._changed[row.number] = row
+        return Committed(row.number, 0, ())
+
+    def _copy_derived(self, source: int, target: int) -> None:
+        self._flush_lanes()
+        old, new = fmt.number_key(source), fmt.number_key(target)
+        for table in (INDEX, LANES):
+            for key, value in self._pages(table, old, prefix_end(old)):
+                self._tables.put(table, new + key[8:], value)
+        for key, value in self._pages(NAMES, old, prefix_end(old)):
+            self._tables.put(NAMES, new + key[8:], value)
+
+    def _clear(self, row: ThreadRow) -> None:
+        """Remove all events of a thread and what was derived from them."""
+        self._flush_lanes()
+        commits: set[int] = set()
+        owner = fmt.number_key(row.number)
+        try:
+            for record in self._records.scan(row.number, row.first - 1, row.last + 1):
+                commits.add(record.header.commit)
+        except (CorruptionError, FormatError):
+            # A damaged thread can still be removed, but its records do not say which commits it had.
+            commits.update(self._commits_of(row.number))
+        for commit in commits:
+            self._tables.delete(FEED, fmt.number_key(commit))
+        for table in (EVENTS, SEGMENTS, BASES, INDEX, LANES, NAMES):
+            while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
+                self._tables.delete(table, doomed)
+        row.first = row.last + 1
+        row.sealed = row.loose_bytes = 0
+        row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
+
+    def _commits_of(self, thread: int) -> Iterator[int]:
+        for key, data in self._pages(FEED, b"", AFTER_ALL):
+            if unpack_feed(fmt.read_number(key), data).thread == thread:
+                yield fmt.read_number(key)
+
+    def _pages(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """A scan that may be interleaved with changes, and holds one page at a time."""
+        while True:
+            page: list[tuple[bytes, bytes]] = []
+            size = 0
+            for row in self._tables.scan(table, start, stop):
+                page.append(row)
+                size += len(row[1])
+                if len(page) == PAGE_ROWS or size > PAGE_BYTES:
+                    break
+            if not page:
+                return
+            yield from page
+            start = page[-1][0] + b"\0"
+
+    # --- rows ---
+
+    def _open(self, thread_id: str) -> ThreadRow:
+        number = max(last_number(self._tables, THREADS), max(self._changed, default=0)) + 1
+        name = thread_id.encode()
+        name_key = fmt.name_key(THREAD_NAMES, name)
+        self._tables.put(NAMES, name_key, pack_name(number, name))
+        row = ThreadRow(number, name_key[8:])
+        self._threads[thread_id] = row
+        self._changed[number] = row
+        return row
+
+    def _thread(self, thread_id: str) -> ThreadRow | None:
+        if thread_id not in self._threads:
+            self._threads[thread_id] = find_thread(self._tables, thread_id)
+        return self._threads[thread_id]
+
+    def _lane_number(self, thread: int, name: str) -> int | None:
+        number = self._lane_numbers.get((thread, name))
+        if number is None:
+            number = find_lane(self._tables, thread, name)
+            if number is not None:
+                self._lane_numbers[thread, name] = number
+        return number
+
+    def _lane_row(self, thread: int, lane: int) -> LaneRow:
+        if (thread, lane) not in self._lanes:
+            self._lanes[thread, lane] = load_lane(self._tables, thread, lane)
+        return self._lanes[thread, lane]
+
+    def _flush_lanes(self) -> None:
+        for (thread, lane), row in self._lanes.items():
+            self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(row))
+        self._lanes.clear()
+        self._lane_numbers.clear()
+
+
+def _gone(thread_id: str, why: str) -> ConflictError:
+    return ConflictError(
+        f"the append to thread {thread_id!r} refers to what is not there: {why}; read the thread again",
+        thread=thread_id,
+        expected="what the append was based on",
+        actual=None,
+    )
+
+
+def _entry(event: Event, lane: str | None, created_at: int) -> Entry:
+    body = codec.encode(event)
+    return Entry(lane, body.kind, body.data, body.form, body.digest, created_at)
+
+
+def _plain_entry(event: Event, created_at: int) -> Entry:
+    entry = _entry(event, None, created_at)
+    return entry._replace(body=codec.decompress(entry.body)) if entry.form == fmt.FORM_ZSTD else entry

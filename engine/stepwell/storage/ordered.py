@@ -1,0 +1,267 @@
+"""The Storage protocol over any engine that offers ordered tables: what each question reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Final
+
+from stepwell import format as fmt
+from stepwell.codec import Record
+from stepwell.errors import ConflictError
+from stepwell.storage import (
+    Append,
+    Branches,
+    FeedRow,
+    Found,
+    LaneRow,
+    Operation,
+    Outcome,
+    Surveyed,
+    ThreadRow,
+    unpack_feed,
+    unpack_lane,
+    unpack_thread,
+)
+from stepwell.storage.commit import Commit
+from stepwell.storage.held import Held
+from stepwell.storage.records import Records
+from stepwell.storage.tables import (
+    AFTER_ALL,
+    BASES,
+    DERIVED,
+    EVENTS,
+    FEED,
+    LANES,
+    PAGE_BYTES,
+    PAGE_ROWS,
+    SEGMENTS,
+    THREAD_NAMES,
+    THREADS,
+    Tables,
+    find_lane,
+    find_step,
+    find_thread,
+    load_lane,
+    load_name,
+    prefix_end,
+)
+
+_AFTER_ALL_SEQUENCES: Final = 1 << 63
+
+
+class TableStorage(ABC):
+    """The Storage protocol over an engine's tables."""
+
+    def __init__(self) -> None:
+        self._held = Held()
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[Tables]:
+        """A transaction that sees one moment and changes nothing."""
+
+    @abstractmethod
+    def _writing(self) -> AbstractContextManager[Tables]:
+        """A transaction that is durable when its block ends, and undone if the block raises."""
+
+    def commit(self, operations: Several[Operation]) -> list[Outcome]:
+        with self._writing() as tables:
+            for operation in operations:
+                if isinstance(operation, Append) and operation.placed is not None:
+                    operation.placed(None)
+            commit = Commit(tables, self._held)
+            outcomes = [commit.attempt(operation) for operation in operations]
+            commit.finish()
+        return outcomes
+
+    def thread(self, thread_id: str) -> ThreadRow | None:
+        with self._reading() as tables:
+            return find_thread(tables, thread_id)
+
+    def threads(self, after: int, limit: int) -> list[tuple[str, ThreadRow]]:
+        found: list[tuple[str, ThreadRow]] = []
+        with self._reading() as tables:
+            for _, data in tables.scan(THREADS, fmt.number_key(after + 1), AFTER_ALL):
+                if len(found) >= limit:
+                    break
+                row = unpack_thread(data)
+                if not row.deleted:
+                    found.append((load_name(tables, THREAD_NAMES, row.name_hash), row))
+        return found
+
+    def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
+        with self._reading() as tables:
+            number = find_lane(tables, thread, name)
+            return None if number is None else (number, load_lane(tables, thread, number))
+
+    def lanes(self, thread: int, after: int, limit: int) -> list[tuple[int, str, LaneRow]]:
+        found: list[tuple[int, str, LaneRow]] = []
+        with self._reading() as tables:
+            start, stop = fmt.lane_key(thread, after + 1), prefix_end(fmt.number_key(thread))
+            for key, data in tables.scan(LANES, start, stop):
+                if len(found) >= limit:
+                    break
+                row = unpack_lane(data)
+                found.append((fmt.read_lane_key(key)[1], load_name(tables, thread, row.name_hash), row))
+        return found
+
+    def lane_names(self, thread: int, numbers: set[int]) -> dict[int, str]:
+        with self._reading() as tables:
+            return {
+                number: load_name(tables, thread, load_lane(tables, thread, number).name_hash)
+                for number in numbers
+                if number and tables.get(LANES, fmt.lane_key(thread, number)) is not None
+            }
+
+    def read(self, thread: int, sequences: Several[int]) -> dict[int, Record]:
+        with self._reading() as tables:
+            records = Records(tables, self._held)
+            found = ((sequence, records.get(thread, sequence)) for sequence in sequences)
+            return {sequence: record for sequence, record in found if record is not None}
+
+    def payloads(self, thread: int, sequences: Several[int]) -> dict[int, memoryview]:
+        with self._reading() as tables:
+            return Records(tables, self._held).payloads(thread, sequences)
+
+    def branches(self, thread: int, sequences: Several[int], known: frozenset[int]) -> Branches:
+        found = Branches({}, {})
+        with self._reading() as tables:
+            records = Records(tables, self._held)
+            for sequence in sequences:
+                following = sequence
+                while following and following not in found.records and following not in known:
+                    base_state = tables.get(BASES, fmt.event_key(thread, following))
+                    if base_state is not None:
+                        found.bases[following] = base_state
+                        break
+                    record = records.get(thread, following)
+                    if record is None:
+                        break
+                    found.records[following] = record
+                    base = record.header.base
+                    # A base lies before what is based on it, or a damaged record could lead in a circle.
+                    following = base if base < following else 0
+        return found
+
+    def scan(self, thread: int, after: int, before: int, limit: int, *, reverse: bool) -> list[Record]:
+        found: list[Record] = []
+        size = 0
+        with self._reading() as tables:
+            records = Records(tables, self._held)
+            for record in (records.scan_back if reverse else records.scan)(thread, after, before):
+                found.append(record)
+                size += record.size
+                if len(found) >= limit or size > PAGE_BYTES:
+                    break
+        return found
+
+    def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
+        with self._reading() as tables:
+            return [*islice(Records(tables, self._held).survey(thread, after), limit)]
+
+    def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
+        found: list[Record] = []
+        with self._reading() as tables:
+            size = 0
+            for record in self._steps(tables, thread, lane, before):
+                found.append(record)
+                size += record.size
+                if len(found) >= limit or size > PAGE_BYTES:
+                    break
+        return found
+
+    def _steps(self, tables: Tables, thread: int, lane: int | None, before: int) -> Iterator[Record]:
+        records = Records(tables, self._held)
+        if lane is None:
+            yield from filter(_shown, records.scan_back(thread, 0, before or _AFTER_ALL_SEQUENCES))
+            return
+        data = tables.get(LANES, fmt.lane_key(thread, lane))
+        if data is None:
+            raise ConflictError(
+                f"lane {lane} of thread {thread} was pruned or deleted while it was read; read it again",
+                thread=str(thread),
+                expected=lane,
+                actual=None,
+            )
+        following = unpack_lane(data).tip
+        if before:
+            # A page ends at a step of this lane: going on from there saves the walk from the tip.
+            page_end = records.get(thread, before)
+            if page_end is not None and page_end.header.lane == lane and _shown(page_end):
+                following = page_end.header.previous
+        while following:
+            record = records.existing(thread, following)
+            if not before or following < before:
+                yield record
+            previous = record.header.previous
+            following = previous if previous < following else 0
+
+    def find(self, thread: int, lane: int, step_keys: Several[bytes]) -> list[Found]:
+        with self._reading() as tables:
+            return [find_step(tables, thread, lane, step_key) for step_key in step_keys]
+
+    def ancestry(self, thread: int, lane: int, step_key: bytes, limit: int) -> list[tuple[bytes, Found]]:
+        found: list[tuple[bytes, Found]] = []
+        with self._reading() as tables:
+            following = find_step(tables, thread, lane, step_key).parent_key
+            while following and len(found) < limit:
+                step = find_step(tables, thread, lane, following)
+                if not step.step:
+                    break
+                found.append((following, step))
+                following = step.parent_key
+        return found
+
+    def feed(self, after: int, limit: int) -> list[FeedRow]:
+        found: list[FeedRow] = []
+        with self._reading() as tables:
+            for key, data in tables.scan(FEED, fmt.number_key(after + 1), AFTER_ALL):
+                if len(found) >= limit:
+                    break
+                found.append(unpack_feed(fmt.read_number(key), data))
+        return found
+
+    def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
+        for table in DERIVED:
+            start = b""
+            while True:
+                page: list[tuple[bytes, bytes]] = []
+                with self._reading() as tables:
+                    for row in tables.scan(table, start, AFTER_ALL):
+                        page.append(row)
+                        if len(page) == PAGE_ROWS:
+                            break
+                for key, value in page:
+                    yield table, key, value
+                if len(page) < PAGE_ROWS:
+                    break
+                start = page[-1][0] + b"\0"
+
+    def event_threads(self) -> list[int]:
+        found: list[int] = []
+        with self._reading() as tables:
+            while True:
+                start = fmt.event_key(found[-1] + 1 if found else 0, 0)
+                keys = [tables.next_key(table, start, AFTER_ALL) for table in (EVENTS, SEGMENTS)]
+                numbers = [fmt.read_event_key(key)[0] for key in keys if key is not None]
+                if not numbers:
+                    return found
+                found.append(min(numbers))
+
+    def segments(self, thread: int) -> list[tuple[int, int, int]]:
+        with self._reading() as tables:
+            return list(Records(tables, self._held).sealed(thread))
+
+    def bases(self, thread: int) -> dict[int, bytes]:
+        prefix = fmt.number_key(thread)
+        with self._reading() as tables:
+            rows = tables.scan(BASES, prefix, prefix_end(prefix))
+            return {fmt.read_event_key(key)[1]: data for key, data in rows}
+
+
+def _shown(record: Record) -> bool:
+    """Whether a record is a step that lists show, where it was committed first."""
+    return record.header.kind == fmt.KIND_STEP and not record.header.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN)

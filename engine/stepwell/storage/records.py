@@ -1,0 +1,171 @@
+"""The records of all threads within one transaction, sealed and loose alike, each proven before it is given."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+
+from stepwell import codec
+from stepwell import format as fmt
+from stepwell.codec import Record
+from stepwell.errors import CorruptionError, NewerFormatError, StepwellError
+from stepwell.storage import Surveyed
+from stepwell.storage.held import Held
+from stepwell.storage.segments import Segment, first_of, unpack
+from stepwell.storage.tables import EVENTS, SEGMENTS, Tables
+
+
+class Records:
+    """Reads through segments and loose records.
+
+    Loose events follow all sealed ones; a segment is named by its last sequence.
+
+    Args:
+        tables: The tables within one transaction.
+        held: What was read before.
+        committed: Whether all that the transaction shows is in the log for good.
+    """
+
+    def __init__(self, tables: Tables, held: Held, *, committed: bool = True) -> None:
+        self._tables = tables
+        self._held = held
+        self._committed = committed
+
+    def get(self, thread: int, sequence: int) -> Record | None:
+        """The record at a sequence, or None.
+
+        Raises:
+            CorruptionError: What stands there is not what was written.
+        """
+        stored = self._tables.get(EVENTS, fmt.event_key(thread, sequence))
+        if stored is not None:
+            return self._open(thread, sequence, stored)
+        segment = self._segment_from(thread, sequence)
+        return segment.record(sequence) if segment is not None and segment.first <= sequence else None
+
+    def existing(self, thread: int, sequence: int) -> Record:
+        """The record at a sequence where there must be one."""
+        record = self.get(thread, sequence)
+        if record is None:
+            raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
+        return record
+
+    def header(self, thread: int, sequence: int) -> fmt.Header | None:
+        """The header at a sequence, taken as it stands if the record is loose."""
+        stored = self._tables.get(EVENTS, fmt.event_key(thread, sequence))
+        if stored is None:
+            record = self.get(thread, sequence)
+            return None if record is None else record.header
+        try:
+            return fmt.read_header(stored)
+        except ValueError as error:
+            raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+
+    def scan(self, thread: int, after: int, before: int) -> Iterator[Record]:
+        """The records between two sequences, both excluded, in order."""
+        start = after + 1
+        while start < before and (segment := self._segment_from(thread, start)) is not None:
+            for sequence in range(max(start, segment.first), min(segment.last + 1, before)):
+                yield segment.record(sequence)
+            start = segment.last + 1
+        for key, stored in self._tables.scan(EVENTS, fmt.event_key(thread, start), fmt.event_key(thread, before)):
+            yield self._open(thread, fmt.read_event_key(key)[1], stored)
+
+    def scan_back(self, thread: int, after: int, before: int) -> Iterator[Record]:
+        """The records between two sequences, both excluded, in reverse order."""
+        low, high = fmt.event_key(thread, after + 1), fmt.event_key(thread, before)
+        for key, stored in self._tables.scan_back(EVENTS, low, high):
+            before = fmt.read_event_key(key)[1]
+            yield self._open(thread, before, stored)
+        while before > after + 1 and (segment := self._segment_before(thread, before)) is not None:
+            for sequence in range(min(segment.last, before - 1), max(segment.first, after + 1) - 1, -1):
+                yield segment.record(sequence)
+            before = segment.first
+
+    def survey(self, thread: int, after: int) -> Iterator[Surveyed]:
+        """The records after a sequence, or what is wrong with them; a damaged segment stands for all that it held."""
+        start, stop = fmt.event_key(thread, after + 1), fmt.event_key(thread + 1, 0)
+        while (key := self._tables.next_key(SEGMENTS, start, stop)) is not None:
+            last = fmt.read_event_key(key)[1]
+            try:
+                segment = unpack(thread, last, self._tables.get(SEGMENTS, key) or b"")  # afresh, whatever is held
+            except (CorruptionError, NewerFormatError) as error:
+                yield Surveyed(last, 0, error)
+            else:
+                for sequence in range(max(segment.first, fmt.read_event_key(start)[1]), last + 1):
+                    yield Surveyed(sequence, 0, segment.record(sequence))
+            start = fmt.event_key(thread, last + 1)
+        for key, stored in self._tables.scan(EVENTS, fmt.event_key(thread, after + 1), stop):
+            sequence = fmt.read_event_key(key)[1]
+            try:
+                record: Record | StepwellError = codec.open_record(thread, sequence, stored)
+            except (CorruptionError, NewerFormatError) as error:
+                record = error
+            yield Surveyed(sequence, len(stored), record)
+
+    def sealed(self, thread: int) -> Iterator[tuple[int, int, int]]:
+        """First sequence, last sequence and bytes of each segment of a thread, in order, as they say themselves."""
+        for key, data in self._tables.scan(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0)):
+            yield first_of(data), fmt.read_event_key(key)[1], len(data)
+
+    def payloads(self, thread: int, sequences: Iterable[int]) -> dict[int, memoryview]:
+        """The payloads of some events; those that are not there are left out."""
+        wanted = sorted(sequences)
+        found: dict[int, memoryview] = {}
+        for segment in self._segments_of(thread, wanted):
+            start, stop = bisect_left(wanted, segment.first), bisect_left(wanted, segment.last + 1)
+            found.update((sequence, segment.payload(sequence)) for sequence in wanted[start:stop])
+        for sequence in wanted:
+            if sequence not in found:
+                record = self.get(thread, sequence)
+                if record is not None:
+                    found[sequence] = record.payload
+        return found
+
+    def _segments_of(self, thread: int, wanted: list[int]) -> list[Segment]:
+        """The segments that hold any of some events."""
+        found: list[Segment] = []
+        stop = fmt.event_key(thread + 1, 0)
+        index = 0
+        while index < len(wanted):
+            key = self._tables.next_key(SEGMENTS, fmt.event_key(thread, wanted[index]), stop)
+            if key is None:
+                break  # this event is loose, and so are all that follow it
+            found.append(self._load(thread, key))
+            index = bisect_left(wanted, found[-1].last + 1)
+        return found
+
+    def _open(self, thread: int, sequence: int, stored: bytes) -> Record:
+        record = self._held.records.get(thread, sequence) if self._committed else None
+        if record is None:
+            record = codec.open_record(thread, sequence, stored)
+            if self._committed:
+                self._held.records.put(thread, sequence, record, record.size)
+        return record
+
+    def _segment_from(self, thread: int, sequence: int) -> Segment | None:
+        """The first segment that does not end before a sequence."""
+        key = self._tables.next_key(SEGMENTS, fmt.event_key(thread, sequence), fmt.event_key(thread + 1, 0))
+        return None if key is None else self._load(thread, key)
+
+    def _segment_before(self, thread: int, sequence: int) -> Segment | None:
+        """The last segment that begins before a sequence."""
+        segment = self._segment_from(thread, sequence - 1)
+        if segment is not None and segment.first < sequence:
+            return segment
+        key = self._tables.previous_key(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread, sequence))
+        return None if key is None else self._load(thread, key)
+
+    def _load(self, thread: int, key: bytes) -> Segment:
+        last = fmt.read_event_key(key)[1]
+        segment = self._held.segments.get(thread, last)
+        if segment is not None:
+            return segment
+        data = self._tables.get(SEGMENTS, key)
+        assert data is not None  # its key was met in this very transaction
+        return self._unpack(thread, last, data)
+
+    def _unpack(self, thread: int, last: int, data: bytes) -> Segment:
+        segment = unpack(thread, last, data)
+        self._held.segments.put(thread, last, segment, segment.size)
+        return segment
