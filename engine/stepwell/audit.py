@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from stepwell import codec
@@ -26,7 +27,9 @@ from stepwell.events import (
 )
 from stepwell.fold import EMPTY, State, fold
 from stepwell.patch import Patch, PatchError, references
-from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_feed, pack_name, pack_row
+from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_name, pack_row
+from stepwell.storage.feed import pack_feed, row_number
+from stepwell.storage.index import WRITES_IN_FURTHER_ROW, WRITES_IN_ROW, IndexRow, pack_further, pack_index
 from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
 
 _PAGE_EVENTS = 256
@@ -81,7 +84,8 @@ def audit(storage: Storage) -> Report:
             if commit in commits:
                 breaches.append(Breach("I7", number, row.first, f"commit {commit} stands in two threads"))
             commits[commit] = row
-    expected.update({(FEED, fmt.number_key(commit)): pack_feed(row) for commit, row in commits.items()})
+    for number, rows in groupby(sorted(commits.values()), lambda row: row_number(row.commit)):
+        expected[FEED, fmt.number_key(number)] = pack_feed([*rows])
     for table, key, value in storage.derived():
         wanted = expected.pop((table, key), None)
         if wanted != value:
@@ -90,6 +94,14 @@ def audit(storage: Storage) -> Report:
     for table, key in expected:
         breaches.append(Breach("I6", None, None, f"a row of {table} is missing: {key.hex()}"))
     return Report(len(threads), events, breaches)
+
+
+class _Entry(NamedTuple):
+    """The events of one step id: those that commit it, with the parents they name, and those that record writes."""
+
+    shown: list[tuple[int, str | None]]
+    hidden: list[tuple[int, str | None]]
+    writes: list[int]
 
 
 class _Thread:
@@ -101,7 +113,7 @@ class _Thread:
         self._breaches = breaches
         self._lanes: dict[int, LaneRow] = {}
         self._lane_names: dict[int, str] = {}
-        self._index: dict[bytes, bytes] = {}
+        self._index: dict[tuple[int, bytes], _Entry] = {}
         self._payload_bytes: dict[int, int] = {}
         self._steps: dict[int, int] = {}
         self._states: dict[int, State] = {0: EMPTY}
@@ -112,6 +124,7 @@ class _Thread:
         self._row = ThreadRow(number, b"", 0)
         self._bases: dict[int, bytes] = {}
         self._first_sealed = 0
+        self._last_commit = 0
         self.events = 0
         self.commits: dict[int, FeedRow] = {}
 
@@ -202,8 +215,10 @@ class _Thread:
             self._known_lane(header.lane, sequence)
             for write in event.writes:
                 self._references(write.value, sequence)
-            key = fmt.id_key(event.step_id)
-            self._index[fmt.index_key(self._number, header.lane, key, fmt.INDEX_WRITES, sequence)] = b""
+            self._entry(header.lane, event.step_id).writes.append(sequence)
+
+    def _entry(self, lane: int, step_id: str) -> _Entry:
+        return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], []))
 
     def _opening(self, sequence: int, event: Event) -> None:
         """The first event names the thread and says where its hash chain begins."""
@@ -217,11 +232,12 @@ class _Thread:
             self._breach("I1", sequence, f"a thread cannot begin with {type(event).__name__}")
 
     def _commit(self, commit: int, sequence: int) -> None:
-        if self.commits and commit < max(self.commits):
+        if commit < self._last_commit:
             self._breach("I7", sequence, f"commit {commit} comes after a later one")
         before = self.commits.get(commit)
         row = FeedRow(commit, self._number, sequence, sequence)
         self.commits[commit] = row if before is None else before._replace(last=sequence)
+        self._last_commit = max(commit, self._last_commit)
 
     def _lane(self, lane: int, event: LaneOpened, sequence: int) -> None:
         if lane != len(self._lanes) + 1:
@@ -239,10 +255,7 @@ class _Thread:
 
     def _step(self, header: fmt.Header, event: StepCommitted, sequence: int) -> None:
         lane = self._known_lane(header.lane, sequence)
-        kind = fmt.INDEX_STEP
-        if event.hidden:
-            kind = fmt.INDEX_HIDDEN_STEP
-        else:
+        if not event.hidden:
             original = self._first_of_id.setdefault((header.lane, event.step_id), sequence)
             replaces = original != sequence
             if replaces != bool(header.flags & fmt.FLAG_REPLACES):
@@ -256,9 +269,8 @@ class _Thread:
                 lane.head = lane.tip = sequence
                 lane.steps += 1
                 self._row.steps += 1
-        parent_key = b"" if event.parent_id is None else fmt.id_key(event.parent_id)
-        key = fmt.id_key(event.step_id)
-        self._index[fmt.index_key(self._number, header.lane, key, kind, sequence)] = parent_key
+        entry = self._entry(header.lane, event.step_id)
+        (entry.hidden if event.hidden else entry.shown).append((sequence, event.parent_id))
         self._references(event.channels, sequence)
         self._references(event.fields, sequence)
         self._fold(header, event, sequence)
@@ -302,5 +314,15 @@ class _Thread:
         for lane, lane_name in self._lane_names.items():
             name = lane_name.encode()
             rows[NAMES, fmt.name_key(number, name)] = pack_name(lane, name)
-        rows.update({(INDEX, key): value for key, value in self._index.items()})
+        for (lane, step_key), entry in self._index.items():
+            steps = entry.shown or entry.hidden
+            row_of_id = IndexRow(writes=tuple(entry.writes[:WRITES_IN_ROW]))
+            if steps:
+                newest, parent_id = steps[-1]
+                parent_key = b"" if parent_id is None else fmt.id_key(parent_id)
+                row_of_id = IndexRow(parent_key, steps[0][0], newest, not entry.shown, row_of_id.writes)
+            rows[INDEX, fmt.index_key(number, lane, step_key)] = pack_index(row_of_id)
+            for start in range(WRITES_IN_ROW, len(entry.writes), WRITES_IN_FURTHER_ROW):
+                further = tuple(entry.writes[start : start + WRITES_IN_FURTHER_ROW])
+                rows[INDEX, fmt.index_further_key(number, lane, step_key, further[0])] = pack_further(further)
         return rows

@@ -388,18 +388,31 @@ def compress_body(body: bytes | memoryview) -> tuple[bytes, int]:
     return (data, fmt.FORM_ZSTD) if len(data) < len(body) else (bytes(body), fmt.FORM_PLAIN)
 
 
-def compress_block(block: bytes) -> bytes:
+def compress_block(block: bytes, before: bytes = b"") -> bytes:
     """A large block as one zstandard frame, at the level for what is written once and read for ever.
 
     The frame ends with a checksum of the block, which decompressing it checks.
+
+    Args:
+        block: The block.
+        before: What the reader will have unpacked already, to refer to.
     """
-    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL, write_checksum=True).compress(block)
+    known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
+    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL, dict_data=known, write_checksum=True).compress(block)
 
 
-def decompress(data: bytes | memoryview) -> bytes:
-    """The content of one zstandard frame; raises ValueError or DecompressionError if it is none."""
+def decompress(data: bytes | memoryview, before: bytes = b"") -> bytes:
+    """The content of one zstandard frame; raises ValueError or DecompressionError if it is none.
+
+    Args:
+        data: The frame.
+        before: What it was compressed with.
+    """
     if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
         raise ValueError("the frame claims an impossible size")
+    if before:
+        known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return zstandard.ZstdDecompressor(dict_data=known).decompress(data)
     try:
         decompressor = _decompressors.pop()
     except IndexError:

@@ -156,7 +156,8 @@ class Folding:
         if not run.records:
             return None
         last = run.records[-1].sequence
-        return Seal(thread_id, row.number, first, last, pack(row.number, run.records), run.bases())
+        segment, _ = pack(row.number, run.records, self._storage.last_group(row.number))
+        return Seal(thread_id, row.number, first, last, segment, run.bases())
 
     def _records(self, row: ThreadRow, first: int, *, politely: bool) -> Iterator[Record]:
         """The loose records that one segment may hold."""

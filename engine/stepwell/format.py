@@ -159,18 +159,12 @@ def _chained(chain: bytes, seal: bytes) -> bytes:
 _NUMBER = struct.Struct(">Q")
 _THREAD_AND_SEQUENCE = struct.Struct(">QQ")
 _THREAD_AND_LANE = struct.Struct(">QI")
-_INDEX_TAIL = struct.Struct(">BQ")
 
 ID_KEY_BYTES: Final = 1 + 16  # form, UUID or hash
-INDEX_KEY_BYTES: Final = 8 + 4 + ID_KEY_BYTES + 1 + 8  # thread, lane, id, kind, sequence
+INDEX_KEY_BYTES: Final = 8 + 4 + ID_KEY_BYTES  # thread, lane, id
 
 _FORM_UUID: Final = b"\x00"
 _FORM_HASHED: Final = b"\x01"
-
-# Kinds of index entries, in the order in which a scan of one step meets them.
-INDEX_STEP: Final = 0
-INDEX_HIDDEN_STEP: Final = 1
-INDEX_WRITES: Final = 2
 
 
 def number_key(number: int) -> bytes:
@@ -233,17 +227,11 @@ def _uuid_text(raw: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def index_prefix(thread: int, lane: int, step_key: bytes) -> bytes:
-    """What all index entries of one step id begin with."""
+def index_key(thread: int, lane: int, step_key: bytes) -> bytes:
+    """Key of `index`: a step id's own row."""
     return _THREAD_AND_LANE.pack(thread, lane) + step_key
 
 
-def index_key(thread: int, lane: int, step_key: bytes, kind: int, sequence: int) -> bytes:
-    """Key of `index`."""
-    return index_prefix(thread, lane, step_key) + _INDEX_TAIL.pack(kind, sequence)
-
-
-def read_index_tail(key: bytes) -> tuple[int, int]:
-    """Kind and sequence of an index entry."""
-    kind, sequence = _INDEX_TAIL.unpack_from(key, INDEX_KEY_BYTES - _INDEX_TAIL.size)
-    return kind, sequence
+def index_further_key(thread: int, lane: int, step_key: bytes, sequence: int) -> bytes:
+    """Key of a further row of a step id, by the first event that it names."""
+    return index_key(thread, lane, step_key) + _NUMBER.pack(sequence)

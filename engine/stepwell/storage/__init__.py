@@ -242,6 +242,18 @@ class Surveyed(NamedTuple):
     record: Record | StepwellError
 
 
+class Group(NamedTuple):
+    """Segments that the next one may continue.
+
+    Attributes:
+        first: Sequence of their first event; 0 if there is none.
+        plain: Their plain blocks, one after the other.
+    """
+
+    first: int = 0
+    plain: bytes = b""
+
+
 class Branches(NamedTuple):
     """What some states are folded from.
 
@@ -347,6 +359,9 @@ class Storage(Protocol):
     def segments(self, thread: int) -> list[tuple[int, int, int]]:
         """First sequence, last sequence and bytes of each segment of a thread, in order."""
 
+    def last_group(self, thread: int) -> Group:
+        """What the next segment of a thread may continue."""
+
     def bases(self, thread: int) -> dict[int, bytes]:
         """The states that are kept of a thread, by sequence; for audit."""
 
@@ -361,7 +376,6 @@ class Storage(Protocol):
 
 _encoder = msgspec.msgpack.Encoder()
 _thread_row = msgspec.msgpack.Decoder(ThreadRow)
-_feed_row = msgspec.msgpack.Decoder(tuple[int, int, int])
 _lane_row = msgspec.msgpack.Decoder(LaneRow)
 
 
@@ -388,13 +402,3 @@ def pack_name(number: int, name: bytes) -> bytes:
 def unpack_name(data: bytes) -> tuple[int, str]:
     """Inverse of `pack_name`."""
     return fmt.read_number(data[:8]), data[8:].decode()
-
-
-def pack_feed(row: FeedRow) -> bytes:
-    """Value of `feed`."""
-    return _encoder.encode((row.thread, row.first, row.last))
-
-
-def unpack_feed(commit: int, data: bytes) -> FeedRow:
-    """Inverse of `pack_feed`."""
-    return FeedRow(commit, *_feed_row.decode(data))

@@ -17,25 +17,25 @@ from stepwell.storage import (
     Delete,
     Entry,
     FeedRow,
+    Group,
     LaneRow,
     Operation,
     Outcome,
     Rewrite,
     Seal,
     ThreadRow,
-    pack_feed,
     pack_name,
     pack_row,
-    unpack_feed,
 )
+from stepwell.storage import feed as feeding
+from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
+from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
 from stepwell.storage.records import Records
 from stepwell.storage.segments import pack
 from stepwell.storage.tables import (
-    AFTER_ALL,
     BASES,
     EVENTS,
-    FEED,
     INDEX,
     LANES,
     NAMES,
@@ -46,7 +46,6 @@ from stepwell.storage.tables import (
     THREADS,
     Tables,
     find_lane,
-    find_step,
     find_thread,
     last_number,
     load_lane,
@@ -64,7 +63,8 @@ class Commit:
         self._changed: dict[int, ThreadRow] = {}
         self._lanes: dict[tuple[int, int], LaneRow] = {}
         self._lane_numbers: dict[tuple[int, str], int] = {}
-        self._commit = last_number(tables, FEED)
+        self._feed_rows = Feed(tables)
+        self._commit = self._feed_rows.last
         self._changing = False
 
     def attempt(self, operation: Operation) -> Outcome:
@@ -91,6 +91,7 @@ class Commit:
         for number, row in self._changed.items():
             self._tables.put(THREADS, fmt.number_key(number), pack_row(row))
         self._changed.clear()
+        self._feed_rows.flush()
         for (thread, lane), lane_row in self._lanes.items():
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(lane_row))
         self._lanes.clear()
@@ -171,17 +172,14 @@ class Commit:
         sequence = self._record(row, lane, entry)
         if entry.kind == fmt.KIND_WRITES:
             row.writes += 1
-            key = fmt.index_key(row.number, lane, entry.step_key, fmt.INDEX_WRITES, sequence)
-            self._tables.put(INDEX, key, b"")
+            add_writes(self._tables, row.number, lane, entry.step_key, sequence)
         return sequence
 
     def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
         lane_row = self._lane_row(row.number, lane)
         if entry.hidden:
             sequence = self._record(row, lane, entry, fmt.FLAG_HIDDEN)
-            kind = fmt.INDEX_HIDDEN_STEP
         else:
-            kind = fmt.INDEX_STEP
             before = find_step(self._tables, row.number, lane, entry.step_key)
             if before.step and not before.hidden:
                 sequence = self._record(row, lane, entry, fmt.FLAG_REPLACES, before.original)
@@ -193,8 +191,8 @@ class Commit:
                 lane_row.head = lane_row.tip = sequence
                 lane_row.steps += 1
                 row.steps += 1
-        key = fmt.index_key(row.number, lane, entry.step_key, kind, sequence)
-        self._tables.put(INDEX, key, entry.parent_key)
+        found = IndexRow(entry.parent_key, sequence, sequence, entry.hidden)
+        add_step(self._tables, row.number, lane, entry.step_key, found)
         return sequence
 
     def _record(
@@ -235,8 +233,7 @@ class Commit:
 
     def _feed(self, row: ThreadRow, first: int) -> None:
         self._changed[row.number] = row
-        feed = FeedRow(self._commit, row.number, first, row.last)
-        self._tables.put(FEED, fmt.number_key(self._commit), pack_feed(feed))
+        self._feed_rows.append(FeedRow(self._commit, row.number, first, row.last))
 
     # --- delete and copy ---
 
@@ -284,6 +281,7 @@ class Commit:
         """Stamp every record anew for the target; what was sealed is sealed again, segment by segment."""
         ends = {last for _, last, _ in self._records.sealed(source.number)}
         sealing: list[Record] = []
+        group = Group()
         after = source.first - 1
         while after < source.last:
             page = [*islice(self._records.scan(source.number, after, source.last + 1), PAGE_ROWS)]
@@ -297,7 +295,7 @@ class Commit:
                 entry = Entry(None, header.kind, stored, form, fmt.body_digest(body), created_at, header.base)
                 self._record(row, header.lane, entry, header.flags, header.previous, sealing if sealed else None)
                 if sequence in ends:
-                    segment = pack(row.number, sealing)
+                    segment, group = pack(row.number, sealing, group)
                     self._tables.put(SEGMENTS, fmt.event_key(row.number, row.last), segment)
                     row.sealed = row.last
                     row.stored_bytes += len(segment)
@@ -350,8 +348,7 @@ class Commit:
         except (CorruptionError, FormatError):
             # A damaged thread can still be removed, but its records do not say which commits it had.
             commits.update(self._commits_of(row.number))
-        for commit in commits:
-            self._tables.delete(FEED, fmt.number_key(commit))
+        self._feed_rows.remove(commits)
         for table in (EVENTS, SEGMENTS, BASES, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
@@ -360,9 +357,8 @@ class Commit:
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
 
     def _commits_of(self, thread: int) -> Iterator[int]:
-        for key, data in self._pages(FEED, b"", AFTER_ALL):
-            if unpack_feed(fmt.read_number(key), data).thread == thread:
-                yield fmt.read_number(key)
+        self._feed_rows.flush()
+        return (row.commit for row in feeding.scan(self._tables, 0) if row.thread == thread)
 
     def _pages(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """A scan that may be interleaved with changes, and holds one page at a time."""

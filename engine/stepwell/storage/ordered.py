@@ -17,24 +17,25 @@ from stepwell.storage import (
     Branches,
     FeedRow,
     Found,
+    Group,
     LaneRow,
     Operation,
     Outcome,
     Surveyed,
     ThreadRow,
-    unpack_feed,
     unpack_lane,
     unpack_thread,
 )
+from stepwell.storage import feed as feeding
 from stepwell.storage.commit import Commit
 from stepwell.storage.held import Held
+from stepwell.storage.index import find_step
 from stepwell.storage.records import Records
 from stepwell.storage.tables import (
     AFTER_ALL,
     BASES,
     DERIVED,
     EVENTS,
-    FEED,
     LANES,
     PAGE_BYTES,
     PAGE_ROWS,
@@ -43,7 +44,6 @@ from stepwell.storage.tables import (
     THREADS,
     Tables,
     find_lane,
-    find_step,
     find_thread,
     load_lane,
     load_name,
@@ -160,7 +160,12 @@ class TableStorage(ABC):
 
     def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
         with self._reading() as tables:
-            return [*islice(Records(tables, self._held).survey(thread, after), limit)]
+            afresh = Records(tables, Held())
+            return [*islice(afresh.survey(thread, after), limit)]
+
+    def last_group(self, thread: int) -> Group:
+        with self._reading() as tables:
+            return Records(tables, self._held).last_group(thread)
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
         found: list[Record] = []
@@ -216,13 +221,8 @@ class TableStorage(ABC):
         return found
 
     def feed(self, after: int, limit: int) -> list[FeedRow]:
-        found: list[FeedRow] = []
         with self._reading() as tables:
-            for key, data in tables.scan(FEED, fmt.number_key(after + 1), AFTER_ALL):
-                if len(found) >= limit:
-                    break
-                found.append(unpack_feed(fmt.read_number(key), data))
-        return found
+            return [*islice(feeding.scan(tables, after), limit)]
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         for table in DERIVED:

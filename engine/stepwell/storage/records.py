@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from stepwell import codec
 from stepwell import format as fmt
@@ -11,7 +11,7 @@ from stepwell.codec import Record
 from stepwell.errors import CorruptionError, NewerFormatError, StepwellError
 from stepwell.storage import Surveyed
 from stepwell.storage.held import Held
-from stepwell.storage.segments import Segment, first_of, unpack
+from stepwell.storage.segments import Group, Segment, first_of, unpack
 from stepwell.storage.tables import EVENTS, SEGMENTS, Tables
 
 
@@ -88,7 +88,7 @@ class Records:
         while (key := self._tables.next_key(SEGMENTS, start, stop)) is not None:
             last = fmt.read_event_key(key)[1]
             try:
-                segment = unpack(thread, last, self._tables.get(SEGMENTS, key) or b"")  # afresh, whatever is held
+                segment = self._load(thread, key)
             except (CorruptionError, NewerFormatError) as error:
                 yield Surveyed(last, 0, error)
             else:
@@ -121,6 +121,15 @@ class Records:
                 if record is not None:
                     found[sequence] = record.payload
         return found
+
+    def last_group(self, thread: int) -> Group:
+        """The last segments of a thread, as far as they are one group."""
+        key = self._tables.previous_key(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0))
+        if key is None:
+            return Group()
+        segment = self._load(thread, key)
+        before = self._blocks(thread, segment.group, segment.first) if segment.group < segment.first else b""
+        return Group(segment.group, before + segment.plain)
 
     def _segments_of(self, thread: int, wanted: list[int]) -> list[Segment]:
         """The segments that hold any of some events."""
@@ -163,9 +172,21 @@ class Records:
             return segment
         data = self._tables.get(SEGMENTS, key)
         assert data is not None  # its key was met in this very transaction
-        return self._unpack(thread, last, data)
+        return self._unpack(thread, last, data, lambda group: self._blocks(thread, group, first_of(data)))
 
-    def _unpack(self, thread: int, last: int, data: bytes) -> Segment:
-        segment = unpack(thread, last, data)
-        self._held.segments.put(thread, last, segment, segment.size)
+    def _unpack(self, thread: int, last: int, data: bytes, before: Callable[[int], bytes]) -> Segment:
+        segment = unpack(thread, last, data, before)
+        if self._committed:
+            self._held.segments.put(thread, last, segment, len(segment.plain))
         return segment
+
+    def _blocks(self, thread: int, start: int, stop: int) -> bytes:
+        """The plain blocks of the segments from one sequence up to another, which is the first of the next."""
+        blocks: list[bytes] = []
+        for key, data in self._tables.scan(SEGMENTS, fmt.event_key(thread, start), fmt.event_key(thread, stop)):
+            last = fmt.read_event_key(key)[1]
+            segment = self._held.segments.get(thread, last)
+            if segment is None:
+                segment = self._unpack(thread, last, data, lambda group: b"".join(blocks))
+            blocks.append(segment.plain)
+        return b"".join(blocks)

@@ -5,20 +5,26 @@
     1       3     zero
     4       4     number of events
     8       8     sequence of the first event
-    16      16    chain hash after the last event
-    32      16    checksum over thread, last sequence, the bytes before, and the frame's first 16 and last 4 bytes
-    48            one zstandard frame, with its own checksum in its last 4 bytes: rows, skeletons, payloads
+    16      8     sequence of the first event of the group
+    24      16    chain hash after the last event
+    40      16    checksum over thread, last sequence, the bytes before, and the frame's first 16 and last 4 bytes
+    56            one zstandard frame, with its own checksum in its last 4 bytes: rows, skeletons, payloads
 
     row     = header up to its hashes (40 bytes), skeleton bytes u32, payload bytes u32; the rows stand column by
               column: the first byte of all rows, then the second byte of all rows, and so on
 
 Alike stands with alike, which compresses a tenth to a quarter better than whole records in a row.  The two
 checksums prove all records at once; their hashes follow from their content and from the chain before them.
+
+Segments that follow each other form groups: each is compressed with the plain blocks of those before it in its
+group as dictionary, as if the group were one block, without any of them being written again.  A group ends with
+the segment that brings it to `GROUP_BYTES`: so a reader of one segment unpacks no more than that before it.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from hashlib import blake2b
 from itertools import accumulate
@@ -28,8 +34,10 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, NewerFormatError
+from stepwell.storage import Group
 
-_HEAD = struct.Struct(f">B3xIQ{fmt.CHAIN_BYTES}s")
+GROUP_BYTES: Final = 1 << 20
+_HEAD = struct.Struct(f">B3xIQQ{fmt.CHAIN_BYTES}s")
 _CHECKSUM_BYTES: Final = 16
 _FRAME_HEAD_BYTES: Final = 16  # it says that there is a checksum, and the size
 _FRAME_CHECKSUM_BYTES: Final = 4
@@ -44,13 +52,15 @@ class Segment:
     Attributes:
         first: Sequence of its first event.
         last: Sequence of its last event.
-        size: Bytes that holding it takes.
+        group: Sequence of the first event of its group.
+        plain: Its plain block.
     """
 
-    def __init__(self, first: int, count: int, chain: bytes, plain: bytes) -> None:
+    def __init__(self, first: int, count: int, group: int, chain: bytes, plain: bytes) -> None:
         self.first = first
         self.last = first + count - 1
-        self.size = len(plain)
+        self.group = group
+        self.plain = plain
         self._chain = chain
         self._plain = memoryview(plain)
         self._rows = bytearray(count * _ROW_BYTES)
@@ -75,36 +85,53 @@ class Segment:
         return self._plain[self._payloads[index] : self._payloads[index + 1]]
 
 
-def pack(thread: int, records: Several[Record]) -> bytes:
-    """A segment of consecutive records, of which the last must say its chain hash."""
+def pack(thread: int, records: Several[Record], before: Group) -> tuple[bytes, Group]:
+    """A segment of consecutive records, and the group that it ends now.
+
+    Args:
+        thread: Number of the thread.
+        records: The records, of which the last must say its chain hash.
+        before: The group of the segment before it; if that is large enough, a new one begins.
+    """
+    first, last = records[0].sequence, records[-1]
+    if not before.first or len(before.plain) >= GROUP_BYTES:
+        before = Group(first)
     rows = b"".join(
         fmt.pack_covered(record.header) + _ROW_LENGTHS.pack(len(record.skeleton), len(record.payload))
         for record in records
     )
     columns = [rows[column::_ROW_BYTES] for column in range(_ROW_BYTES)]
     skeletons, payloads = [record.skeleton for record in records], [record.payload for record in records]
-    frame = codec.compress_block(b"".join((*columns, *skeletons, *payloads)))
-    last = records[-1]
-    head = _HEAD.pack(fmt.FORMAT_VERSION, len(records), records[0].sequence, last.header.chain)
-    return head + _checksum(thread, last.sequence, head, frame) + frame
+    plain = b"".join((*columns, *skeletons, *payloads))
+    frame = codec.compress_block(plain, before.plain)
+    head = _HEAD.pack(fmt.FORMAT_VERSION, len(records), first, before.first, last.header.chain)
+    segment = head + _checksum(thread, last.sequence, head, frame) + frame
+    return segment, Group(before.first, before.plain + plain)
 
 
-def unpack(thread: int, last: int, data: bytes) -> Segment:
+def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) -> Segment:
     """Check a segment and take it apart.
+
+    Args:
+        thread: Number of the thread.
+        last: Sequence of its last event, by which it was found.
+        data: The segment.
+        before: Gives the plain blocks of the segments before it from a sequence on.
 
     Raises:
         CorruptionError: It is not what was written at this place.
         NewerFormatError: A newer version of the library wrote it.
     """
     try:
-        version, count, first, chain = _HEAD.unpack_from(data)
+        version, count, first, group, chain = _HEAD.unpack_from(data)
         head, checksum = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _CHECKSUM_BYTES]
         frame = memoryview(data)[_HEAD.size + _CHECKSUM_BYTES :]
         if checksum != _checksum(thread, last, head, frame):
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
-        segment = Segment(first, count, chain, codec.decompress(frame))
+        plain = codec.decompress(frame, before(group) if group < first else b"")
+        segment = Segment(first, count, group, chain, plain)
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
     except (ValueError, struct.error, codec.DecompressionError, MemoryError) as error:

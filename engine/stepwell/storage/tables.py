@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError
-from stepwell.storage import Found, LaneRow, ThreadRow, unpack_lane, unpack_name, unpack_thread
+from stepwell.storage import LaneRow, ThreadRow, unpack_lane, unpack_name, unpack_thread
 
 META: Final = "meta"
 THREADS: Final = "threads"
@@ -107,25 +107,6 @@ def load_name(tables: Tables, owner: int, name_hash: bytes) -> str:
     if data is None:
         raise CorruptionError("a name is missing", thread=owner or None)
     return unpack_name(data)[1]
-
-
-def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
-    prefix = fmt.index_prefix(thread, lane, step_key)
-    steps: list[int] = []
-    hidden: list[int] = []
-    writes: list[int] = []
-    parents: dict[int, bytes] = {}
-    for key, value in tables.scan(INDEX, prefix, prefix_end(prefix)):
-        kind, sequence = fmt.read_index_tail(key)
-        if kind == fmt.INDEX_WRITES:
-            writes.append(sequence)
-        else:
-            (hidden if kind == fmt.INDEX_HIDDEN_STEP else steps).append(sequence)
-            parents[sequence] = value
-    shown = steps or hidden
-    if not shown:
-        return Found(0, 0, False, b"", tuple(writes))
-    return Found(shown[-1], shown[0], not steps, parents[shown[-1]], tuple(writes))
 
 
 def last_number(tables: Tables, table: str) -> int:

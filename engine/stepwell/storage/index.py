@@ -1,0 +1,111 @@
+"""The index: where the events of each step id stand, one row for each id of a lane.
+
+The row names the step's events and the first writes for it.  A step that very many tasks ran on has further rows
+for the rest of the writes, so that recording one more never rewrites more than a few of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from stepwell import format as fmt
+from stepwell.storage import Found
+from stepwell.storage.tables import INDEX, Tables, prefix_end
+
+# On disk: audit and foreign readers count on these.
+WRITES_IN_ROW: Final = 16
+WRITES_IN_FURTHER_ROW: Final = 64
+
+
+class IndexRow(msgspec.Struct, array_like=True):
+    """What the index says of a step id.
+
+    Attributes:
+        parent_key: The parent's id in fixed-width form, of the newest event that counts; empty if it has none.
+        original: The first event that commits the id; 0 if there is none.
+        step: The newest one.
+        hidden: Whether these are hidden steps, which count only where there are no others.
+        writes: The first events that record writes for it.
+    """
+
+    parent_key: bytes = b""
+    original: int = 0
+    step: int = 0
+    hidden: bool = False
+    writes: tuple[int, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_row = msgspec.msgpack.Decoder(IndexRow)
+_sequences = msgspec.msgpack.Decoder(tuple[int, ...])
+
+
+def pack_index(row: IndexRow) -> bytes:
+    """An id's row as bytes."""
+    return _encoder.encode(row)
+
+
+def pack_further(sequences: tuple[int, ...]) -> bytes:
+    """A further row of writes as bytes; its key names the first of them."""
+    return _encoder.encode(sequences)
+
+
+def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
+    """Where the events of a step id stand."""
+    key = fmt.index_key(thread, lane, step_key)
+    data = tables.get(INDEX, key)
+    if data is None:
+        return Found(0, 0, False, b"", ())
+    row = _row.decode(data)
+    writes = row.writes
+    if len(writes) == WRITES_IN_ROW:
+        # The id's own row comes first, and has been read.
+        for _, more in tables.scan(INDEX, key + b"\0", prefix_end(key)):
+            writes += _sequences.decode(more)
+    return Found(row.step, row.original, row.hidden, row.parent_key, writes)
+
+
+def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: IndexRow) -> None:
+    """Note an event that commits a step id.
+
+    Args:
+        tables: The tables.
+        thread: Number of the thread.
+        lane: Number of the lane.
+        step_key: The id in fixed-width form.
+        found: The event as `step` and `original`, its parent, and whether it is hidden.
+    """
+    key = fmt.index_key(thread, lane, step_key)
+    data = tables.get(INDEX, key)
+    row = found
+    if data is not None:
+        before = _row.decode(data)
+        if before.step and found.hidden and not before.hidden:
+            return
+        same_sort = before.step and before.hidden == found.hidden
+        row = IndexRow(
+            found.parent_key,
+            before.original if same_sort else found.original,
+            found.step,
+            found.hidden,
+            before.writes,
+        )
+    tables.put(INDEX, key, pack_index(row))
+
+
+def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int) -> None:
+    """Note an event that records writes for a step id, which may be committed later."""
+    key = fmt.index_key(thread, lane, step_key)
+    data = tables.get(INDEX, key)
+    row = IndexRow() if data is None else _row.decode(data)
+    if len(row.writes) < WRITES_IN_ROW:
+        row.writes += (sequence,)
+        tables.put(INDEX, key, pack_index(row))
+        return
+    last = tables.previous_key(INDEX, key + b"\0", prefix_end(key))
+    more = () if last is None else _sequences.decode(tables.get(INDEX, last) or b"\x90")
+    if last is None or len(more) == WRITES_IN_FURTHER_ROW:
+        last, more = fmt.index_further_key(thread, lane, step_key, sequence), ()
+    tables.put(INDEX, last, pack_further((*more, sequence)))
