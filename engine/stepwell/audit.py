@@ -122,7 +122,7 @@ class _Thread:
         self._id: str | None = None
         self._deleted = False
         self._row = ThreadRow(number, b"", 0)
-        self._bases: dict[int, bytes] = {}
+        self._bases: dict[int, memoryview] = {}
         self._first_sealed = 0
         self._last_commit = 0
         self.events = 0

@@ -47,7 +47,6 @@ BLOCK_COMPRESSION_LEVEL: Final = 9
 DecompressionError = zstandard.ZstdError
 
 _LENGTH_BYTES: Final = 4
-_BASE_CHECKSUM_BYTES: Final = 16
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -241,6 +240,11 @@ class Record(NamedTuple):
     payload: memoryview
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether it comes from a segment, which proves all its records at once."""
+        return not self.header.checksum
+
+    @property
     def size(self) -> int:
         """Bytes of its body."""
         return _LENGTH_BYTES + len(self.skeleton) + len(self.payload)
@@ -427,25 +431,24 @@ def decompress(data: bytes | memoryview, before: bytes = b"") -> bytes:
 _state_decoder = msgspec.msgpack.Decoder(State)
 
 
-def encode_base(thread: int, sequence: int, state: State) -> bytes:
-    """The state after a step as it stands in the table of bases: a checksum, then one zstandard frame.
+def encode_base(state: State) -> bytes:
+    """The state after a step as a segment keeps it.
 
     Its content is references (larger contents stay in the events that hold them).
     """
-    frame = compress_block(_encoder.encode(state))
-    return blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest() + frame
+    return _encoder.encode(state)
 
 
-def decode_base(thread: int, sequence: int, data: bytes) -> State:
-    """Check a base and give its state.
+def decode_base(thread: int, sequence: int, data: bytes | memoryview) -> State:
+    """The state that a segment keeps of a step.
 
     Raises:
-        CorruptionError: It is not what was written at this place.
+        CorruptionError: It is none of that step.
     """
-    checksum, frame = data[:_BASE_CHECKSUM_BYTES], data[_BASE_CHECKSUM_BYTES:]
     try:
-        if checksum != blake2b(fmt.event_key(thread, sequence) + frame, digest_size=_BASE_CHECKSUM_BYTES).digest():
-            raise ValueError("its checksum does not match")
-        return _state_decoder.decode(decompress(frame))
-    except (ValueError, DecompressionError) as error:
-        raise CorruptionError(f"the base is damaged: {error}", thread=thread, sequence=sequence) from error
+        state = _state_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"the base cannot be decoded: {error}", thread=thread, sequence=sequence) from error
+    if state.sequence != sequence:
+        raise CorruptionError(f"the base is of event {state.sequence}", thread=thread, sequence=sequence)
+    return state

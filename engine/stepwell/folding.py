@@ -156,8 +156,8 @@ class Folding:
         if not run.records:
             return None
         last = run.records[-1].sequence
-        segment, _ = pack(row.number, run.records, self._storage.last_group(row.number))
-        return Seal(thread_id, row.number, first, last, segment, run.bases())
+        segment, _ = pack(row.number, run.records, run.bases(), self._storage.last_group(row.number))
+        return Seal(thread_id, row.number, first, last, segment)
 
     def _records(self, row: ThreadRow, first: int, *, politely: bool) -> Iterator[Record]:
         """The loose records that one segment may hold."""
@@ -203,7 +203,7 @@ class _Run:
     def bases(self) -> dict[int, bytes]:
         """The states of lanes that are worth keeping."""
         return {
-            state.sequence: codec.encode_base(self._thread, state.sequence, state)
+            state.sequence: codec.encode_base(state)
             for lane, state in self._states.items()
             if self._depths[lane] >= max(_FEWEST_FOLDED_STEPS, _pieces(state) / _SHARE)
         }

@@ -115,7 +115,6 @@ class Seal(NamedTuple):
         first: Sequence of the first of the events.
         last: Sequence of the last.
         segment: The segment that holds them.
-        bases: States after steps, by sequence, as they will stand on disk.
     """
 
     thread_id: str
@@ -123,7 +122,6 @@ class Seal(NamedTuple):
     first: int
     last: int
     segment: bytes
-    bases: Mapping[int, bytes]
 
 
 class Rewrite(NamedTuple):
@@ -259,11 +257,11 @@ class Branches(NamedTuple):
 
     Attributes:
         records: The records of steps, by sequence.
-        bases: States to begin with, by sequence, as they stand on disk.
+        bases: States to begin with, by sequence, in msgpack.
     """
 
     records: dict[int, Record]
-    bases: dict[int, bytes]
+    bases: dict[int, memoryview]
 
 
 class Storage(Protocol):
@@ -362,7 +360,7 @@ class Storage(Protocol):
     def last_group(self, thread: int) -> Group:
         """What the next segment of a thread may continue."""
 
-    def bases(self, thread: int) -> dict[int, bytes]:
+    def bases(self, thread: int) -> dict[int, memoryview]:
         """The states that are kept of a thread, by sequence; for audit."""
 
     def event_threads(self) -> list[int]:

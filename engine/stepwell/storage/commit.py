@@ -34,7 +34,6 @@ from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
 from stepwell.storage.records import Records
 from stepwell.storage.segments import pack
 from stepwell.storage.tables import (
-    BASES,
     EVENTS,
     INDEX,
     LANES,
@@ -280,6 +279,7 @@ class Commit:
     def _copy_events(self, source: ThreadRow, row: ThreadRow, opened: Entry) -> None:
         """Stamp every record anew for the target; what was sealed is sealed again, segment by segment."""
         ends = {last for _, last, _ in self._records.sealed(source.number)}
+        bases = dict(self._records.bases(source.number))
         sealing: list[Record] = []
         group = Group()
         after = source.first - 1
@@ -295,7 +295,8 @@ class Commit:
                 entry = Entry(None, header.kind, stored, form, fmt.body_digest(body), created_at, header.base)
                 self._record(row, header.lane, entry, header.flags, header.previous, sealing if sealed else None)
                 if sequence in ends:
-                    segment, group = pack(row.number, sealing, group)
+                    kept = {each.sequence: bases[each.sequence] for each in sealing if each.sequence in bases}
+                    segment, group = pack(row.number, sealing, kept, group)
                     self._tables.put(SEGMENTS, fmt.event_key(row.number, row.last), segment)
                     row.sealed = row.last
                     row.stored_bytes += len(segment)
@@ -323,8 +324,6 @@ class Commit:
         self._tables.put(SEGMENTS, fmt.event_key(row.number, operation.last), operation.segment)
         row.sealed = operation.last
         row.stored_bytes += len(operation.segment)
-        for sequence, base in operation.bases.items():
-            self._tables.put(BASES, fmt.event_key(row.number, sequence), base)
         self._changed[row.number] = row
         return Committed(row.number, 0, ())
 
@@ -349,7 +348,7 @@ class Commit:
             # A damaged thread can still be removed, but its records do not say which commits it had.
             commits.update(self._commits_of(row.number))
         self._feed_rows.remove(commits)
-        for table in (EVENTS, SEGMENTS, BASES, INDEX, LANES, NAMES):
+        for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
         row.first = row.last + 1

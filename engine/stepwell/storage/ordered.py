@@ -33,7 +33,6 @@ from stepwell.storage.index import find_step
 from stepwell.storage.records import Records
 from stepwell.storage.tables import (
     AFTER_ALL,
-    BASES,
     DERIVED,
     EVENTS,
     LANES,
@@ -133,12 +132,12 @@ class TableStorage(ABC):
             for sequence in sequences:
                 following = sequence
                 while following and following not in found.records and following not in known:
-                    base_state = tables.get(BASES, fmt.event_key(thread, following))
-                    if base_state is not None:
-                        found.bases[following] = base_state
-                        break
                     record = records.get(thread, following)
                     if record is None:
+                        break
+                    state = records.base(thread, following) if record.is_sealed else None
+                    if state is not None:
+                        found.bases[following] = state
                         break
                     found.records[following] = record
                     base = record.header.base
@@ -255,11 +254,9 @@ class TableStorage(ABC):
         with self._reading() as tables:
             return list(Records(tables, self._held).sealed(thread))
 
-    def bases(self, thread: int) -> dict[int, bytes]:
-        prefix = fmt.number_key(thread)
+    def bases(self, thread: int) -> dict[int, memoryview]:
         with self._reading() as tables:
-            rows = tables.scan(BASES, prefix, prefix_end(prefix))
-            return {fmt.read_event_key(key)[1]: data for key, data in rows}
+            return dict(Records(tables, Held()).bases(thread))
 
 
 def _shown(record: Record) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, NewerFormatError, StepwellError
-from stepwell.storage import Surveyed
+from stepwell.storage import Group, Surveyed
 from stepwell.storage.held import Held
-from stepwell.storage.segments import Group, Segment, first_of, unpack
+from stepwell.storage.segments import Segment, first_of, unpack
 from stepwell.storage.tables import EVENTS, SEGMENTS, Tables
 
 
@@ -121,6 +122,17 @@ class Records:
                 if record is not None:
                     found[sequence] = record.payload
         return found
+
+    def base(self, thread: int, sequence: int) -> memoryview | None:
+        """The state that is kept of a step."""
+        segment = self._segment_from(thread, sequence)
+        return None if segment is None else segment.bases.get(sequence)
+
+    def bases(self, thread: int) -> Iterator[tuple[int, memoryview]]:
+        """The states that are kept of a thread, by sequence; those of damaged segments are left out."""
+        for key, _ in self._tables.scan(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0)):
+            with suppress(CorruptionError, NewerFormatError):
+                yield from self._load(thread, key).bases.items()
 
     def last_group(self, thread: int) -> Group:
         """The last segments of a thread, as far as they are one group."""

@@ -4,14 +4,17 @@
     0       1     format version
     1       3     zero
     4       4     number of events
-    8       8     sequence of the first event
-    16      8     sequence of the first event of the group
-    24      16    chain hash after the last event
-    40      16    checksum over thread, last sequence, the bytes before, and the frame's first 16 and last 4 bytes
-    56            one zstandard frame, with its own checksum in its last 4 bytes: rows, skeletons, payloads
+    8       4     number of bases
+    12      4     zero
+    16      8     sequence of the first event
+    24      8     sequence of the first event of the group
+    32      16    chain hash after the last event
+    48      16    checksum over thread, last sequence, the bytes before, and the frame's first 16 and last 4 bytes
+    64            one zstandard frame, with its own checksum in its last 4 bytes: rows, skeletons, payloads, bases
 
     row     = header up to its hashes (40 bytes), skeleton bytes u32, payload bytes u32; the rows stand column by
               column: the first byte of all rows, then the second byte of all rows, and so on
+    bases   = of each, sequence u64 and bytes u32; then the states after these steps, in msgpack
 
 Alike stands with alike, which compresses a tenth to a quarter better than whole records in a row.  The two
 checksums prove all records at once; their hashes follow from their content and from the chain before them.
@@ -24,7 +27,7 @@ the segment that brings it to `GROUP_BYTES`: so a reader of one segment unpacks 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from hashlib import blake2b
 from itertools import accumulate
@@ -37,7 +40,8 @@ from stepwell.errors import CorruptionError, NewerFormatError
 from stepwell.storage import Group
 
 GROUP_BYTES: Final = 1 << 20
-_HEAD = struct.Struct(f">B3xIQQ{fmt.CHAIN_BYTES}s")
+_HEAD = struct.Struct(f">B3xII4xQQ{fmt.CHAIN_BYTES}s")
+_BASE = struct.Struct(">QI")
 _CHECKSUM_BYTES: Final = 16
 _FRAME_HEAD_BYTES: Final = 16  # it says that there is a checksum, and the size
 _FRAME_CHECKSUM_BYTES: Final = 4
@@ -54,9 +58,10 @@ class Segment:
         last: Sequence of its last event.
         group: Sequence of the first event of its group.
         plain: Its plain block.
+        bases: The states after some of its steps, in msgpack, by sequence.
     """
 
-    def __init__(self, first: int, count: int, group: int, chain: bytes, plain: bytes) -> None:
+    def __init__(self, first: int, count: int, bases: int, group: int, chain: bytes, plain: bytes) -> None:
         self.first = first
         self.last = first + count - 1
         self.group = group
@@ -69,8 +74,14 @@ class Segment:
         lengths = list(_LENGTHS.iter_unpack(self._rows))
         self._skeletons = list(accumulate((skeleton for skeleton, _ in lengths), initial=len(self._rows)))
         self._payloads = list(accumulate((payload for _, payload in lengths), initial=self._skeletons[-1]))
-        if self._payloads[-1] != len(plain):
-            raise ValueError(f"the events end at {self._payloads[-1]} of {len(plain)} bytes")
+        start = self._payloads[-1]
+        end = start + bases * _BASE.size
+        self.bases: dict[int, memoryview] = {}
+        for sequence, length in _BASE.iter_unpack(self._plain[start:end]):
+            self.bases[sequence] = self._plain[end : end + length]
+            end += length
+        if end != len(plain):
+            raise ValueError(f"its parts have {end} bytes, the block {len(plain)}")
 
     def record(self, sequence: int) -> Record:
         """One of its records."""
@@ -85,12 +96,15 @@ class Segment:
         return self._plain[self._payloads[index] : self._payloads[index + 1]]
 
 
-def pack(thread: int, records: Several[Record], before: Group) -> tuple[bytes, Group]:
+def pack(
+    thread: int, records: Several[Record], bases: Mapping[int, bytes | memoryview], before: Group
+) -> tuple[bytes, Group]:
     """A segment of consecutive records, and the group that it ends now.
 
     Args:
         thread: Number of the thread.
         records: The records, of which the last must say its chain hash.
+        bases: States after some of the steps among them, in msgpack, by sequence.
         before: The group of the segment before it; if that is large enough, a new one begins.
     """
     first, last = records[0].sequence, records[-1]
@@ -102,9 +116,10 @@ def pack(thread: int, records: Several[Record], before: Group) -> tuple[bytes, G
     )
     columns = [rows[column::_ROW_BYTES] for column in range(_ROW_BYTES)]
     skeletons, payloads = [record.skeleton for record in records], [record.payload for record in records]
-    plain = b"".join((*columns, *skeletons, *payloads))
+    lengths = [_BASE.pack(sequence, len(state)) for sequence, state in bases.items()]
+    plain = b"".join((*columns, *skeletons, *payloads, *lengths, *bases.values()))
     frame = codec.compress_block(plain, before.plain)
-    head = _HEAD.pack(fmt.FORMAT_VERSION, len(records), first, before.first, last.header.chain)
+    head = _HEAD.pack(fmt.FORMAT_VERSION, len(records), len(bases), first, before.first, last.header.chain)
     segment = head + _checksum(thread, last.sequence, head, frame) + frame
     return segment, Group(before.first, before.plain + plain)
 
@@ -123,7 +138,7 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
         NewerFormatError: A newer version of the library wrote it.
     """
     try:
-        version, count, first, group, chain = _HEAD.unpack_from(data)
+        version, count, bases, first, group, chain = _HEAD.unpack_from(data)
         head, checksum = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _CHECKSUM_BYTES]
         frame = memoryview(data)[_HEAD.size + _CHECKSUM_BYTES :]
         if checksum != _checksum(thread, last, head, frame):
@@ -131,7 +146,7 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
         plain = codec.decompress(frame, before(group) if group < first else b"")
-        segment = Segment(first, count, group, chain, plain)
+        segment = Segment(first, count, bases, group, chain, plain)
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
     except (ValueError, struct.error, codec.DecompressionError, MemoryError) as error:
@@ -141,7 +156,7 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
 
 def first_of(data: bytes) -> int:
     """The sequence that a segment says it begins with; -1 if it is too short to say."""
-    return int(_HEAD.unpack_from(data)[2]) if len(data) >= _HEAD.size else -1
+    return int(_HEAD.unpack_from(data)[3]) if len(data) >= _HEAD.size else -1
 
 
 def _checksum(thread: int, last: int, head: bytes, frame: bytes | memoryview) -> bytes:

@@ -29,12 +29,11 @@ THREADS: Final = "threads"
 NAMES: Final = "names"
 EVENTS: Final = "events"
 SEGMENTS: Final = "segments"
-BASES: Final = "bases"
 LANES: Final = "lanes"
 INDEX: Final = "index"
 FEED: Final = "feed"
 DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
-ALL: Final = (META, EVENTS, SEGMENTS, BASES, *DERIVED)
+ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
 PAGE_ROWS: Final = 512  # rows held at once
