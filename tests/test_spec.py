@@ -19,9 +19,10 @@ import msgspec
 import pytest
 import zstandard
 
-from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, events, parse, patch, storage
+from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, codec, events, parse, patch, storage
 from stepwell import format as fmt
-from stepwell.storage import tables
+from stepwell.storage import segments, tables
+from stepwell.storage.index import IndexRow
 from stepwell.storage.lmdb import LogFormat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,18 +120,23 @@ def example() -> dict[str, bytes]:
         with Log.open(path) as log:
             fill_example(log)
         rows = read_rows(path)
-    step_key = fmt.index_key(1, 1, fmt.id_key("s2"), fmt.INDEX_STEP, 5)
     names = {
         "events": fmt.event_key(1, 5),
         "threads": fmt.number_key(1),
         "names": fmt.name_key(0, b"trip"),
         "lanes": fmt.lane_key(1, 1),
-        "index": step_key,
-        "feed": fmt.number_key(3),
+        "index": fmt.index_key(1, 1, fmt.id_key("s2")),
+        "feed": fmt.number_key(0),
     }
     found = {f"{table}-key": key for table, key in names.items()}
     found.update({f"{table}-value": rows[table][key] for table, key in names.items()})
     found["body"] = rows["events"][fmt.event_key(1, 4)][fmt.HEADER_BYTES :]
+    record = codec.open_record(1, 5, rows["events"][fmt.event_key(1, 5)])
+    segment, group = segments.pack(1, [record], {}, storage.Group())
+    found["segments-key"] = fmt.event_key(1, 5)
+    found["segments-head"] = segment[:48]
+    found["segments-plain"] = group.plain
+    found["index-further-key"] = fmt.index_further_key(1, 1, fmt.id_key("s2"), 99)
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
     return found
@@ -205,7 +211,7 @@ def test_constant(module: str, name: str, value: str) -> None:
 def test_kinds_and_flags_are_complete() -> None:
     """No kind, flag or index entry of the code is missing from the page."""
     quoted = {name for module, name, _ in CONSTANTS if module == "format"}
-    assert {name for name in vars(fmt) if re.match("KIND_|FLAG_|FORM_|INDEX_(?!KEY)", name)} <= quoted
+    assert {name for name in vars(fmt) if re.match("KIND_|FLAG_|FORM_", name)} <= quoted
 
 
 def test_tables() -> None:
@@ -242,7 +248,12 @@ def test_layouts_are_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "row"), [("5.3 `threads`: catalogue row", storage.ThreadRow), ("5.5 `lanes`: lane row", storage.LaneRow)]
+    ("title", "row"),
+    [
+        ("5.3 `threads`: catalogue row", storage.ThreadRow),
+        ("5.5 `lanes`: lane row", storage.LaneRow),
+        ("5.6 `index`: values", IndexRow),
+    ],
 )
 def test_row(title: str, row: type[msgspec.Struct]) -> None:
     """A row has the elements that the page says, in this order, with these defaults."""
@@ -253,7 +264,7 @@ def test_row(title: str, row: type[msgspec.Struct]) -> None:
         if field.default is msgspec.NODEFAULT:
             assert cells[3] == ""
         elif isinstance(field.default, bytes):
-            assert (cells[3], field.default) == ("16 zeros", bytes(16))
+            assert (cells[3], field.default) in {("16 zeros", bytes(16)), ("empty", b"")}
         else:
             assert json.loads(cells[3]) == field.default
 
@@ -345,31 +356,71 @@ class Stranger:
             for key, value in self.rows["names"].items()
             if key[:8] == u64(self.thread)
         }
+        self.sealed: dict[int, tuple[bytes, bytes]] = {}
+        self.chains: dict[int, bytes] = {}
+        self.bases: dict[int, list[Any]] = {}
+        self.read_segments()
 
-    def record(self, sequence: int) -> bytes:
-        """Section 5.1, with the checksum checked."""
+    def read_segments(self) -> None:
+        """Section 5.9: all events that are in segments, and the states that are kept there."""
+        blocks: dict[int, bytes] = {}
+        for key in sorted(key for key in self.rows["segments"] if key[:8] == u64(self.thread)):
+            data = self.rows["segments"][key]
+            assert data[:4] == b"\1\0\0\0"
+            count, bases = int.from_bytes(data[4:8]), int.from_bytes(data[8:12])
+            first, group = int.from_bytes(data[16:24]), int.from_bytes(data[24:32])
+            assert data[48:64] == blake2b(key + data[:48] + data[64:80] + data[-4:], digest_size=16).digest()
+            before = b"".join(block for start, block in blocks.items() if start >= group)
+            known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            block = zstandard.ZstdDecompressor(dict_data=known if before else None).decompress(data[64:])
+            blocks[first] = block
+            rows = [bytes(block[column * count + number] for column in range(48)) for number in range(count)]
+            lengths = [(int.from_bytes(row[40:44]), int.from_bytes(row[44:])) for row in rows]
+            skeleton, payload = 48 * count, 48 * count + sum(length for length, _ in lengths)
+            for number, (head, tail) in enumerate(lengths):
+                parts = head.to_bytes(4), block[skeleton : skeleton + head], block[payload : payload + tail]
+                self.sealed[first + number] = rows[number][:40], b"".join(parts)
+                skeleton, payload = skeleton + head, payload + tail
+            table, state = payload, payload + 12 * bases
+            for place in range(table, state, 12):
+                length = int.from_bytes(block[place + 8 : place + 12])
+                self.bases[int.from_bytes(block[place : place + 8])] = msgspec.msgpack.decode(
+                    block[state : state + length]
+                )
+                state += length
+            assert state == len(block)
+            self.chains[first + count - 1] = data[32:48]
+            assert key[8:] == u64(first + count - 1)
+
+    def record(self, sequence: int) -> tuple[bytes, bytes]:
+        """Sections 5.1 and 5.9: header up to its hashes, with the form as 0, and plain body; checked."""
+        if sequence in self.sealed:
+            return self.sealed[sequence]
         record = self.rows["events"][u64(self.thread) + u64(sequence)]
         assert record[0] == 1
-        assert record[40:48] == self.seal(sequence, record)[:8]
-        return record
+        covered, body = record[:3] + b"\0" + record[4:40], plain(record)
+        assert record[40:48] == self.seal(sequence, covered, body)[:8]
+        self.chains[sequence] = record[48:64]
+        return covered, body
 
-    def seal(self, sequence: int, record: bytes) -> bytes:
-        covered = u64(self.thread) + u64(sequence) + record[:3] + b"\0" + record[4:40]
-        return blake2b(covered + blake2b(plain(record), digest_size=32).digest(), digest_size=24).digest()
+    def seal(self, sequence: int, covered: bytes, body: bytes) -> bytes:
+        digest = blake2b(body, digest_size=32).digest()
+        return blake2b(u64(self.thread) + u64(sequence) + covered + digest, digest_size=24).digest()
 
     def check_chain(self) -> None:
         """Section 5.1, the chain, from the first event to the last."""
-        events = sorted(int.from_bytes(key[8:]) for key in self.rows["events"] if key[:8] == u64(self.thread))
-        first = self.event(events[0])[0]
+        loose = {int.from_bytes(key[8:]) for key in self.rows["events"] if key[:8] == u64(self.thread)}
+        assert not loose & self.sealed.keys()
+        sequences = sorted(loose | self.sealed.keys())
+        first = self.event(sequences[0])[0]
         chain = {1: bytes(16), 6: first[3] if first[0] == 6 else b""}[first[0]]
-        for sequence in events:
-            record = self.record(sequence)
-            chain = blake2b(chain + self.seal(sequence, record), digest_size=16).digest()
-            assert chain == record[48:64]
+        for sequence in sequences:
+            chain = blake2b(chain + self.seal(sequence, *self.record(sequence)), digest_size=16).digest()
+            assert self.chains.get(sequence, chain) == chain
 
     def event(self, sequence: int) -> tuple[list[Any], bytes]:
         """Sections 5.2 and 6: the array and the payload."""
-        body = plain(self.record(sequence))
+        body = self.record(sequence)[1]
         end = 4 + int.from_bytes(body[:4])
         return msgspec.msgpack.decode(body[4:end]), body[end:]
 
@@ -377,14 +428,15 @@ class Stranger:
         """Section 5.5."""
         return int(msgspec.msgpack.decode(self.rows["lanes"][u64(self.thread) + self.lanes[lane].to_bytes(4)])[1])
 
-    def of_id(self, lane: str, step_id: str) -> tuple[list[int], list[int]]:
-        """Section 4.5: the steps and the writes of an id, which here is no UUID."""
-        prefix = u64(self.thread) + self.lanes[lane].to_bytes(4) + b"\x01" + hashed(step_id)
-        found: dict[int, list[int]] = {0: [], 1: [], 2: []}
-        for key in sorted(self.rows["index"]):
-            if key.startswith(prefix):
-                found[key[29]].append(int.from_bytes(key[30:]))
-        return found[0], found[2]
+    def of_id(self, lane: str, step_id: str) -> tuple[int, list[int]]:
+        """Sections 4.5 and 5.6: the newest step and the writes of an id, which here is no UUID."""
+        key = u64(self.thread) + self.lanes[lane].to_bytes(4) + b"\x01" + hashed(step_id)
+        _, _, step, hidden, writes = msgspec.msgpack.decode(self.rows["index"][key])
+        for further in sorted(key_ for key_ in self.rows["index"] if key_.startswith(key) and key_ != key):
+            more = msgspec.msgpack.decode(self.rows["index"][further])
+            assert further[29:] == u64(more[0])
+            writes += more
+        return 0 if hidden else step, writes
 
     def listed(self, lane: str) -> list[str]:
         """Section 5.1: the ids that lists show, newest first."""
@@ -392,15 +444,16 @@ class Stranger:
         found = []
         while following:
             found.append(self.event(following)[0][1])
-            following = int.from_bytes(self.record(following)[32:40])
+            following = int.from_bytes(self.record(following)[0][32:40])
         return found
 
     def state(self, sequence: int) -> dict[str, tuple[str, bytes]]:
         """Section 7.2: the channels after a step, as type and payload."""
-        branch = [sequence]
-        while base := int.from_bytes(self.record(branch[-1])[24:32]):
-            branch.append(base)
-        channels: dict[str, Any] = {}
+        branch = []
+        while sequence and sequence not in self.bases:
+            branch.append(sequence)
+            sequence = int.from_bytes(self.record(sequence)[0][24:32])
+        channels: dict[str, Any] = self.bases[sequence][3] if sequence else {}
         for step in reversed(branch):
             event = self.event(step)[0]
             assert event[0] == 3
@@ -445,7 +498,10 @@ class Stranger:
     def content(self, content: Any) -> bytes:
         if isinstance(content, bytes):
             return content
-        sequence, start, length = content
+        if content[0] == 10:
+            return b"".join(self.content(part) for part in content[1])
+        tag, sequence, start, length = content
+        assert tag == 9
         payload = self.event(sequence)[1]
         assert start + length <= len(payload)
         return payload[start : start + length]
@@ -470,7 +526,7 @@ def elements_of(piece: list[Any]) -> Iterator[tuple[int, Any]]:
         if isinstance(content, bytes):
             yield length, content[start : start + length]
         else:
-            yield length, [content[0], content[1] + start, length]
+            yield length, cut(content, start, length)
         start += length
 
 
@@ -486,8 +542,28 @@ def absolute(form: list[Any], sequence: int) -> list[Any]:
     return form
 
 
+def cut(content: list[Any], start: int, length: int) -> list[Any]:
+    """Some bytes of content that is a reference, or several parts."""
+    if content[0] == 9:
+        return [9, content[1], content[2] + start, length]
+    parts: list[Any] = []
+    for part in content[1]:
+        size = len(part) if isinstance(part, bytes) else part[3]
+        low, high = max(start, 0), min(start + length, size)
+        if low < high:
+            parts.append(part[low:high] if isinstance(part, bytes) else cut(part, low, high - low))
+        start -= size
+        if start + length <= 0:
+            break
+    return [10, parts]
+
+
 def own(content: Any, sequence: int) -> Any:
-    return [sequence, *content[1:]] if isinstance(content, list) and content[0] == 0 else content
+    if isinstance(content, bytes):
+        return content
+    if content[0] == 10:
+        return [10, [own(part, sequence) for part in content[1]]]
+    return [9, sequence, *content[2:]] if content[1] == 0 else content
 
 
 def random_payload(chance: random.Random) -> tuple[str, bytes]:
@@ -547,17 +623,23 @@ def fill_at_random(log: Log, chance: random.Random) -> None:
         thread.append(both)
 
 
-@pytest.mark.parametrize("form", ["as written", "copied", "pruned", "pruned and copied"])
+@pytest.mark.parametrize(
+    "form", ["as written", "copied", "pruned", "pruned and copied", "sealed", "sealed and copied", "pruned and sealed"]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None:
     """A reader that knows only the page finds the same states, lists and writes as the library."""
     path, name = tmp_path / "agents.stepwell", "trip"
-    with Log.open(path) as log:
-        fill_at_random(log, random.Random(seed))
+    chance = random.Random(seed)
+    with Log.open(path, seal_after_events=40) as log:
+        fill_at_random(log, chance)
         thread = log.thread(name)
         if "pruned" in form:
             places = [step.sequence for lane in ("", "tools:1") for step in thread.steps(lane=lane)]
             thread.prune(places[::3], retain=dict.fromkeys(places[1::3], frozenset("abc")))
+        if "sealed" in form:
+            assert log.seal(name)
+            fill_at_random(log, chance)
         if "copied" in form:
             thread.copy_to("copy")
             thread = log.thread("copy")
@@ -581,7 +663,7 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
         assert stranger.head(lane) == head.sequence
         for step_id, (state, writes) in steps.items():
             assert state is not None
-            assert stranger.of_id(lane, step_id)[0][-1] == state.sequence
+            assert stranger.of_id(lane, step_id)[0] == state.sequence
             assert stranger.state(state.sequence) == state.channels
             expected = [(found.task_id, found.write.channel, found.write.value) for found in writes]
             assert stranger.writes(lane, step_id) == [

@@ -39,8 +39,8 @@ SEAL_AFTER_EVENTS: Final = 128
 SEAL_AFTER_BYTES: Final = 1 << 19
 _PAGE_EVENTS: Final = 8
 _PAUSE_SECONDS: Final = 0.0005
-_FEWEST_FOLDED_STEPS: Final = 32
-_SHARE: Final = 8
+FEWEST_FOLDED_STEPS: Final = 32
+SHARE: Final = 8
 
 
 class Folding:
@@ -205,7 +205,7 @@ class _Run:
         return {
             state.sequence: codec.encode_base(state)
             for lane, state in self._states.items()
-            if self._depths[lane] >= max(_FEWEST_FOLDED_STEPS, _pieces(state) / _SHARE)
+            if self._depths[lane] >= max(FEWEST_FOLDED_STEPS, _pieces(state) / SHARE)
         }
 
 

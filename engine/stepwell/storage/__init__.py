@@ -10,7 +10,7 @@ and each append its commit number, and keeps the derived tables in step with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
 from typing import NamedTuple, Protocol, TypeAlias
 
