@@ -279,7 +279,7 @@ def test_invariants_are_those_of_audit() -> None:
     """The page defines the invariants whose names audit gives to breaches, and says what tests each."""
     source = (ROOT / "engine" / "stepwell" / "audit.py").read_text(encoding="utf-8")
     rows = rows_of(subsections()["11. Invariants"], "", "Invariant", "Tests")
-    assert [name for name, *_ in rows] == sorted(set(re.findall(r'"(I\d+)"', source)))
+    assert [name for name, *_ in rows] == sorted(set(re.findall(r'"(I\d+)"', source)), key=lambda name: int(name[1:]))
     for name, _, names in rows:
         assert names
         assert all(test.startswith(f"`test_{name.lower()}_") for test in names.split(", "))
