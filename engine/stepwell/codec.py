@@ -50,8 +50,8 @@ _LENGTH_BYTES: Final = 4
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
-Known = Callable[[bytes], Ref | None]
-"""Where the log holds content with this digest, or None."""
+Known = Callable[[bytes, bool], Ref | None]
+"""Where the log holds content with this digest, or None; and whether it is looked for within other content."""
 
 
 class Fresh(NamedTuple):
@@ -181,7 +181,7 @@ class _Packer:
         """Content that holds, somewhere within it, what the log has already; None if it does not."""
         if self._known is None:
             return None
-        pieces = nesting.search(content, lambda piece: self._find(digest_of(piece)))
+        pieces = nesting.search(content, lambda piece: self._find(digest_of(piece), inside=True))
         if not any(isinstance(piece, Ref) for piece in pieces):
             return None
         parts: list[bytes | Ref] = []
@@ -199,10 +199,10 @@ class _Packer:
             return part
         return self._place(part, digest_of(part))
 
-    def _find(self, digest: bytes) -> Ref | None:
+    def _find(self, digest: bytes, *, inside: bool = False) -> Ref | None:
         found = self._here.get(digest)
         if found is None and self._known is not None:
-            found = self._known(digest)
+            found = self._known(digest, inside)
         return found
 
     def _place(self, content: bytes, digest: bytes) -> Ref:

@@ -4,6 +4,10 @@ What a step takes over from its task's writes is usually what was recorded a mom
 the digest of each content that was appended lately to the place where it stands, per thread.  It is a
 cache: forgetting costs space on disk, never correctness.
 
+A process that goes on with a thread which it did not begin has appended nothing of it.  What tasks hand about as a
+whole (all messages in a `Send`, all files) stands in the newest state, whose contents are noted when content is
+first looked for within other content.
+
 An append is encoded in its caller's thread.  Only if it holds the same content as one that is still on its
 way into the log must it wait for its turn, since only the writer knows where that one will stand.
 """
@@ -12,19 +16,23 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import suppress
+from itertools import accumulate
 from typing import Final
 
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Fresh
+from stepwell.errors import StepwellError
 from stepwell.events import Event, StepCommitted, WritesRecorded
-from stepwell.patch import Ref
-from stepwell.storage import Committed, Entry
+from stepwell.patch import Ref, references, runs
+from stepwell.reader import Payloads, Reader
+from stepwell.storage import Committed, Entry, Storage
 
 _LARGEST_MEMORY: Final = 1 << 16  # contents; about 300 bytes each
+_MOST_RECALLED: Final = 1 << 12  # threads
 
 
 class Place:
@@ -50,14 +58,47 @@ class Place:
         return self.number == number and self.sequence >= first
 
 
+def newest_contents(storage: Storage, reader: Reader, thread_id: str) -> Iterator[tuple[Place, Fresh]]:
+    """Each content of the newest state of the lane that a thread began with.
+
+    Elements of arrays one by one, and the rest as it stands.
+    """
+    row = storage.thread(thread_id)
+    lanes = [] if row is None else storage.lanes(row.number, 0, 1)
+    if row is None or not lanes or not lanes[0][2].head:
+        return
+    state = reader.state(row.number, lanes[0][2].head)
+    payloads = Payloads(storage, row.number)
+    places: dict[int, Place] = {}
+    for value in state.channels.values():
+        payloads.fetch(ref.sequence for ref in references(value))
+        for ref, lengths in runs(value):
+            place = places.setdefault(ref.sequence, Place())
+            place.number, place.sequence, place.durable = row.number, ref.sequence, True
+            view = payloads.view(ref)
+            edges = accumulate(lengths, initial=0)
+            for start, length in zip(edges, lengths, strict=False):
+                yield place, Fresh(codec.digest_of(view[start : start + length]), ref.start + start, length)
+
+
+def _nothing(thread_id: str) -> Iterable[tuple[Place, Fresh]]:
+    return ()
+
+
 class NotYetPlaced(Exception):
     """The content stands in an event whose sequence is not known yet."""
 
 
 class ContentMemory:
-    """The latest contents of all threads of one log."""
+    """The latest contents of all threads of one log.
 
-    def __init__(self) -> None:
+    Args:
+        recall: Reads what the newest state of a thread holds: each content with its place.
+    """
+
+    def __init__(self, recall: Callable[[str], Iterable[tuple[Place, Fresh]]] = _nothing) -> None:
+        self._recall = recall
+        self._recalled: OrderedDict[str, None] = OrderedDict()
         self._places: OrderedDict[tuple[str, bytes], tuple[Place, int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -91,6 +132,20 @@ class ContentMemory:
                 return None  # it comes after this append, or was refused
             self._places.move_to_end((thread_id, digest))
             return place.number, Ref(place.sequence, start, length)
+
+    def recall(self, thread_id: str) -> bool:
+        """Note what the newest state of a thread holds, once; returns whether that was done now."""
+        with self._lock:
+            if thread_id in self._recalled:
+                return False
+            self._recalled[thread_id] = None
+            while len(self._recalled) > _MOST_RECALLED:
+                self._recalled.popitem(last=False)
+        with suppress(StepwellError):  # what cannot be read now is stored again, and told to whoever reads it
+            for place, fresh in self._recall(thread_id):
+                with self._lock:
+                    self._places.setdefault((thread_id, fresh.digest), (place, fresh.start, fresh.length))
+        return True
 
     def remember(self, thread_id: str, place: Place, fresh: Iterable[Fresh]) -> None:
         """Note what an event holds that no event before it did."""
@@ -143,13 +198,19 @@ class Encoding:
         # What an encoding before this one said about where its content lies is not true of this one.
         settle(self.places, durable=False)
         self.places[:] = [Place() for _ in self._events]
-        bodies = [codec.encode(event, lambda digest: self._known(digest, incarnation, first)) for event in self._events]
+        bodies = [
+            codec.encode(event, lambda digest, inside: self._known(digest, incarnation, first, inside=inside))
+            for event in self._events
+        ]
         for place, body in zip(self.places, bodies, strict=True):
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]
 
-    def _known(self, digest: bytes, incarnation: int | None, first: int) -> Ref | None:
+    def _known(self, digest: bytes, incarnation: int | None, first: int, *, inside: bool) -> Ref | None:
         found = self._memory.find(self._thread_id, digest, incarnation, first)
+        # The writer, which knows the incarnation, has no time to read.
+        if found is None and inside and incarnation is None and self._memory.recall(self._thread_id):
+            found = self._memory.find(self._thread_id, digest, incarnation, first)
         if found is None:
             return None
         number, ref = found

@@ -9,13 +9,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader
-from stepwell.content import ContentMemory, Encoding, Place
+from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
@@ -132,8 +133,8 @@ class Log:
         seal_after_bytes: int = SEAL_AFTER_BYTES,
     ) -> None:
         self.storage = storage
-        self.content = ContentMemory()
         self.reader = reader.Reader(storage)
+        self.content = ContentMemory(partial(newest_contents, storage, self.reader))
         self._writer = Writer(storage)
         self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
         self._writer.notice = self._folding.notice

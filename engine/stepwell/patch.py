@@ -258,6 +258,20 @@ def references(value: Patch) -> Iterator[Ref]:
             yield from references(item)
 
 
+def runs(value: Value) -> Iterator[tuple[Ref, tuple[int, ...]]]:
+    """Every reference that is all of some content, with the lengths of the elements in it."""
+    if isinstance(value, Blob):
+        if isinstance(value.content, Ref):
+            yield value.content, (value.content.length,)
+    elif isinstance(value, Array):
+        for piece in value.pieces:
+            if isinstance(piece.content, Ref):
+                yield piece.content, piece.lengths
+    else:
+        for item in value.entries.values():
+            yield from runs(item)
+
+
 def _references(content: Content) -> Iterator[Ref]:
     parts = content.parts if isinstance(content, Joined) else (content,)
     yield from (part for part in parts if isinstance(part, Ref))

@@ -168,7 +168,7 @@ class _Rewriting:
 
     def _entry(self, event: Event) -> Entry:
         event = reader.resolved(event, self._payloads.read)
-        body = codec.encode(event, self._known.get)
+        body = codec.encode(event, lambda digest, _: self._known.get(digest))
         lane = event.lane if isinstance(event, StepCommitted | WritesRecorded) else None
         # The first event of a lane is preceded by the one that opens it.
         self._last += 1 if lane is None or lane in self._lanes else 2
