@@ -29,6 +29,7 @@ KNOWN_FLAGS: Final = FLAG_REPLACES | FLAG_HIDDEN
 
 FORM_PLAIN: Final = 0  # the body stands as it is
 FORM_ZSTD: Final = 1  # the body is one zstandard frame
+FORM_ZSTD_DICTIONARY: Final = 2  # the body is one zstandard frame, made with the dictionary loose-1.dict
 
 CHAIN_BYTES: Final = 16
 CHECKSUM_BYTES: Final = 8

@@ -427,4 +427,4 @@ def _entry(event: Event, lane: str | None, created_at: int) -> Entry:
 
 def _plain_entry(event: Event, created_at: int) -> Entry:
     entry = _entry(event, None, created_at)
-    return entry._replace(body=codec.decompress(entry.body)) if entry.form == fmt.FORM_ZSTD else entry
+    return entry._replace(body=codec.plain_body(entry.body, entry.form), form=fmt.FORM_PLAIN)

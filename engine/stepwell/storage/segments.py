@@ -145,7 +145,7 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
-        plain = codec.decompress(frame, before(group) if group < first else b"")
+        plain = codec.decompress_block(frame, before(group) if group < first else b"")
         segment = Segment(first, count, bases, group, chain, plain)
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
