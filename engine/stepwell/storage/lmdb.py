@@ -317,7 +317,7 @@ class _Environment:
             return 0
         given = 0
         # What cannot be told, or cannot be done, leaves the file larger than it need be: that is no failure.
-        with suppress(UnclearError, OSError), PageFile(self.real_path, self._identity) as file:
+        with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self._identity) as file:
             now, later = self._look(file, in_background)
             if in_background:
                 least_bytes, later = max(least_bytes, file.occupied_bytes // _OCCUPIED_SHARE), 0
@@ -327,8 +327,7 @@ class _Environment:
                 for part in self._punch(file, in_background):
                     given += part
                 if later >= _WORTH_A_TURN_BYTES:
-                    with suppress(CapacityError):  # the turn itself takes a few pages
-                        self._turn()
+                    self._turn()
                     for part in self._punch(file, in_background):
                         given += part
             except UnableError:
