@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.datafile",),
+    ("storage.freepages",),
     ("storage.lmdb", "storage.memory"),
     ("reader", "content"),
     ("writer", "pruning"),

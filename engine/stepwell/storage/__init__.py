@@ -366,6 +366,20 @@ class Storage(Protocol):
     def event_threads(self) -> list[int]:
         """The numbers of all threads that have events, found from the events themselves; for audit."""
 
+    def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
+        """Give room that the log does not need any more back to the file system; what it holds stays as it is.
+
+        Room that a reader may still look at stays.  Where the system cannot do it, nothing happens.
+
+        Args:
+            least_bytes: Do nothing unless there is so much to give back.
+            in_background: Do nothing unless it is a quarter of what the log takes, let those who append go first,
+                and leave a little for what they append next.
+
+        Returns:
+            How many bytes were given back.
+        """
+
     def close(self) -> None:
         """Give back what the engine holds.  Closing twice is harmless."""
 
