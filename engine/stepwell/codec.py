@@ -53,6 +53,8 @@ DecompressionError = zstandard.ZstdError
 _LENGTH_BYTES: Final = 4
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_raw_elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_parent_decoder: msgspec.msgpack.Decoder[str | None] = msgspec.msgpack.Decoder(str | None)
 
 Known = Callable[[bytes, bool], Ref | None]
 """Where the log holds content with this digest, or None; and whether it is looked for within other content."""
@@ -309,6 +311,20 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
     return event
 
 
+def parent_of(thread: int, record: Record) -> str | None:
+    """The parent that a step names, found without decoding the rest of it.
+
+    Raises:
+        CorruptionError: The record is no step.
+    """
+    try:
+        _, _, parent_id, *_ = _raw_elements.decode(record.skeleton)
+        return _parent_decoder.decode(parent_id)
+    except (ValueError, RecursionError) as error:
+        reason = f"the step cannot be decoded: {error}"
+        raise CorruptionError(reason, thread=thread, sequence=record.sequence) from error
+
+
 def split(body: bytes) -> tuple[memoryview, memoryview]:
     """The skeleton and the payload of a body."""
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
@@ -445,8 +461,10 @@ def compress_block(block: bytes, before: bytes = b"") -> bytes:
         block: The block.
         before: What the reader will have unpacked already, to refer to.
     """
-    known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
-    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL, dict_data=known, write_checksum=True).compress(block)
+    compressor = zstandard.ZstdCompressor(
+        level=BLOCK_COMPRESSION_LEVEL, dict_data=_after(before), write_checksum=True, write_dict_id=False
+    )
+    return compressor.compress(block)
 
 
 def decompress_block(frame: bytes | memoryview, before: bytes = b"") -> bytes:
@@ -456,11 +474,13 @@ def decompress_block(frame: bytes | memoryview, before: bytes = b"") -> bytes:
         frame: The frame.
         before: What it was compressed with.
     """
-    if not before:
-        return _frames[fmt.FORM_ZSTD].decompress(frame)
     _check_size(frame)
-    known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    return zstandard.ZstdDecompressor(dict_data=known).decompress(frame)
+    return zstandard.ZstdDecompressor(dict_data=_after(before)).decompress(frame)
+
+
+def _after(before: bytes) -> zstandard.ZstdCompressionDict:
+    """What a block may refer to: the carried dictionary's bytes as they stand, and what came before the block."""
+    return zstandard.ZstdCompressionDict(_DICTIONARY + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
 def _check_size(frame: bytes | memoryview) -> None:
