@@ -70,11 +70,11 @@ class ModelThread:
             return Found(0, 0, False, b"", writes)
         return Found(shown[-1].sequence, shown[0].sequence, not steps, shown[-1].parent, writes)
 
-    def ancestry(self, lane: str, key: bytes) -> list[tuple[bytes, Found]]:
-        """The parents of a step."""
+    def ancestry(self, lane: str, key: bytes, limit: int) -> list[tuple[bytes, Found]]:
+        """The parents of a step, nearest first."""
         line: list[tuple[bytes, Found]] = []
         parent = self.find(lane, key).parent_key
-        while parent and parent != key and parent not in [each for each, _ in line]:
+        while parent and len(line) < limit:
             found = self.find(lane, parent)
             if not found.step:
                 break

@@ -104,10 +104,11 @@ def unpack(thread: int, last: int, data: bytes) -> Segment:
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
+        # The checksum covers the size: if memory is short, that is not the segment's fault.
         segment = Segment(first, count, chain, codec.decompress(frame))
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
-    except (ValueError, struct.error, codec.DecompressionError, MemoryError) as error:
+    except (ValueError, struct.error, codec.DecompressionError) as error:
         raise CorruptionError(f"the segment is damaged: {error}", thread=thread, sequence=last) from error
     return segment
 
