@@ -48,6 +48,8 @@ class Segment:
     """
 
     def __init__(self, first: int, count: int, chain: bytes, plain: bytes) -> None:
+        if count * _ROW_BYTES > len(plain):
+            raise ValueError(f"{count} events do not fit into {len(plain)} bytes")
         self.first = first
         self.last = first + count - 1
         self.size = len(plain)
