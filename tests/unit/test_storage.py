@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from building import all_rows, append, drop_bases, loose, noise, sealing, set_row, step, wrote
+from building import all_rows, append, loose, noise, step, wrote
 from stepwell import ClosedError, ConflictError, codec
 from stepwell import format as fmt
 from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
@@ -37,7 +37,7 @@ KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 
 
 def done(storage: TableStorage, operation: Operation) -> Committed:
-    """Carry out one operation that is not refused; an append says how much of its thread is loose, which is taken off."""
+    """Carry out one operation that is not refused; what an append says of loose events is checked and taken off."""
     (outcome,) = storage.commit([operation])
     assert isinstance(outcome, Committed)
     if isinstance(operation, Append) and outcome.commit:
