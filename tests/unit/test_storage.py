@@ -11,10 +11,23 @@ from typing import Any
 
 import pytest
 
-from building import all_rows, append, loose, noise, step, wrote
-from stepwell import ClosedError, ConflictError, codec
+from building import (
+    all_rows,
+    append,
+    drop_bases,
+    get_row,
+    loose,
+    noise,
+    sealing,
+    set_record,
+    set_row,
+    step,
+    wrote,
+)
+from stepwell import ClosedError, ConflictError, CorruptionError, codec
 from stepwell import format as fmt
 from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
+from stepwell.reader import Reader
 from stepwell.storage import (
     Append,
     Branches,
@@ -32,6 +45,7 @@ from stepwell.storage import (
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.tables import EVENTS, SEGMENTS
 
 KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 
@@ -599,6 +613,152 @@ def test_copy_of_a_restarted_thread(storage: TableStorage) -> None:
     done(storage, Copy("t", "u", 1))
     assert sorted(storage.branches(2, [8], frozenset()).records) == [7, 8]
     assert isinstance(events(storage, 2)[0], ThreadPruned)
+
+
+# --- seal ---
+
+
+def grown(storage: TableStorage) -> None:
+    """Thread 1 with 12 events: steps at 3 to 8 in a line, writes, and a step in another lane."""
+    done(storage, append("t", step("s0")))
+    for number in range(1, 6):
+        done(storage, append("t", step(f"s{number % 5}", parent=f"s{number - 1}", base=number + 2)))
+    done(storage, append("t", wrote("s0"), step("s0", lane="sub"), wrote("s1", [noise(), noise()])))
+
+
+def answers(storage: TableStorage) -> object:
+    """All that sealing must not change."""
+    keys = list(KEYS.values())
+    return (
+        storage.scan(1, 0, 1 << 62, 100, reverse=False)[::-1] == storage.scan(1, 0, 1 << 62, 100, reverse=True),
+        events(storage),
+        storage.payloads(1, range(20)),
+        [sequences(storage.steps(1, lane, before, 100)) for lane in (None, 1, 2) for before in range(15)],
+        [storage.find(1, lane, keys) for lane in (1, 2)],
+        [storage.ancestry(1, lane, key, 9) for lane in (1, 2) for key in keys],
+        [sorted(storage.branches(1, [at], frozenset()).records) for at in range(15)],
+        [each.sequence for each in storage.survey(1, 0, 100)],
+        storage.feed(0, 10),
+        list(storage.event_threads()),
+    )
+
+
+def test_seal(storage: TableStorage) -> None:
+    """The oldest loose events move into a segment, whole; nothing that is asked for changes, nor the chain."""
+    grown(storage)
+    before, row = answers(storage), row_of(storage)
+    for first, last in ((1, 4), (5, 5), (6, 12)):
+        operation = sealing(storage, "t", last)
+        assert storage.commit([operation]) == [Committed(1, 0, ())]
+        assert sorted(loose(storage, 1)) == [*range(last + 1, 13)]
+        assert storage.segments(1)[-1] == (first, last, len(operation.segment))
+        assert answers(storage) == before
+        now = row_of(storage)
+        assert now.sealed == last
+        assert now.loose_bytes == sum(map(len, loose(storage, 1).values()))
+        assert now.stored_bytes == now.loose_bytes + sum(size for _, _, size in storage.segments(1))
+        assert (now.chain, now.last, now.updated_at) == (row.chain, row.last, row.updated_at)
+    (outcome,) = storage.commit([append("t", step("s4", base=8), now=9)])
+    assert outcome == Committed(1, 8, (13,), 1, len(loose(storage, 1)[13]))
+
+
+def test_seal_what_is_not_loose(storage: TableStorage) -> None:
+    """Events that are sealed already, are gone, or are not the oldest ones, are not sealed, without an error."""
+    grown(storage)
+    early, late = sealing(storage, "t", 4), sealing(storage, "t", 9)
+    nothing = Committed(0, 0, ())
+    for operation in (
+        early._replace(thread_id="none"),
+        early._replace(number=2),
+        early._replace(first=2),
+        early._replace(first=0),
+        early._replace(last=13),
+    ):
+        before = all_rows(storage)
+        assert storage.commit([operation]) == [nothing]
+        assert all_rows(storage) == before
+    assert storage.commit([early, late, early]) == [Committed(1, 0, ()), nothing, nothing]
+    done(storage, restart(storage, step("s0")))
+    before = all_rows(storage)
+    assert storage.commit([early, late]) == [nothing, nothing]
+    assert all_rows(storage) == before
+    assert storage.segments(1) == []
+
+
+def test_seal_within_a_group(storage: TableStorage) -> None:
+    """A sealing stands among other operations, and sees what those before it did."""
+    grown(storage)
+    operation = sealing(storage, "t")
+    outcomes = storage.commit(
+        [append("t", step("s4", base=8)), operation, Copy("t", "u", 1), Delete("t", 1), operation]
+    )
+    assert [bare(outcome) for outcome in outcomes] == [
+        Committed(1, 8, (13,)),
+        Committed(1, 0, ()),
+        Committed(2, 9, (14,)),
+        Committed(1, 10, (14,)),
+        Committed(0, 0, ()),
+    ]
+    assert [span[:2] for span in storage.segments(2)] == [(1, 12)]
+    assert sorted(loose(storage, 2)) == [13, 14]
+    assert storage.segments(1) == []
+    assert sequences(storage.steps(2, 1, 0, 10)) == [7, 6, 5, 4, 3]
+
+
+def test_seal_over_a_lost_event(storage: TableStorage) -> None:
+    """If one of the events is not there, the sealing fails and changes nothing."""
+    grown(storage)
+    operation = sealing(storage, "t")
+    record = loose(storage, 1)[7]
+    set_record(storage, 1, 7, None)
+    before = all_rows(storage)
+    with pytest.raises(CorruptionError) as caught:
+        storage.commit([operation])
+    assert (caught.value.thread, caught.value.sequence) == ("t", 7)
+    assert all_rows(storage) == before
+    set_record(storage, 1, 7, record)
+
+
+def test_branches_begin_at_bases(storage: TableStorage) -> None:
+    """A branch is followed down to the first state that is kept, and not beyond."""
+    grown(storage)
+    reader = Reader(storage)
+    bases = {at: codec.encode_base(1, at, reader.state(1, at)) for at in (4, 7)}
+    storage.commit([sealing(storage, "t", 8, bases)])
+    assert storage.bases(1) == bases
+    for at, records, base in ((8, [8], 7), (7, [], 7), (6, [5, 6], 4), (4, [], 4), (3, [3], 0), (11, [11], 0)):
+        found = storage.branches(1, [at], frozenset())
+        assert (sorted(found.records), found.bases) == (records, {base: bases[base]} if base else {})
+    both = storage.branches(1, [8, 6], frozenset([5]))
+    assert (sorted(both.records), both.bases) == ([6, 8], {7: bases[7]})
+    assert drop_bases(storage) == 2
+    assert sorted(storage.branches(1, [8], frozenset()).records) == [3, 4, 5, 6, 7, 8]
+    assert {at: Reader(storage).state(1, at) for at in range(3, 9)} == {at: reader.state(1, at) for at in range(3, 9)}
+
+
+def test_survey_of_damage(storage: TableStorage) -> None:
+    """A damaged segment is told once, where it ends, a damaged loose record in its place; the others are there."""
+    grown(storage)
+    storage.commit([sealing(storage, "t", 4)])
+    storage.commit([sealing(storage, "t", 8)])
+    rows = {SEGMENTS: fmt.event_key(1, 8), EVENTS: fmt.event_key(1, 10)}
+    sound = {table: get_row(storage, table, key) or b"" for table, key in rows.items()}
+    for table, key in rows.items():
+        set_row(storage, table, key, sound[table][:-1])
+    found = storage.survey(1, 0, 100)
+    assert [(each.sequence, isinstance(each.record, CorruptionError)) for each in found] == [
+        *((sequence, False) for sequence in (1, 2, 3, 4)),
+        (8, True),
+        (9, False),
+        (10, True),
+        (11, False),
+        (12, False),
+    ]
+    assert [each.loose_bytes > 0 for each in found] == [each.sequence > 8 for each in found]
+    assert [each.sequence for each in storage.survey(1, 2, 3)] == [3, 4, 8]
+    assert [each.sequence for each in storage.survey(1, 6, 2)] == [8, 9]
+    for table, key in rows.items():
+        set_row(storage, table, key, sound[table])
 
 
 # --- rewrite ---
