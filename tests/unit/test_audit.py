@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
+import msgspec
 import pytest
 import zstandard
 
-from building import append, get_record, get_row, loose, noise, set_record, set_row, step, wrote
+from building import append, drop_bases, get_record, get_row, loose, noise, sealing, set_record, set_row, step, wrote
 from stepwell import Log, codec, pruning
 from stepwell import format as fmt
 from stepwell.audit import Report, audit
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadDeleted, ThreadPruned, WritesRecorded
 from stepwell.patch import Blob, Keep, Merge, Ref, Splice
+from stepwell.reader import Reader
 from stepwell.storage import (
     Copy,
     Delete,
@@ -26,7 +28,8 @@ from stepwell.storage import (
     unpack_thread,
 )
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import DERIVED, FEED, INDEX, LANES, NAMES, THREADS
+from stepwell.storage.segments import pack
+from stepwell.storage.tables import BASES, DERIVED, FEED, INDEX, LANES, NAMES, SEGMENTS, THREADS
 
 Change = Callable[[int, fmt.Header, bytes], tuple[fmt.Header, bytes]]
 
@@ -440,6 +443,115 @@ def test_i8_content_that_shrank(broken: MemoryStorage) -> None:
     refer = StepCommitted("s2", "s1", Merge((), {"x": Blob("text", Ref(3, 0, 500))}), Merge())
     with_event(broken, 9, refer)
     assert named(broken, "I8", 9)
+
+
+# --- I9: segments ---
+
+
+@pytest.fixture
+def sealed(broken: MemoryStorage) -> MemoryStorage:
+    """The same log with segments of events 1 to 4, 5 and 6, 7 and 8 of each thread, and states kept of 4 and 6."""
+    for number, name in ((1, "t"), (2, "u")):
+        for last in (4, 6, 8):
+            kept = {last: Reader(broken).state(number, last)} if last < 8 else {}
+            bases = {at: codec.encode_base(number, at, state) for at, state in kept.items()}
+            broken.commit([sealing(broken, name, last, bases)])
+    assert audit(broken).breaches == []
+    return broken
+
+
+@pytest.mark.parametrize(("last", "following"), [(4, 5), (6, 7), (8, 9)])
+def test_i9_segment_is_missing(sealed: MemoryStorage, last: int, following: int) -> None:
+    """I9: a segment that is gone is missed where the events go on."""
+    set_row(sealed, SEGMENTS, fmt.event_key(1, last), None)
+    assert named(sealed, "I1", following)
+    assert named(sealed, "I9", following) == (last == 6)
+    assert "I6" in found(sealed)
+
+
+def test_i9_segments_that_overlap(sealed: MemoryStorage) -> None:
+    """I9: a segment that begins before the one before it ends is named."""
+    records = sealed.scan(1, 4, 9, 9, reverse=False)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 8), pack(1, records))
+    assert named(sealed, "I9", 5)
+
+
+def test_i9_loose_events_before_a_segment(sealed: MemoryStorage) -> None:
+    """I9: sealed events are the oldest; loose ones before them are out of order, sound or not."""
+    chain = fmt.CHAIN_SEED
+    for record in sealed.scan(1, 0, 5, 9, reverse=False):
+        header = record.header
+        fields = (header.kind, header.flags, fmt.FORM_PLAIN, header.lane, header.commit, header.created_at)
+        rest = (header.base, header.previous, fmt.body_digest(record.body), chain)
+        stamp, chain = fmt.stamp(1, record.sequence, *fields, *rest)
+        set_record(sealed, 1, record.sequence, stamp + record.body)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 4), None)
+    assert named(sealed, "I1", 1)
+    assert not any(breach.thread == 2 for breach in audit(sealed).breaches)
+
+
+def test_i2_of_segments(sealed: MemoryStorage) -> None:
+    """I2: a segment that was damaged, or stands in another place than its own, is named at its end."""
+    keys = {place: fmt.event_key(*place) for place in product((1, 2), (4, 6, 8))}
+    rows = {place: get_row(sealed, SEGMENTS, key) or b"" for place, key in keys.items()}
+    for place, data in rows.items():
+        if place != (1, 6):
+            set_row(sealed, SEGMENTS, keys[1, 6], data)
+            assert named(sealed, "I2", 6)
+    for position in range(0, len(rows[1, 6]), 7):
+        set_row(sealed, SEGMENTS, keys[1, 6], flipped(rows[1, 6], position))
+        assert named(sealed, "I2", 6) or audit(sealed).breaches == []
+    for cut in (b"", rows[1, 6][:30], rows[1, 6][:48], rows[1, 6][:-1]):
+        set_row(sealed, SEGMENTS, keys[1, 6], cut)
+        assert named(sealed, "I2", 6)
+
+
+def test_i3_of_segments(sealed: MemoryStorage) -> None:
+    """I3: a segment whose events were replaced by others, sound in themselves, is found by its own chain hash."""
+    records = sealed.scan(1, 4, 7, 9, reverse=False)
+    forged = codec.encode(step("s0", {"x": b"forged"}))
+    skeleton, payload = codec.split(codec.decompress(forged.data) if forged.form else forged.data)
+    other = records[-1]._replace(skeleton=skeleton, payload=payload)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 6), pack(1, [records[0], other]))
+    assert named(sealed, "I3", 6)
+
+
+# --- I10: states that are kept ---
+
+
+def test_i10_changed_state(sealed: MemoryStorage) -> None:
+    """I10: a state that was damaged, stands in another place, or is not what the events fold to, is named."""
+    key = fmt.event_key(1, 6)
+    sound = get_row(sealed, BASES, key)
+    assert sound is not None
+    other = Reader(sealed).state(1, 4)
+    changed = (
+        *(flipped(sound, position) for position in range(len(sound))),
+        sound[:-1],
+        b"",
+        get_row(sealed, BASES, fmt.event_key(1, 4)),
+        get_row(sealed, BASES, fmt.event_key(2, 6)),
+        codec.encode_base(1, 6, other),
+        codec.encode_base(1, 6, msgspec.structs.replace(codec.decode_base(1, 6, sound), parent_id="other")),
+    )
+    for data in changed:
+        set_row(sealed, BASES, key, data)
+        assert {breach[:3] for breach in audit(sealed).breaches} == {("I10", 1, 6)}
+    set_row(sealed, BASES, key, sound)
+    assert audit(sealed).breaches == []
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 7, 11])
+def test_i10_state_of_no_step(sealed: MemoryStorage, at: int) -> None:
+    """I10: a state can be kept of a step only."""
+    set_row(sealed, BASES, fmt.event_key(1, at), codec.encode_base(1, at, Reader(sealed).state(1, 4)))
+    assert named(sealed, "I10", at)
+
+
+def test_bases_may_be_missing(sealed: MemoryStorage) -> None:
+    """States that are kept only save reading: without any, a log is sound."""
+    assert drop_bases(sealed) == 4
+    assert audit(sealed).breaches == []
 
 
 # --- several at once ---
