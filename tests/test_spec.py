@@ -445,7 +445,10 @@ class Stranger:
     def content(self, content: Any) -> bytes:
         if isinstance(content, bytes):
             return content
-        sequence, start, length = content
+        if content[0] == 10:
+            return b"".join(map(self.content, content[1]))
+        tag, sequence, start, length = content
+        assert tag == 9
         payload = self.event(sequence)[1]
         assert start + length <= len(payload)
         return payload[start : start + length]
@@ -469,8 +472,11 @@ def elements_of(piece: list[Any]) -> Iterator[tuple[int, Any]]:
     for length in lengths:
         if isinstance(content, bytes):
             yield length, content[start : start + length]
+        elif content[0] == 10:
+            assert len(lengths) == 1
+            yield length, content
         else:
-            yield length, [content[0], content[1] + start, length]
+            yield length, [9, content[1], content[2] + start, length]
         start += length
 
 
@@ -487,7 +493,11 @@ def absolute(form: list[Any], sequence: int) -> list[Any]:
 
 
 def own(content: Any, sequence: int) -> Any:
-    return [sequence, *content[1:]] if isinstance(content, list) and content[0] == 0 else content
+    if not isinstance(content, list):
+        return content
+    if content[0] == 10:
+        return [10, [own(part, sequence) for part in content[1]]]
+    return [9, sequence, *content[2:]] if content[1] == 0 else content
 
 
 def random_payload(chance: random.Random) -> tuple[str, bytes]:
