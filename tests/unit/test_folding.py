@@ -384,7 +384,9 @@ def test_a_sealing_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """A sealing that cannot be carried out harms nobody: it is told, and tried again when there is more to seal."""
     storage = FailingStorage()
     with Log(storage, seal_after_events=4) as log:
-        storage.failure = lambda group: DiskFullError("full") if isinstance(group[-1], Seal) else None
+        storage.failure = lambda group: (
+            DiskFullError("full") if any(isinstance(operation, Seal) for operation in group) else None
+        )
         thread = log.thread("one")
         with caplog.at_level(logging.WARNING, "stepwell"):
             for number in range(8):
