@@ -537,6 +537,10 @@ def test_small_address_space_that_grows(path: Path) -> None:
 def test_small_address_space_that_stays(path: Path) -> None:
     """When the map cannot grow, the append that does not fit fails, and all else goes on."""
     script = """
+        # What is sealed is held in memory, of which there is none left beside the map.
+        log.close()
+        log = Log.open(path, seal_after_bytes=1 << 40)
+        thread = log.thread("t")
         appended = 0
         try:
             while True:
@@ -603,6 +607,7 @@ def test_another_process_grows_the_file(path: Path) -> None:
         for number in range(80):
             log.thread("t").begin_append([step(f"{number}", {"x": noise(1 << 20)})])
         log.thread("t").append([step("80")])
+        log.seal()  # an audit takes what another process changes meanwhile for a breach
         output, errors = process.communicate("go\n", timeout=60)
         assert (process.returncode, output, errors) == (0, "82\n83 0\n", "")
         assert len(ids(log)) == 83

@@ -151,10 +151,11 @@ class TableStorage(ABC):
         size = 0
         with self._reading() as tables:
             records = Records(tables, self._held)
-            for record in (records.scan_back if reverse else records.scan)(thread, after, before):
+            scan = records.scan_back if reverse else records.scan
+            for record in islice(scan(thread, after, before), limit):
                 found.append(record)
                 size += record.size
-                if len(found) >= limit or size > PAGE_BYTES:
+                if size > PAGE_BYTES:
                     break
         return found
 
@@ -171,10 +172,10 @@ class TableStorage(ABC):
         found: list[Record] = []
         with self._reading() as tables:
             size = 0
-            for record in self._steps(tables, thread, lane, before):
+            for record in islice(self._steps(tables, thread, lane, before), limit):
                 found.append(record)
                 size += record.size
-                if len(found) >= limit or size > PAGE_BYTES:
+                if size > PAGE_BYTES:
                     break
         return found
 

@@ -43,7 +43,7 @@ from stepwell.storage import Group
 
 GROUP_BYTES: Final = 1 << 20
 PART_BYTES: Final = 4096 - 16  # fills one page of LMDB, so that any free page will do and none is filled in part
-SMALL_PART_BYTES: Final = 984  # with key and place, four fill a page
+SMALL_PART_BYTES: Final = 474  # with key and place, eight fill a page
 _HEAD = struct.Struct(f">B3xII4xQQ{fmt.CHAIN_BYTES}s")
 _BASE = struct.Struct(">QI")
 _CHECKSUM_BYTES: Final = 16
@@ -66,6 +66,8 @@ class Segment:
     """
 
     def __init__(self, first: int, count: int, bases: int, group: int, chain: bytes, plain: bytes) -> None:
+        if count * _ROW_BYTES > len(plain):
+            raise ValueError(f"{count} events do not fit into {len(plain)} bytes")
         self.first = first
         self.last = first + count - 1
         self.group = group
@@ -149,11 +151,12 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
+        # The checksum covers the size: if memory is short, that is not the segment's fault.
         plain = codec.decompress_block(frame, before(group) if group < first else b"")
         segment = Segment(first, count, bases, group, chain, plain)
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
-    except (ValueError, struct.error, codec.DecompressionError, MemoryError) as error:
+    except (ValueError, struct.error, codec.DecompressionError) as error:
         raise CorruptionError(f"the segment is damaged: {error}", thread=thread, sequence=last) from error
     return segment
 
