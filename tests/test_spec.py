@@ -404,12 +404,15 @@ class Stranger:
         for key in sorted(key for key in self.rows["segments"] if key[:8] == u64(self.thread)):
             parts[key[:16]] = parts.get(key[:16], b"") + self.rows["segments"][key]
         for key, data in parts.items():
-            assert data[:4] == b"\1\0\0\0"
+            assert data[:4] in (b"\1\1\0\0", b"\1\2\0\0")
             count, bases = int.from_bytes(data[4:8]), int.from_bytes(data[8:12])
             first, group = int.from_bytes(data[16:24]), int.from_bytes(data[24:32])
             assert data[48:64] == blake2b(key + data[:48] + data[64:80] + data[-4:], digest_size=16).digest()
-            before = DICTIONARY.read_bytes() + b"".join(block for start, block in blocks.items() if start >= group)
-            known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            before = b"".join(block for start, block in blocks.items() if start >= group)
+            known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
+            if data[1] == 2:
+                assert group == first
+                known = zstandard.ZstdCompressionDict(DICTIONARY.read_bytes())
             block = zstandard.ZstdDecompressor(dict_data=known).decompress(data[64:])
             blocks[first] = block
             rows = [bytes(block[column * count + number] for column in range(48)) for number in range(count)]
