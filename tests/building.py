@@ -12,12 +12,13 @@ from stepwell import Event, Sequence, StepCommitted, Write, WritesRecorded, chan
 from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.patch import Value
-from stepwell.storage import Append, Operation, Outcome, Seal, Storage
+from stepwell.storage import Append, Group, Operation, Outcome, Seal, Storage, pack_row, unpack_thread
 from stepwell.storage.held import Held
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.ordered import TableStorage
-from stepwell.storage.segments import pack
-from stepwell.storage.tables import AFTER_ALL, BASES, DERIVED, EVENTS, SEGMENTS, Tables
+from stepwell.storage.records import Records
+from stepwell.storage.segments import cut, pack
+from stepwell.storage.tables import AFTER_ALL, DERIVED, EVENTS, SEGMENTS, THREADS, Tables
 
 
 def noise(length: int = 300) -> bytes:
@@ -73,13 +74,21 @@ def append(
 def sealing(
     storage: Storage, thread_id: str, last: int | None = None, bases: Mapping[int, bytes] | None = None
 ) -> Seal:
-    """The storage's operation that puts the loose events of a thread, up to one of them, into a segment."""
+    """The storage's operation that puts the loose events of a thread, up to one of them, into a segment.
+
+    Args:
+        storage: The storage.
+        thread_id: The thread.
+        last: The last of the events; None for all.
+        bases: The states that the segment keeps, by sequence.
+    """
     row = storage.thread(thread_id)
     assert row is not None
     first = max(row.sealed, row.first - 1) + 1
     last = row.last if last is None else last
     records = storage.scan(row.number, first - 1, last + 1, 1 << 30, reverse=False)
-    return Seal(thread_id, row.number, first, last, pack(row.number, records), bases or {})
+    segment, _ = pack(row.number, records, bases or {}, storage.last_group(row.number))
+    return Seal(thread_id, row.number, first, last, segment)
 
 
 # --- behind the log's back ---
@@ -130,16 +139,60 @@ def loose(storage: Storage, thread: int) -> dict[int, bytes]:
 
 def all_rows(storage: Storage) -> dict[tuple[str, bytes], bytes]:
     """Every row of a log: two logs with equal rows answer alike."""
-    tables = (EVENTS, SEGMENTS, BASES, *DERIVED)
+    tables = (EVENTS, SEGMENTS, *DERIVED)
     return {(table, key): value for table in tables for key, value in rows_of(storage, table).items()}
 
 
+def parts_of(storage: Storage, thread: int, last: int) -> dict[bytes, bytes]:
+    """The rows that hold the parts of a segment, as they stand."""
+    place = fmt.event_key(thread, last)
+    return {key: part for key, part in rows_of(storage, SEGMENTS).items() if key.startswith(place)}
+
+
+def get_segment(storage: Storage, thread: int, last: int) -> bytes:
+    """A segment as it stands."""
+    return b"".join(parts_of(storage, thread, last).values())
+
+
+def set_segment(storage: Storage, thread: int, last: int, segment: bytes | None) -> None:
+    """Put bytes in the place of a segment, cut as a segment is; None removes it."""
+    for key in parts_of(storage, thread, last):
+        set_row(storage, SEGMENTS, key, None)
+    for key, part in cut(thread, last, segment or b""):
+        set_row(storage, SEGMENTS, key, part)
+
+
+def repack(storage: Storage, thread: int, bases: Mapping[int, bytes | memoryview]) -> None:
+    """Pack all segments of a thread again, with these states in the place of those that they keep."""
+    assert isinstance(storage, TableStorage)
+    storage._held = Held()
+    with storage._writing() as tables:
+        records = Records(tables, Held(), committed=False)
+        group, packed, size = Group(), dict[int, bytes](), 0
+        for first, last, old_bytes in records.sealed(thread):
+            kept = {at: state for at, state in bases.items() if first <= at <= last}
+            packed[last], group = pack(thread, [*records.scan(thread, first - 1, last + 1)], kept, group)
+            size += len(packed[last]) - old_bytes
+        start, stop = fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0)
+        for key in [key for key, _ in tables.scan(SEGMENTS, start, stop)]:
+            tables.delete(SEGMENTS, key)
+        for last, segment in packed.items():
+            for key, part in cut(thread, last, segment):
+                tables.put(SEGMENTS, key, part)
+        row = unpack_thread(tables.get(THREADS, fmt.number_key(thread)) or b"")
+        row.stored_bytes += size
+        tables.put(THREADS, fmt.number_key(thread), pack_row(row))
+
+
 def drop_bases(storage: Storage) -> int:
-    """Remove every state that is kept to begin reading at; how many there were."""
-    rows = rows_of(storage, BASES)
-    for key in rows:
-        set_row(storage, BASES, key, None)
-    return len(rows)
+    """Pack all segments again without the states that they keep to begin reading at; how many there were."""
+    dropped = 0
+    for thread in storage.event_threads():
+        kept = storage.bases(thread)
+        if kept:
+            repack(storage, thread, {})
+            dropped += len(kept)
+    return dropped
 
 
 class FailingStorage(MemoryStorage):

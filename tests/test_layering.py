@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
+    ("storage.index", "storage.feed"),  # rows that hold several things
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
@@ -23,8 +24,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.datafile",),
     ("storage.freepages",),
     ("storage.lmdb", "storage.memory"),
-    ("reader", "content"),
-    ("writer", "pruning"),
+    ("reader",),
+    ("content", "pruning"),
+    ("writer",),
     ("folding",),
     ("audit",),
     ("log",),

@@ -53,6 +53,8 @@ _BLOCK_TABLES_LOG: Final = 19
 # Above, a block has its own names often enough.
 LARGEST_BLOCK_WITH_DICTIONARY_BYTES: Final = 16384
 
+_LARGEST_ZSTD_BLOCK_BYTES: Final = 1 << 17
+
 DecompressionError = zstandard.ZstdError
 
 _LENGTH_BYTES: Final = 4
@@ -322,6 +324,8 @@ def parent_of(thread: int, record: Record) -> str | None:
     Raises:
         CorruptionError: The record is no step.
     """
+    if record.header.kind != fmt.KIND_STEP:
+        raise CorruptionError("the event is not a step", thread=thread, sequence=record.sequence)
     try:
         _, _, parent_id, *_ = _raw_elements.decode(record.skeleton)
         return _parent_decoder.decode(parent_id)
@@ -391,7 +395,8 @@ def open_record(thread: int, sequence: int, stored: bytes) -> Record:
         body = plain_body(body, header.form)
         fmt.verify(thread, sequence, header, fmt.body_digest(body))
         return Record(sequence, header, *split(body))
-    except (ValueError, DecompressionError, MemoryError) as error:
+    except (ValueError, DecompressionError) as error:
+        # If memory is short, that is not the record's fault: a frame cannot claim more than its blocks may hold.
         if len(stored) > fmt.HEADER_BYTES and stored[0] > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
@@ -502,8 +507,21 @@ def _known_to(form: int, before: bytes) -> zstandard.ZstdCompressionDict | None:
 
 
 def _check_size(frame: bytes | memoryview) -> None:
-    if zstandard.frame_content_size(frame) > fmt.MAX_BODY_BYTES:
+    """Refuse a frame that claims more than it can hold, before any memory is asked for on its word."""
+    size = zstandard.frame_content_size(frame)
+    if size > fmt.MAX_BODY_BYTES or (size > _LARGEST_ZSTD_BLOCK_BYTES and size > _most_held(frame)):
         raise ValueError("the frame claims an impossible size")
+
+
+def _most_held(frame: bytes | memoryview) -> int:
+    """How many bytes a frame holds at most, by the headers of its blocks (RFC 8878, section 3.1.1.2)."""
+    place, most, is_last = zstandard.frame_header_size(frame), 0, False
+    while not is_last and place < len(frame):
+        header = int.from_bytes(frame[place : place + 3], "little")
+        is_last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
+        most += _LARGEST_ZSTD_BLOCK_BYTES if kind > 1 else min(size, _LARGEST_ZSTD_BLOCK_BYTES)
+        place += 3 + (1 if kind == 1 else size)  # kind 1 is one byte, repeated
+    return most
 
 
 # --- states, as the fold leaves them ---

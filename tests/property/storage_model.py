@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
+from stepwell import codec
 from stepwell import format as fmt
 from stepwell.storage import Append, Copy, Delete, Entry, FeedRow, Found, Operation
 
@@ -68,20 +71,23 @@ class ModelThread:
         hidden = [each for each in mine if each.is_step and each.hidden]
         shown = steps or hidden
         if not shown:
-            return Found(0, 0, False, b"", writes)
-        return Found(shown[-1].sequence, shown[0].sequence, not steps, shown[-1].parent, writes)
+            return Found(0, 0, False, writes)
+        return Found(shown[-1].sequence, shown[0].sequence, not steps, writes)
 
     def ancestry(self, lane: str, key: bytes, limit: int) -> list[tuple[bytes, Found]]:
         """The parents of a step, nearest first."""
         line: list[tuple[bytes, Found]] = []
-        parent = self.find(lane, key).parent_key
+        parent = self._parent(self.find(lane, key))
         while parent and len(line) < limit:
             found = self.find(lane, parent)
             if not found.step:
                 break
             line.append((parent, found))
-            parent = found.parent_key
+            parent = self._parent(found)
         return line
+
+    def _parent(self, found: Found) -> bytes:
+        return next((each.parent for each in self.events if each.sequence == found.step), b"")
 
     def head(self, lane: str) -> int:
         """The newest event of the step of a lane that was first committed last."""
@@ -165,7 +171,7 @@ class StorageModel:
     def _add(self, thread: ModelThread, entry: Entry) -> int:
         if entry.lane is not None and entry.lane not in thread.lanes:
             self._put(thread, fmt.KIND_LANE_OPENED, entry.lane, entry.created_at)
-        rest = (entry.base, entry.step_key, entry.parent_key, entry.hidden, entry.body, entry.form)
+        rest = (entry.base, entry.step_key, _parent_key(entry), entry.hidden, entry.body, entry.form)
         return self._put(thread, entry.kind, entry.lane, entry.created_at, *rest)
 
     def _delete(self, operation: Delete) -> tuple[int, int, tuple[int, ...]]:
@@ -193,6 +199,15 @@ class StorageModel:
             self._put(thread, each.kind, each.lane, each.created_at, *rest)
         sequence = self._put(thread, fmt.KIND_THREAD_COPIED, None, operation.created_at)
         return (thread.number, self.commits, (sequence,))
+
+
+def _parent_key(entry: Entry) -> bytes:
+    """What a step's body says of its parent, in fixed-width form."""
+    if entry.kind != fmt.KIND_STEP:
+        return b""
+    body = codec.plain_body(entry.body, entry.form)
+    _, _, parent_id, *_ = msgspec.msgpack.decode(body[4 : 4 + int.from_bytes(body[:4])])
+    return b"" if parent_id is None else fmt.id_key(parent_id)
 
 
 def _can_be_based(entry: Entry, thread: ModelThread | None) -> bool:

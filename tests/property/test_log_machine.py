@@ -321,7 +321,8 @@ class LogMachine(RuleBasedStateMachine):
     def forget_bases(self, chance: int) -> None:
         """Without the states that are kept everything is read from the events."""
         if chance == 0:
-            drop_bases(self.log.storage)
+            with self.log._folding.resting():
+                drop_bases(self.log.storage)
             self.log.reader = reading.Reader(self.log.storage)
 
     # --- what must hold ---

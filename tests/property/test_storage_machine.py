@@ -146,7 +146,7 @@ class StorageMachine(RuleBasedStateMachine):
             last = min(first + size - 1, thread.last)
             steps = {each.sequence for each in thread.events if each.is_step and first <= each.sequence <= last}
             states = Reader(storage).states(thread.number, steps & kept)
-            bases = {at: codec.encode_base(thread.number, at, states[at]) for at in steps & kept}
+            bases = {at: codec.encode_base(states[at]) for at in steps & kept}
             self.sealings.append(sealing(storage, name, last, bases))
             assert self.sealings[-1].first == first
 
@@ -306,8 +306,7 @@ class StorageMachine(RuleBasedStateMachine):
         assert (header.kind, header.lane) == (each.kind, thread.lane_number(each.lane))
         assert (header.commit, header.created_at, header.base) == (each.commit, each.created_at, each.base)
         if each.body is not None:
-            plain = codec.decompress(each.body) if each.form == fmt.FORM_ZSTD else each.body
-            assert record.body == plain
+            assert record.body == codec.plain_body(each.body, each.form)
             assert stored is None or stored[fmt.HEADER_BYTES :] == each.body
         if each.is_step and not each.hidden:
             assert header.previous == thread.previous(each)

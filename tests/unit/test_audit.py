@@ -7,10 +7,25 @@ from itertools import product
 
 import msgspec
 import pytest
-import zstandard
 
-from building import append, drop_bases, get_record, get_row, loose, noise, sealing, set_record, set_row, step, wrote
-from stepwell import Log, codec, pruning
+from building import (
+    append,
+    drop_bases,
+    get_record,
+    get_row,
+    get_segment,
+    loose,
+    noise,
+    parts_of,
+    repack,
+    sealing,
+    set_record,
+    set_row,
+    set_segment,
+    step,
+    wrote,
+)
+from stepwell import CorruptionError, Log, codec, pruning
 from stepwell import format as fmt
 from stepwell.audit import Report, audit
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadDeleted, ThreadPruned, WritesRecorded
@@ -20,16 +35,19 @@ from stepwell.storage import (
     Copy,
     Delete,
     FeedRow,
+    Group,
     Storage,
-    pack_feed,
     pack_name,
     pack_row,
+    segments,
     unpack_lane,
     unpack_thread,
 )
+from stepwell.storage.feed import pack_feed, row_number
+from stepwell.storage.index import IndexRow, pack_further, pack_index
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.segments import pack
-from stepwell.storage.tables import BASES, DERIVED, FEED, INDEX, LANES, NAMES, SEGMENTS, THREADS
+from stepwell.storage.tables import DERIVED, FEED, INDEX, LANES, NAMES, SEGMENTS, THREADS
 
 Change = Callable[[int, fmt.Header, bytes], tuple[fmt.Header, bytes]]
 
@@ -77,7 +95,7 @@ def with_header(storage: Storage, at: int, **fields: int) -> None:
 def with_event(storage: Storage, at: int, event: Event) -> None:
     """Put another event in the place of one."""
     body = codec.encode(event)
-    plain = zstandard.decompress(body.data) if body.form == fmt.FORM_ZSTD else body.data
+    plain = codec.plain_body(body.data, body.form)
     restamped(
         storage,
         lambda sequence, header, old: (header._replace(kind=body.kind), plain) if sequence == at else (header, old),
@@ -385,8 +403,9 @@ def test_i6_rows_of_nobody(broken: MemoryStorage) -> None:
         (NAMES, fmt.name_key(0, b"nobody"), pack_name(99, b"nobody")),
         (NAMES, fmt.name_key(1, b"nobody"), pack_name(9, b"nobody")),
         (LANES, fmt.lane_key(1, 9), b"x"),
-        (INDEX, fmt.index_key(1, 1, key, fmt.INDEX_STEP, 4), b""),
-        (FEED, fmt.number_key(99), pack_feed(FeedRow(99, 1, 1, 2))),
+        (INDEX, fmt.index_key(1, 1, key), pack_index(IndexRow(4, 4))),
+        (INDEX, fmt.index_further_key(1, 1, fmt.id_key("s1"), 5), pack_further((5,))),
+        (FEED, fmt.number_key(row_number(99)), pack_feed([FeedRow(99, 1, 1, 2)])),
     ):
         set_row(broken, table, row_key, value)
         (breach,) = audit(broken).breaches
@@ -448,32 +467,51 @@ def test_i8_content_that_shrank(broken: MemoryStorage) -> None:
 # --- I9: segments ---
 
 
-@pytest.fixture
-def sealed(broken: MemoryStorage) -> MemoryStorage:
-    """The same log with segments of events 1 to 4, 5 and 6, 7 and 8 of each thread, and states kept of 4 and 6."""
+@pytest.fixture(params=["alone", "grouped"])
+def sealed(request: pytest.FixtureRequest, broken: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    """The same log with segments of events 1 to 4, 5 and 6, 7 and 8 of each thread, and states kept of 4 and 6.
+
+    Each segment is a group of its own, or all of a thread are one.
+    """
+    if request.param == "alone":
+        monkeypatch.setattr(segments, "GROUP_BYTES", 0)
     for number, name in ((1, "t"), (2, "u")):
         for last in (4, 6, 8):
             kept = {last: Reader(broken).state(number, last)} if last < 8 else {}
-            bases = {at: codec.encode_base(number, at, state) for at, state in kept.items()}
+            bases = {at: codec.encode_base(state) for at, state in kept.items()}
             broken.commit([sealing(broken, name, last, bases)])
     assert audit(broken).breaches == []
     return broken
 
 
+def groups_of(storage: Storage, thread: int = 1) -> list[int]:
+    """The first sequence of the group of each segment, as the segments say."""
+    return [int.from_bytes(get_segment(storage, thread, last)[24:32]) for _, last, _ in storage.segments(thread)]
+
+
 @pytest.mark.parametrize(("last", "following"), [(4, 5), (6, 7), (8, 9)])
 def test_i9_segment_is_missing(sealed: MemoryStorage, last: int, following: int) -> None:
-    """I9: a segment that is gone is missed where the events go on."""
-    set_row(sealed, SEGMENTS, fmt.event_key(1, last), None)
-    assert named(sealed, "I1", following)
+    """I9: a segment that is gone is missed where the events go on, and by the rest of its group."""
+    grouped = groups_of(sealed) == [1, 1, 1]
+    assert grouped or groups_of(sealed) == [1, 5, 7]
+    set_segment(sealed, 1, last, None)
+    later = [end for end in (6, 8) if end > last]
+    assert [named(sealed, "I2", end) for end in later] == [grouped] * len(later)
+    assert named(sealed, "I1", 9 if grouped and last < 8 else following)
     assert named(sealed, "I9", following) == (last == 6)
     assert "I6" in found(sealed)
+    assert not any(breach.thread == 2 for breach in audit(sealed).breaches)
 
 
-def test_i9_segments_that_overlap(sealed: MemoryStorage) -> None:
-    """I9: a segment that begins before the one before it ends is named."""
-    records = sealed.scan(1, 4, 9, 9, reverse=False)
-    set_row(sealed, SEGMENTS, fmt.event_key(1, 8), pack(1, records))
-    assert named(sealed, "I9", 5)
+def test_i9_segment_out_of_place(sealed: MemoryStorage) -> None:
+    """I9: a segment that begins before the one before it ends, or not where that ends, is named."""
+    for first in (4, 5, 8):
+        records = sealed.scan(1, first - 1, 9, 9, reverse=False)
+        sound = get_segment(sealed, 1, 8)
+        set_segment(sealed, 1, 8, pack(1, records, {}, Group())[0])
+        assert named(sealed, "I9", first)
+        set_segment(sealed, 1, 8, sound)
+    assert audit(sealed).breaches == []
 
 
 def test_i9_loose_events_before_a_segment(sealed: MemoryStorage) -> None:
@@ -485,66 +523,162 @@ def test_i9_loose_events_before_a_segment(sealed: MemoryStorage) -> None:
         rest = (header.base, header.previous, fmt.body_digest(record.body), chain)
         stamp, chain = fmt.stamp(1, record.sequence, *fields, *rest)
         set_record(sealed, 1, record.sequence, stamp + record.body)
-    set_row(sealed, SEGMENTS, fmt.event_key(1, 4), None)
-    assert named(sealed, "I1", 1)
+    grouped = groups_of(sealed) == [1, 1, 1]
+    set_segment(sealed, 1, 4, None)
+    # The rest of a group cannot be read without its beginning: then only the segments' own places tell.
+    assert named(sealed, "I9" if grouped else "I1", 1)
     assert not any(breach.thread == 2 for breach in audit(sealed).breaches)
 
 
 def test_i2_of_segments(sealed: MemoryStorage) -> None:
     """I2: a segment that was damaged, or stands in another place than its own, is named at its end."""
-    keys = {place: fmt.event_key(*place) for place in product((1, 2), (4, 6, 8))}
-    rows = {place: get_row(sealed, SEGMENTS, key) or b"" for place, key in keys.items()}
+    rows = {place: get_segment(sealed, *place) for place in product((1, 2), (4, 6, 8))}
     for place, data in rows.items():
         if place != (1, 6):
-            set_row(sealed, SEGMENTS, keys[1, 6], data)
+            set_segment(sealed, 1, 6, data)
             assert named(sealed, "I2", 6)
     for position in range(0, len(rows[1, 6]), 7):
-        set_row(sealed, SEGMENTS, keys[1, 6], flipped(rows[1, 6], position))
+        set_segment(sealed, 1, 6, flipped(rows[1, 6], position))
         assert named(sealed, "I2", 6) or audit(sealed).breaches == []
-    for cut in (b"", rows[1, 6][:30], rows[1, 6][:48], rows[1, 6][:-1]):
-        set_row(sealed, SEGMENTS, keys[1, 6], cut)
+    for cut in (rows[1, 6][:30], rows[1, 6][:48], rows[1, 6][:64], rows[1, 6][:-1]):
+        set_segment(sealed, 1, 6, cut)
         assert named(sealed, "I2", 6)
+    set_segment(sealed, 1, 6, None)
+    set_row(sealed, SEGMENTS, fmt.part_key(1, 6, 0), b"")
+    assert named(sealed, "I2", 6)
+
+
+def test_i2_of_a_group(broken: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I2: with a segment in the midst of a group the later ones of that group are lost, and none but these."""
+    thread = "long"
+    content = [noise(40) for _ in range(6)]
+    for number in range(36):
+        broken.commit([append(thread, step(f"s{number}", {"x": content[number % 6]}))])
+    broken.commit([sealing(broken, thread, 6)])
+    monkeypatch.setattr(segments, "GROUP_BYTES", len(broken.last_group(3).plain) * 5 // 2)
+    for last in range(10, 39, 4):
+        broken.commit([sealing(broken, thread, last)])
+    groups = groups_of(broken, 3)
+    firsts = sorted(set(groups))
+    assert len(firsts) >= 3
+    assert min(groups.count(first) for first in firsts[:2]) >= 3
+    assert audit(broken).breaches == []
+    lasts = [last for _, last, _ in broken.segments(3)]
+    truth = {last: broken.read(3, [last])[last] for last in lasts}
+    for damaged in lasts:
+        sound = get_segment(broken, 3, damaged)
+        set_segment(broken, 3, damaged, flipped(sound, len(sound) - 20))
+        group = groups[lasts.index(damaged)]
+        lost = [last for last, its in zip(lasts, groups, strict=True) if its == group and last >= damaged]
+        # A breach for each of them, once.
+        assert [b.sequence for b in audit(broken).breaches if b.invariant == "I2"] == lost
+        assert {breach.thread for breach in audit(broken).breaches} <= {3, None}
+        for last in lasts:
+            if last in lost:
+                with pytest.raises(CorruptionError) as caught:
+                    broken.read(3, [last])
+                # It is told which segment is at fault.
+                assert (caught.value.thread, caught.value.sequence) == (3, damaged)
+            else:
+                assert broken.read(3, [last])[last] == truth[last]
+        set_segment(broken, 3, damaged, sound)
+    assert audit(broken).breaches == []
+
+
+def test_i2_of_parts(broken: MemoryStorage) -> None:
+    """I2: a segment of which a part is gone, stands twice, in another's place or too many, is named."""
+    for thread in ("large", "larger"):
+        for number in range(2):
+            broken.commit([append(thread, step(f"s{number}", {"x": noise(9000)}))])
+            broken.commit([sealing(broken, thread)])
+    assert audit(broken).breaches == []
+    rows = parts_of(broken, 3, 4)
+    assert len(rows) > 4
+    assert len({len(part) for part in rows.values()}) == 3
+    foreign, earlier = parts_of(broken, 4, 4), parts_of(broken, 3, 3)
+    keys = list(rows)
+    changes: list[dict[bytes, bytes | None]] = []
+    for at, key in enumerate(keys):
+        other = keys[at - 1]
+        changes += [
+            {key: None},
+            {key: b""},
+            {key: rows[other], other: rows[key]},
+            {key: rows[other]},
+            {key: list(foreign.values())[min(at, len(foreign) - 1)]},
+            {key: list(earlier.values())[min(at, len(earlier) - 1)]},
+            {key: rows[key][:-1]},
+            {key: rows[key] + b"\0"},
+            {key: flipped(rows[key], len(rows[key]) // 2)},
+        ]
+    changes += [{fmt.part_key(3, 4, len(rows)): part} for part in (b"\0", rows[keys[-1]])]
+    changes += [dict.fromkeys(keys[:cut]) for cut in range(1, len(keys))]
+    changes += [dict.fromkeys(keys[cut:]) for cut in range(1, len(keys))]
+    for change in changes:
+        print({key.hex(): part and len(part) for key, part in change.items()})
+        for key, part in change.items():
+            set_row(broken, SEGMENTS, key, part)
+        breaches = audit(broken).breaches
+        assert [breach[:3] for breach in breaches if breach.invariant == "I2"] == [("I2", 3, 4)]
+        assert {breach.thread for breach in breaches} <= {3, None}
+        with pytest.raises(CorruptionError) as caught:
+            broken.read(3, [4])
+        assert (caught.value.thread, caught.value.sequence) == (3, 4)
+        assert broken.read(3, [3])[3].sequence == 3
+        for key in (*change, *keys):
+            set_row(broken, SEGMENTS, key, rows.get(key))
+        assert audit(broken).breaches == []
 
 
 def test_i3_of_segments(sealed: MemoryStorage) -> None:
     """I3: a segment whose events were replaced by others, sound in themselves, is found by its own chain hash."""
     records = sealed.scan(1, 4, 7, 9, reverse=False)
     forged = codec.encode(step("s0", {"x": b"forged"}))
-    skeleton, payload = codec.split(codec.decompress(forged.data) if forged.form else forged.data)
+    skeleton, payload = codec.split(codec.plain_body(forged.data, forged.form))
     other = records[-1]._replace(skeleton=skeleton, payload=payload)
-    set_row(sealed, SEGMENTS, fmt.event_key(1, 6), pack(1, [records[0], other]))
+    set_segment(sealed, 1, 6, pack(1, [records[0], other], {}, Group())[0])
     assert named(sealed, "I3", 6)
 
 
 # --- I10: states that are kept ---
 
 
-def test_i10_changed_state(sealed: MemoryStorage) -> None:
-    """I10: a state that was damaged, stands in another place, or is not what the events fold to, is named."""
-    key = fmt.event_key(1, 6)
-    sound = get_row(sealed, BASES, key)
-    assert sound is not None
+def test_i10_other_state(sealed: MemoryStorage) -> None:
+    """I10: a state that is none, is of another step, or is not what the events fold to, is named."""
+    kept = {at: bytes(state) for at, state in sealed.bases(1).items()}
+    assert kept.keys() == {4, 6}
+    sound = kept[6]
     other = Reader(sealed).state(1, 4)
     changed = (
         *(flipped(sound, position) for position in range(len(sound))),
         sound[:-1],
+        sound + b"x",
         b"",
-        get_row(sealed, BASES, fmt.event_key(1, 4)),
-        get_row(sealed, BASES, fmt.event_key(2, 6)),
-        codec.encode_base(1, 6, other),
-        codec.encode_base(1, 6, msgspec.structs.replace(codec.decode_base(1, 6, sound), parent_id="other")),
+        kept[4],
+        codec.encode_base(other),
+        codec.encode_base(msgspec.structs.replace(other, sequence=Sequence(6))),
+        codec.encode_base(msgspec.structs.replace(codec.decode_base(1, 6, sound), parent_id="other")),
     )
     for data in changed:
-        set_row(sealed, BASES, key, data)
+        repack(sealed, 1, kept | {6: data})
         assert {breach[:3] for breach in audit(sealed).breaches} == {("I10", 1, 6)}
-    set_row(sealed, BASES, key, sound)
+    repack(sealed, 1, kept)
     assert audit(sealed).breaches == []
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 7, 11])
+@pytest.mark.parametrize("at", [1, 2, 5, 7])
 def test_i10_state_of_no_step(sealed: MemoryStorage, at: int) -> None:
     """I10: a state can be kept of a step only."""
-    set_row(sealed, BASES, fmt.event_key(1, at), codec.encode_base(1, at, Reader(sealed).state(1, 4)))
+    repack(sealed, 1, {at: codec.encode_base(Reader(sealed).state(1, 4))})
+    assert {breach[:3] for breach in audit(sealed).breaches} == {("I10", 1, at)}
+
+
+@pytest.mark.parametrize("at", [0, 11, 99])
+def test_i10_state_of_no_event(sealed: MemoryStorage, at: int) -> None:
+    """I10: a state can be kept of an event only that is there."""
+    records = sealed.scan(1, 6, 9, 9, reverse=False)
+    segment, _ = pack(1, records, {at: codec.encode_base(Reader(sealed).state(1, 4))}, Group())
+    set_segment(sealed, 1, 8, segment)
     assert named(sealed, "I10", at)
 
 

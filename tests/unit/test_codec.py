@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from building import noise, step, wrote
-from stepwell import CorruptionError, EventTooLargeError, NewerFormatError, codec, diff, parse
+from stepwell import CorruptionError, EventTooLargeError, NewerFormatError, codec, dictionary, diff, parse
 from stepwell import format as fmt
 from stepwell.events import (
     Event,
@@ -194,18 +194,25 @@ def test_references_of_the_caller_are_kept() -> None:
 
 def test_compressed_only_if_smaller() -> None:
     """A body is a zstandard frame if that is smaller, and plain if not."""
-    for content, form in ((b"x" * 5000, fmt.FORM_ZSTD), (noise(5000), fmt.FORM_PLAIN)):
+    for content, form in (
+        (b"x" * 5000, fmt.FORM_ZSTD_DICTIONARY),
+        (b"x" * 9000, fmt.FORM_ZSTD),
+        (noise(5000), fmt.FORM_PLAIN),
+        (noise(9000), fmt.FORM_PLAIN),
+    ):
         event = step("s", {"x": content})
         body = codec.encode(event)
         assert body.form == form
         assert opened(event, body).payload == content
 
 
-def test_equal_plain_bodies_have_equal_digests() -> None:
+@pytest.mark.parametrize("length", [5000, 9000])
+def test_equal_plain_bodies_have_equal_digests(length: int) -> None:
     """What a checksum takes of a body does not depend on the form that the body is stored in."""
-    event = step("s", {"x": b"x" * 5000})
+    event = step("s", {"x": b"x" * length})
     body = codec.encode(event)
-    plain = zstandard.decompress(body.data)
+    known = zstandard.ZstdCompressionDict(dictionary.load()) if length == 5000 else None
+    plain = zstandard.ZstdDecompressor(dict_data=known).decompress(body.data)
     assert body.digest == fmt.body_digest(plain)
     one, other = opened(event, body), opened(event, body._replace(form=fmt.FORM_PLAIN, data=plain))
     assert other == one._replace(header=one.header._replace(form=fmt.FORM_PLAIN))
@@ -255,8 +262,11 @@ def test_sound_record_with_a_body_that_is_none(plain: bytes) -> None:
         (bytes.fromhex("28b52ffd2000010000") + b"rest", fmt.FORM_ZSTD),  # says that it is empty
         (bytes.fromhex("28b52ffd0058010000"), fmt.FORM_ZSTD),  # does not say how long it is
         (bytes.fromhex("28b52ffdc0ffffffffffffff0f010000"), fmt.FORM_ZSTD),  # claims more than a log can hold
+        (b"", fmt.FORM_ZSTD_DICTIONARY),
+        (b"not a frame", fmt.FORM_ZSTD_DICTIONARY),
+        (bytes.fromhex("28b52ffd0058010000"), fmt.FORM_ZSTD_DICTIONARY),
         (b"", fmt.FORM_PLAIN),
-        (b"any", 2),
+        (b"any", 3),
         (b"any", 255),
     ],
 )
@@ -266,6 +276,18 @@ def test_body_that_is_not_in_its_form(data: bytes, form: int) -> None:
     with pytest.raises(CorruptionError) as caught:
         opened(step("s"), body)
     assert (caught.value.thread, caught.value.sequence) == (THREAD, SEQUENCE)
+
+
+def test_parent() -> None:
+    """The parent of a step is found without decoding the step, and what is no step is reported as damage."""
+    for parent in (None, "", "p", "1ef663ba-28fe-6528-8002-5a559208592c", "\U0001f600"):
+        event = step("s", {"x": noise(), "y": b"y"}, parent=parent)
+        assert codec.parent_of(THREAD, opened(event, codec.encode(event))) == parent
+    sound = opened(step("s"), codec.encode(step("s")))
+    for skeleton in (b"", b"\xc1", b"\x92\x03\xa1s", b"\x93\x03\xa1s\x07", b"\x93\x03\xa1s\xa1\xff", b"\x80", b"\x91" * 5000):
+        with pytest.raises(CorruptionError, match="cannot be decoded") as caught:
+            codec.parent_of(THREAD, sound._replace(skeleton=memoryview(skeleton)))
+        assert (caught.value.thread, caught.value.sequence) == (THREAD, SEQUENCE)
 
 
 def test_reference_beyond_the_payload() -> None:

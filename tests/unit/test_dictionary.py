@@ -135,16 +135,21 @@ def test_frame_that_claims_an_impossible_size() -> None:
 
 
 def test_blocks() -> None:
-    """A block is made with the dictionary where that is asked for, and has a checksum either way."""
+    """A block is made with the carried dictionary's bytes and with what came before it, and has a checksum."""
     sizes = {}
-    for form in (fmt.FORM_ZSTD, fmt.FORM_ZSTD_DICTIONARY):
-        frame = codec.compress_block(PLAIN, form)
-        assert codec.decompress(frame, form) == PLAIN
+    for before in (b"", noise(200) + PLAIN[20:] + noise(200)):
+        frame = codec.compress_block(PLAIN, before)
+        assert codec.decompress_block(frame, before) == PLAIN
         assert zstandard.get_frame_parameters(frame).has_checksum
-        with pytest.raises(codec.DecompressionError):
-            codec.decompress(frame[:-1] + bytes((frame[-1] ^ 1,)), form)
-        sizes[form] = len(frame)
-    assert sizes[fmt.FORM_ZSTD_DICTIONARY] < sizes[fmt.FORM_ZSTD]
+        assert zstandard.get_frame_parameters(frame).dict_id == 0
+        known = zstandard.ZstdCompressionDict(dictionary.load() + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        assert zstandard.ZstdDecompressor(dict_data=known).decompress(frame) == PLAIN
+        for damaged, other in ((frame[:-1] + bytes((frame[-1] ^ 1,)), before), (frame, before + b"other")):
+            with pytest.raises(codec.DecompressionError):
+                codec.decompress_block(damaged, other)
+        sizes[before] = len(frame)
+    assert sorted(sizes.values(), reverse=True) == [*sizes.values()]
+    assert len(framed(PLAIN, fmt.FORM_ZSTD)) > sizes[b""]
 
 
 def test_threads_share_the_dictionary() -> None:

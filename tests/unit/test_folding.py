@@ -17,7 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from building import FailingStorage, drop_bases, get_record, loose, noise, sealing, set_record, set_row, step
+from building import (
+    FailingStorage,
+    all_rows,
+    drop_bases,
+    get_record,
+    get_segment,
+    loose,
+    noise,
+    repack,
+    sealing,
+    set_record,
+    set_segment,
+    step,
+)
 from stepwell import (
     CorruptionError,
     DiskFullError,
@@ -30,10 +43,9 @@ from stepwell import (
     folding,
     parse,
 )
-from stepwell import format as fmt
 from stepwell.reader import Reader
 from stepwell.storage import Seal
-from stepwell.storage.tables import BASES, SEGMENTS
+from stepwell.storage.lmdb import LmdbStorage
 
 NEVER = {"seal_after_events": 1 << 30, "seal_after_bytes": 1 << 50}
 
@@ -153,11 +165,13 @@ def test_bases_can_be_dropped(path: str) -> None:
         before = everything(log)
         row = log.thread("one").row()
         assert row is not None
-        bases = log.storage.bases(row.number)
-        assert bases
-        with log.storage._writing() as tables:  # type: ignore[attr-defined]
-            for sequence in bases:
-                tables.delete("bases", fmt.event_key(row.number, sequence))
+        kept = log.storage.bases(row.number)
+        assert kept
+        assert drop_bases(log.storage) == len(kept)
+        assert log.storage.bases(row.number) == {}
+        log.reader = Reader(log.storage)
+        assert everything(log) == before
+        assert log.audit().breaches == []
     if path != ":memory:":
         with Log.open(path) as log:
             assert everything(log) == before
@@ -203,15 +217,16 @@ def test_the_slower_of_two(log: Log) -> None:
     assert row is not None
     log.seal()
     before = everything(log)
-    late = Seal("one", row.number, 1, row.last, b"not looked at", {})
+    late = Seal("one", row.number, 1, row.last, b"not looked at")
     assert log.submit(late).result().number == 0
     assert log.submit(late._replace(thread_id="nobody")).result().number == 0
     assert log.submit(late._replace(number=row.number + 1)).result().number == 0
     assert everything(log) == before
 
 
-def test_damage_is_found(tmp_path: Path) -> None:
-    """A segment or a base with any byte changed is an error that names its thread, never another state."""
+def test_damage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment, with the states in it, with any byte changed is an error that names it, never another state."""
+    monkeypatch.setattr(folding, "FEWEST_FOLDED_STEPS", 5)
     with Log.open(tmp_path / "log.stepwell", **NEVER) as log:
         write(log, "one", 60)
         log.seal()
@@ -219,21 +234,16 @@ def test_damage_is_found(tmp_path: Path) -> None:
         assert row is not None
         [(_, last, _)] = log.storage.segments(row.number)
         rng = random.Random(7)
-        sites = [(SEGMENTS, last), *(("bases", sequence) for sequence in log.storage.bases(row.number))]
-        for table, sequence in sites:
-            key = fmt.event_key(row.number, sequence)
-            with log.storage._writing() as tables:  # type: ignore[attr-defined]
-                sound = tables.get(table, key)
-            for _ in range(20):
-                damaged = bytearray(sound)
-                damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
-                with log.storage._writing() as tables:  # type: ignore[attr-defined]
-                    tables.put(table, key, bytes(damaged))
-                with Log(type(log.storage)(log.path)) as other, pytest.raises(CorruptionError) as caught:
-                    other.thread("one").state(lane="lane 0")
-                assert caught.value.thread in (row.number, "one")
-            with log.storage._writing() as tables:  # type: ignore[attr-defined]
-                tables.put(table, key, sound)
+        assert log.storage.bases(row.number)
+        sound = get_segment(log.storage, row.number, last)
+        for _ in range(40):
+            damaged = bytearray(sound)
+            damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+            set_segment(log.storage, row.number, last, bytes(damaged))
+            with Log(LmdbStorage(log.path)) as other, pytest.raises(CorruptionError) as caught:
+                other.thread("one").state(lane="lane 0")
+            assert (caught.value.thread, caught.value.sequence) == (row.number, last)
+        set_segment(log.storage, row.number, last, sound)
         assert log.audit().breaches == []
 
 
@@ -247,7 +257,7 @@ def states_of(log: Log, thread_id: str) -> dict[int, object]:
 
 def test_bases_can_be_rebuilt(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base is what the events fold to: dropped and made anew from them it is the same, and no answer changes."""
-    monkeypatch.setattr(folding, "_FEWEST_FOLDED_STEPS", 5)
+    monkeypatch.setattr(folding, "FEWEST_FOLDED_STEPS", 5)
     for turn in range(6):
         write(log, "one", 30, seed=turn, lanes=2)
         log.seal()
@@ -255,35 +265,54 @@ def test_bases_can_be_rebuilt(log: Log, monkeypatch: pytest.MonkeyPatch) -> None
     assert row is not None
     answers, states, kept = everything(log), states_of(log, "one"), log.storage.bases(row.number)
     assert len(kept) > 5
+    rows = all_rows(log.storage)
     assert drop_bases(log.storage) == len(kept)
+    assert all_rows(log.storage) != rows
     log.reader = Reader(log.storage)
     assert (everything(log), states_of(log, "one")) == (answers, states)
     assert log.audit().breaches == []
-    for sequence in kept:
-        rebuilt = codec.encode_base(row.number, sequence, Reader(log.storage).state(row.number, sequence))
-        assert codec.decode_base(row.number, sequence, rebuilt) == codec.decode_base(
-            row.number, sequence, kept[sequence]
-        )
-        set_row(log.storage, BASES, fmt.event_key(row.number, sequence), rebuilt)
+    rebuilt = {at: codec.encode_base(Reader(log.storage).state(row.number, at)) for at in kept}
+    for at, state in kept.items():
+        assert codec.decode_base(row.number, at, rebuilt[at]) == codec.decode_base(row.number, at, state)
+    repack(log.storage, row.number, rebuilt)
     log.reader = Reader(log.storage)
+    assert log.storage.bases(row.number).keys() == kept.keys()
     assert (everything(log), states_of(log, "one")) == (answers, states)
+    assert log.audit().breaches == []
+    repack(log.storage, row.number, kept)
+    assert all_rows(log.storage) == rows
 
 
 def test_a_base_in_another_place(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base that stands at another step, or in another thread, is found out and named."""
-    monkeypatch.setattr(folding, "_FEWEST_FOLDED_STEPS", 5)
+    """A state that is kept in another place, of a step or of a thread, is found out and named.
+
+    One of another thread cannot come there but with its segment, which says where it belongs, or by a fault of
+    who packed it: that the audit finds.
+    """
+    monkeypatch.setattr(folding, "FEWEST_FOLDED_STEPS", 5)
     for turn in range(2):
         write(log, "one", 20, seed=turn)
         write(log, "two", 20, seed=turn)
         log.seal()
     (one, other), (foreign, _) = (log.storage.bases(number).items() for number in (1, 2))
-    for sequence, data in ((one[0], other[1]), (one[0], foreign[1])):
-        set_row(log.storage, BASES, fmt.event_key(1, sequence), data)
-        with pytest.raises(CorruptionError) as caught:
-            Reader(log.storage).state(1, sequence)
-        assert (caught.value.thread, caught.value.sequence) == (1, sequence)
-        assert [breach[:3] for breach in log.audit().breaches] == [("I10", 1, sequence)]
-        set_row(log.storage, BASES, fmt.event_key(1, sequence), one[1])
+    assert foreign[0] == one[0] != other[0]
+    assert foreign[1] != one[1]
+    for data in (other[1], foreign[1]):
+        repack(log.storage, 1, {one[0]: data, other[0]: other[1]})
+        assert [breach[:3] for breach in log.audit().breaches] == [("I10", 1, one[0])]
+        if data == other[1]:
+            with pytest.raises(CorruptionError) as caught:
+                Reader(log.storage).state(1, one[0])
+            assert (caught.value.thread, caught.value.sequence) == (1, one[0])
+    repack(log.storage, 1, dict((one, other)))
+    last = log.storage.segments(1)[0][1]
+    sound = get_segment(log.storage, 1, last)
+    set_segment(log.storage, 1, last, get_segment(log.storage, 2, last))
+    with pytest.raises(CorruptionError) as caught:
+        Reader(log.storage).state(1, one[0])
+    assert (caught.value.thread, caught.value.sequence) == (1, last)
+    assert ("I2", 1, last) in [breach[:3] for breach in log.audit().breaches]
+    set_segment(log.storage, 1, last, sound)
 
 
 # --- at the same time ---
@@ -326,7 +355,7 @@ def test_reading_while_segments_are_swapped_in(path: str) -> None:
         while last < row.last:
             last = min(last + rng.randint(1, 9), row.last)
             steps = [sequence for sequence in states if sequence <= last][-1:]
-            bases = {at: codec.encode_base(row.number, at, states[at]) for at in steps}  # type: ignore[arg-type]
+            bases = {at: codec.encode_base(states[at]) for at in steps}  # type: ignore[arg-type]
             sealed = log.submit(sealing(log.storage, "one", last, bases)).result()
             assert sealed.number == row.number
             time.sleep(0.01)
@@ -493,7 +522,7 @@ path, moment, *sys.path[:0] = sys.argv[1:]
 from stepwell import Log, folding
 from stepwell.storage import commit, lmdb, ordered, segments
 files = {module.__file__ for module in (folding, commit, lmdb, ordered, segments)}
-folding._FEWEST_FOLDED_STEPS = 1
+folding.FEWEST_FOLDED_STEPS = 1
 passed = 0
 def trace(frame, event, argument):
     if frame.f_code.co_filename not in files:

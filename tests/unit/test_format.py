@@ -159,8 +159,7 @@ def test_keys_come_back() -> None:
             assert fmt.read_event_key(fmt.event_key(number, other)) == (number, other)
         for lane in LANES:
             assert fmt.read_lane_key(fmt.lane_key(number, lane)) == (number, lane)
-    key = fmt.index_key(1, 2, fmt.id_key("a"), fmt.INDEX_WRITES, 2**40)
-    assert fmt.read_index_tail(key) == (fmt.INDEX_WRITES, 2**40)
+            assert fmt.read_event_key(fmt.part_key(number, number, lane)) == (number, number)
 
 
 def test_order_of_keys() -> None:
@@ -169,16 +168,26 @@ def test_order_of_keys() -> None:
     assert sorted(events, key=lambda place: fmt.event_key(*place)) == events
     lanes = [(thread, lane) for thread in NUMBERS for lane in LANES]
     assert sorted(lanes, key=lambda place: fmt.lane_key(*place)) == lanes
+    parts = [(thread, last, part) for thread in NUMBERS for last in NUMBERS for part in LANES]
+    assert sorted(parts, key=lambda place: fmt.part_key(*place)) == parts
+    rows = [(thread, lane, name, at) for thread in NUMBERS[:3] for lane in LANES[:3] for name in "ab" for at in NUMBERS]
+    keys = [fmt.index_further_key(thread, lane, fmt.id_key(name), at) for thread, lane, name, at in rows]
+    # The hash of "a" is the lower one.  An id's own row stands before its further ones.
+    assert sorted(keys) == keys
+    assert all(fmt.index_key(*row[:2], fmt.id_key(row[2])) < key for row, key in zip(rows, keys, strict=True))
 
 
 def test_key_bytes() -> None:
     """Keys are laid out as they always were."""
     assert fmt.name_key(0, b"thread").hex() == "0000000000000000bd6bf7e21b032ae200f0def1fbf54f7f"
-    plain = fmt.index_key(1, 2, fmt.id_key("a"), fmt.INDEX_WRITES, 3)
-    assert plain.hex() == "0000000000000001000000020127c35e6e9373877f29e562464e46497e020000000000000003"
-    named = fmt.index_key(1, 2, fmt.id_key("1ef663ba-28fe-6528-8002-5a559208592c"), fmt.INDEX_STEP, 3)
-    assert named.hex() == "000000000000000100000002001ef663ba28fe652880025a559208592c000000000000000003"
+    plain = fmt.index_key(1, 2, fmt.id_key("a"))
+    assert plain.hex() == "0000000000000001000000020127c35e6e9373877f29e562464e46497e"
+    named = fmt.index_key(1, 2, fmt.id_key("1ef663ba-28fe-6528-8002-5a559208592c"))
+    assert named.hex() == "000000000000000100000002001ef663ba28fe652880025a559208592c"
     assert len(plain) == len(named) == fmt.INDEX_KEY_BYTES
+    further = fmt.index_further_key(1, 2, fmt.id_key("a"), 3)
+    assert further.hex() == plain.hex() + "0000000000000003"
+    assert fmt.part_key(1, 2, 3).hex() == "0000000000000001000000000000000200000003"
 
 
 def test_uuid_order() -> None:

@@ -6,18 +6,17 @@ import random
 from hashlib import blake2b
 
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell import CorruptionError, NewerFormatError
+from stepwell import CorruptionError, NewerFormatError, codec
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.storage import segments
-from stepwell.storage.segments import Segment, first_of, pack, unpack
+from stepwell.storage import Group, segments
+from stepwell.storage.segments import PART_BYTES, SMALL_PART_BYTES, Segment, cut, first_of, pack, unpack
 
 THREAD = 7
-HEAD_BYTES = 48  # with the checksum; the frame follows
+HEAD_BYTES = 64  # with the checksum; the frame follows
 
 numbers = st.integers(0, (1 << 64) - 1)
 lanes = st.integers(0, (1 << 32) - 1)
@@ -27,6 +26,7 @@ headers = st.builds(
 )
 parts = st.one_of(st.binary(max_size=40), st.integers(0, 3000).map(bytes), st.just(b"text " * 99))
 contents = st.lists(st.tuples(headers, parts, parts), min_size=1, max_size=30)
+states = st.dictionaries(octets, parts, max_size=4)
 chains = st.binary(min_size=fmt.CHAIN_BYTES, max_size=fmt.CHAIN_BYTES)
 
 
@@ -64,20 +64,83 @@ def made(count: int = 50, first: int = 100, seed: int = 3) -> list[Record]:
     return records_of(rows, first, b"chain after last")
 
 
-@given(rows=contents, first=st.integers(1, 1 << 62), thread=numbers, chain=chains)
-def test_round_trip(rows: list[tuple[fmt.Header, bytes, bytes]], first: int, thread: int, chain: bytes) -> None:
-    """A segment gives back each record as it went in, whatever it holds."""
+def alone(group: int) -> bytes:
+    """What is asked of a segment that is the first of its group: nothing."""
+    raise AssertionError(f"a block of group {group} was asked for")
+
+
+def packed(
+    records: list[Record], bases: dict[int, bytes] | None = None, before: Group = Group(), *, thread: int = THREAD
+) -> bytes:
+    """A segment, without the group that it ends."""
+    return pack(thread, records, bases or {}, before)[0]
+
+
+@given(rows=contents, first=st.integers(1, 1 << 62), thread=numbers, chain=chains, kept=states)
+def test_round_trip(
+    rows: list[tuple[fmt.Header, bytes, bytes]], first: int, thread: int, chain: bytes, kept: dict[int, bytes]
+) -> None:
+    """A segment gives back each record and each state as it went in, whatever it holds."""
     records = records_of(rows, first, chain)
     last = first + len(rows) - 1
-    data = pack(thread, records)
+    bases = {first + at % len(rows): state for at, state in kept.items()}
+    data, group = pack(thread, records, bases, Group())
     assert first_of(data) == first
-    segment = unpack(thread, last, data)
+    segment = unpack(thread, last, data, alone)
     assert (segment.first, segment.last) == (first, last)
+    assert group == (segment.group, segment.plain)
+    assert segment.group == first
     assert records_in(segment) == [sealed(each, chain if each.sequence == last else b"") for each in records]
     assert [segment.payload(each.sequence) for each in records] == [each.payload for each in records]
+    assert segment.bases == bases
     # The order in which they are asked for does not matter.
     assert segment.record(last) == sealed(records[-1], chain)
-    assert pack(thread, records_in(segment)) == data
+    assert pack(thread, records_in(segment), segment.bases, Group()) == (data, group)
+
+
+@given(groups=st.lists(contents, min_size=1, max_size=5), first=st.integers(1, 1 << 62), kept=states)
+@settings(max_examples=30)
+def test_round_trip_of_groups(
+    groups: list[list[tuple[fmt.Header, bytes, bytes]]], first: int, kept: dict[int, bytes]
+) -> None:
+    """Segments that follow each other come back, each given only those before it in its group."""
+    group, sequence = Group(), first
+    plains: list[bytes] = []
+    for rows in groups:
+        records = records_of(rows, sequence, bytes(16))
+        last = records[-1].sequence
+        data, group = pack(THREAD, records, {last: state for state in kept.values()}, group)
+        segment = unpack(THREAD, last, data, {first: b"".join(plains)}.__getitem__)
+        plains.append(segment.plain)
+        assert records_in(segment) == [sealed(each, bytes(16) if each.sequence == last else b"") for each in records]
+        assert segment.group == group.first == first
+        assert group.plain == b"".join(plains)
+        sequence = last + 1
+
+
+def test_groups_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group ends with the segment that brings it to its size; the next one needs none before it."""
+    one = packed(made(10, 100))
+    plain = len(unpack(THREAD, 109, one, alone).plain)
+    monkeypatch.setattr(segments, "GROUP_BYTES", 2 * plain + 1)
+    group, firsts, longest = Group(), [], 0
+    for first in range(100, 200, 10):
+        data, group = pack(THREAD, made(10, first), {}, group)
+        assert int.from_bytes(data[24:32]) == group.first
+        firsts.append(group.first)
+        longest = max(longest, len(group.plain))
+    assert firsts == [100, 100, 100, 130, 130, 130, 160, 160, 160, 190]
+    assert longest == 3 * plain
+
+
+def test_group_saves_bytes() -> None:
+    """What stands in a segment before it in its group takes next to no room again."""
+    rng = random.Random(5)
+    rows = [(RECORDS[0].header, rng.randbytes(20), rng.randbytes(2000)) for _ in range(20)]
+    one, group = pack(THREAD, records_of(rows, 100, bytes(16)), {}, Group())
+    other, _ = pack(THREAD, records_of(rows, 120, bytes(16)), {}, group)
+    assert len(one) > 40_000
+    assert len(other) < 1_000
 
 
 @given(rows=contents, first=st.integers(1, 1 << 62), place=st.tuples(numbers, numbers))
@@ -85,28 +148,63 @@ def test_round_trip(rows: list[tuple[fmt.Header, bytes, bytes]], first: int, thr
 def test_any_other_place(rows: list[tuple[fmt.Header, bytes, bytes]], first: int, place: tuple[int, int]) -> None:
     """A segment is refused wherever it does not belong: in another thread, or at another sequence."""
     last = first + len(rows) - 1
-    data = pack(THREAD, records_of(rows, first, bytes(16)))
+    data = packed(records_of(rows, first, bytes(16)))
     for thread, sequence in (place, (THREAD + 1, last), (THREAD, last + 1), (THREAD, first - 1), (last, THREAD)):
         if (thread, sequence) != (THREAD, last):
             with pytest.raises(CorruptionError) as caught:
-                unpack(thread, sequence, data)
+                unpack(thread, sequence, data, alone)
             assert (caught.value.thread, caught.value.sequence) == (thread, sequence)
 
 
+def test_another_group() -> None:
+    """A segment is refused if what is before it in its group is not what it was packed after."""
+    _, group = pack(THREAD, made(50, 50, seed=4), {}, Group())
+    data = packed(RECORDS, {}, group)
+    assert records_in(unpack(THREAD, 149, data, {50: group.plain}.__getitem__)) == TRUTH
+    for before in (b"", group.plain[:-1], group.plain + b"x", bytes(len(group.plain))):
+        with pytest.raises(CorruptionError) as caught:
+            unpack(THREAD, 149, data, lambda group: before)  # noqa: B023
+        assert (caught.value.thread, caught.value.sequence) == (THREAD, 149)
+    errors = 0
+    for position in range(0, len(group.plain), 7):
+        before = group.plain[:position] + bytes((group.plain[position] ^ 1,)) + group.plain[position + 1 :]
+        try:
+            # It need not refer to each byte.
+            assert records_in(unpack(THREAD, 149, data, lambda group: before)) == TRUTH  # noqa: B023
+        except CorruptionError:
+            errors += 1
+    assert errors > 20
+
+
+@given(st.binary(max_size=3 * PART_BYTES))
+def test_parts(data: bytes) -> None:
+    """A segment is cut into parts that fill a page and smaller ones, at keys in order, and is their sum."""
+    rows = list(cut(THREAD, 149, data))
+    assert b"".join(part for _, part in rows) == data
+    assert [key for key, _ in rows] == [fmt.part_key(THREAD, 149, part) for part in range(len(rows))]
+    full = len(data) // PART_BYTES
+    sizes = [len(part) for _, part in rows]
+    assert sizes[:full] == [PART_BYTES] * full
+    assert all(size == SMALL_PART_BYTES for size in sizes[full:-1])
+    assert all(0 < size <= SMALL_PART_BYTES for size in sizes[full:])
+
+
 RECORDS = made()
-SOUND = pack(THREAD, RECORDS)
-TRUTH = records_in(unpack(THREAD, 149, SOUND))
+BASES = {110: b"state of 110" * 9, 149: b"", 100: b"state of 100"}
+SOUND = packed(RECORDS, BASES)
+TRUTH = records_in(unpack(THREAD, 149, SOUND, alone))
 
 
 def refused(data: bytes) -> bool:
     """Whether a damaged segment is refused; if not, it says what it said before."""
     error: Exception
     try:
-        segment = unpack(THREAD, 149, data)
+        segment = unpack(THREAD, 149, data, lambda group: b"")
     except (CorruptionError, NewerFormatError) as raised:
         error = raised
     else:
         assert records_in(segment) == TRUTH
+        assert segment.bases == BASES
         return False
     assert isinstance(error, NewerFormatError) or (error.thread, error.sequence) == (THREAD, 149)
     return True
@@ -144,47 +242,54 @@ def test_any_bytes(data: bytes) -> None:
     """Bytes that are no segment are never taken for one."""
     assert refused(data)
     assert refused(SOUND[:HEAD_BYTES] + data)
-    assert first_of(data) == (-1 if len(data) < 32 else int.from_bytes(data[8:16]))
+    assert first_of(data) == (-1 if len(data) < 48 else int.from_bytes(data[16:24]))
 
 
 def test_newer_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment of a later version of the library asks for an upgrade, and only if its head is sound."""
     monkeypatch.setattr(fmt, "FORMAT_VERSION", 2)
-    data = pack(THREAD, RECORDS)
-    assert len(records_in(unpack(THREAD, 149, data))) == 50
+    data = packed(RECORDS)
+    assert len(records_in(unpack(THREAD, 149, data, alone))) == 50
     monkeypatch.undo()
     with pytest.raises(NewerFormatError, match="upgrade"):
-        unpack(THREAD, 149, data)
+        unpack(THREAD, 149, data, alone)
     with pytest.raises(CorruptionError):
-        unpack(THREAD, 149, data[:9] + b"\xff" + data[10:])
+        unpack(THREAD, 149, data[:17] + b"\xff" + data[18:], alone)
 
 
-def forged(count: int, plain: bytes, last: int = 149, frame: bytes | None = None) -> bytes:
+def forged(count: int, plain: bytes, last: int = 149, frame: bytes | None = None, bases: int = len(BASES)) -> bytes:
     """A segment with a sound checksum over a head and a frame that may not fit each other."""
-    frame = zstandard.ZstdCompressor(write_checksum=True).compress(plain) if frame is None else frame
-    head = SOUND[:4] + count.to_bytes(4) + (last - count + 1).to_bytes(8) + bytes(16)
+    frame = codec.compress_block(plain) if frame is None else frame
+    first = (last - count + 1).to_bytes(8)
+    head = SOUND[:4] + count.to_bytes(4) + bases.to_bytes(4) + bytes(4) + first + first + bytes(16)
     covered = fmt.event_key(THREAD, last) + head + frame[:16] + frame[-4:]
     return head + blake2b(covered, digest_size=16).digest() + frame
 
 
 def test_sound_checksum_over_nonsense() -> None:
     """A segment that no library wrote is refused, though its checksum be right."""
-    plain = zstandard.decompress(SOUND[HEAD_BYTES:])
-    assert records_in(unpack(THREAD, 149, forged(50, plain)))[:49] == TRUTH[:49]
-    for count, other in (
-        (0, plain),
-        (49, plain),
-        (51, plain),
-        (150, plain),
-        (1, b""),
-        (50, plain[:-1]),
-        (50, plain + b"x"),
-        (2, bytes(95)),
-        (1, bytes(40) + b"\xff" * 8),
+    plain = codec.decompress_block(SOUND[HEAD_BYTES:])
+    assert records_in(unpack(THREAD, 149, forged(50, plain), alone))[:49] == TRUTH[:49]
+    for count, bases, other in (
+        (0, 3, plain),
+        (49, 3, plain),
+        (51, 3, plain),
+        (150, 3, plain),
+        (1, 3, b""),
+        (50, 3, plain[:-1]),
+        (50, 3, plain + b"x"),
+        (50, 2, plain),
+        (50, 4, plain),
+        (50, 0, plain),
+        (50, (1 << 32) - 1, plain),
+        (2, 0, bytes(95)),
+        (1, 0, bytes(40) + b"\xff" * 8),
+        (1, 1, bytes(48) + bytes(8) + b"\xff" * 4),
+        (1, 1, bytes(48) + bytes(11)),
     ):
-        assert refused(forged(count, other)), count
+        assert refused(forged(count, other, bases=bases)), (count, bases)
     with pytest.raises(CorruptionError, match="do not fit"):
-        unpack(THREAD, 1 << 32, forged((1 << 32) - 1, plain, last=1 << 32))
+        unpack(THREAD, 1 << 32, forged((1 << 32) - 1, plain, last=1 << 32), alone)
     for frame in (b"", b"no frame", bytes.fromhex("28b52ffd0058010000"), bytes.fromhex("28b52ffdc0" + "ff" * 8)):
         assert refused(forged(50, b"", frame=frame))
 
@@ -192,9 +297,9 @@ def test_sound_checksum_over_nonsense() -> None:
 def test_want_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a sound segment does not fit into memory, that is not said to be damage."""
 
-    def starved(data: object) -> bytes:
+    def starved(*data: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(segments.codec, "decompress", starved)
+    monkeypatch.setattr(codec, "decompress_block", starved)
     with pytest.raises(MemoryError):
-        unpack(THREAD, 149, SOUND)
+        unpack(THREAD, 149, SOUND, alone)

@@ -15,12 +15,13 @@ from building import (
     all_rows,
     append,
     drop_bases,
-    get_row,
+    get_record,
+    get_segment,
     loose,
     noise,
     sealing,
     set_record,
-    set_row,
+    set_segment,
     step,
     wrote,
 )
@@ -37,6 +38,7 @@ from stepwell.storage import (
     Entry,
     FeedRow,
     Found,
+    Group,
     Operation,
     Outcome,
     Rewrite,
@@ -45,7 +47,6 @@ from stepwell.storage import (
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.ordered import TableStorage
-from stepwell.storage.tables import EVENTS, SEGMENTS
 
 KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 
@@ -78,6 +79,11 @@ def header(storage: TableStorage, sequence: int, thread: int = 1) -> fmt.Header:
     return storage.read(thread, [sequence])[sequence].header
 
 
+def parent(storage: TableStorage, sequence: int, thread: int = 1) -> str | None:
+    """The parent that the step at a place names."""
+    return codec.parent_of(thread, storage.read(thread, [sequence])[sequence])
+
+
 def events(storage: TableStorage, thread: int = 1) -> list[object]:
     """All events of a thread."""
     page = storage.scan(thread, 0, 1 << 62, 1000, reverse=False)
@@ -105,11 +111,15 @@ def test_empty(storage: TableStorage) -> None:
     assert storage.scan(1, 0, 1 << 62, 10, reverse=False) == []
     assert storage.scan(1, 0, 1 << 62, 10, reverse=True) == []
     assert storage.steps(1, None, 0, 10) == []
-    assert storage.find(1, 1, [KEYS["s0"]]) == [Found(0, 0, False, b"", ())]
+    assert storage.find(1, 1, [KEYS["s0"]]) == [Found(0, 0, False, ())]
     assert storage.ancestry(1, 1, KEYS["s0"], 9) == []
     assert storage.feed(0, 10) == []
     assert list(storage.derived()) == []
     assert storage.event_threads() == []
+    assert storage.segments(1) == []
+    assert storage.bases(1) == {}
+    assert storage.last_group(1) == Group()
+    assert storage.give_back() == 0
 
 
 def test_append_opens_thread_and_lane(storage: TableStorage) -> None:
@@ -284,7 +294,8 @@ def test_committing_a_step_again(storage: TableStorage) -> None:
     lane, lane_row = storage.lane(1, "") or (0, None)
     assert lane_row is not None
     assert (lane, lane_row.head, lane_row.tip, lane_row.steps, lane_row.replaced) == (1, 5, 5, 3, 1)
-    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(6, 4, False, KEYS["x"], ())]
+    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(6, 4, False, ())]
+    assert [parent(storage, sequence) for sequence in (3, 4, 5, 6)] == [None, "s0", "s1", "x"]
     assert sequences(storage.steps(1, 1, 0, 10)) == sequences(storage.steps(1, None, 0, 10)) == [5, 4, 3]
     done(storage, append("t", step("s2")))
     _, lane_row = storage.lane(1, "") or (0, None)
@@ -299,13 +310,15 @@ def test_hidden_steps(storage: TableStorage) -> None:
     done(storage, append("t", step("s0"), step("s1", parent="s0", hidden=True)))
     done(storage, append("t", step("s2", parent="s1", base=4)))
     assert sequences(storage.steps(1, 1, 0, 10)) == sequences(storage.steps(1, None, 0, 10)) == [5, 3]
-    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(4, 4, True, KEYS["s0"], ())]
+    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(4, 4, True, ())]
+    assert parent(storage, 4) == "s0"
     assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"], 9)] == [KEYS["s1"], KEYS["s0"]]
     _, lane_row = storage.lane(1, "") or (0, None)
     assert lane_row is not None
     assert (lane_row.head, lane_row.steps) == (5, 2)
     done(storage, append("t", step("s1")))
-    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(6, 6, False, b"", ())]
+    assert storage.find(1, 1, [KEYS["s1"]]) == [Found(6, 6, False, ())]
+    assert parent(storage, 6) is None
     assert sequences(storage.steps(1, 1, 0, 10)) == [6, 5, 3]
 
 
@@ -315,13 +328,14 @@ def test_find(storage: TableStorage) -> None:
     done(storage, append("t", step("s0", lane="sub"), wrote("s1", lane="sub")))
     found = storage.find(1, 1, [KEYS["s0"], KEYS["x"], KEYS["s1"], KEYS["s4"], KEYS["s0"]])
     assert found == [
-        Found(4, 4, False, b"", (3, 5)),
-        Found(0, 0, False, b"", (7,)),
-        Found(6, 6, False, KEYS["s0"], ()),
-        Found(0, 0, False, b"", ()),
-        Found(4, 4, False, b"", (3, 5)),
+        Found(4, 4, False, (3, 5)),
+        Found(0, 0, False, (7,)),
+        Found(6, 6, False, ()),
+        Found(0, 0, False, ()),
+        Found(4, 4, False, (3, 5)),
     ]
-    assert storage.find(1, 2, [KEYS["s1"]]) == [Found(0, 0, False, b"", (10,))]
+    assert [parent(storage, sequence) for sequence in (4, 6)] == [None, "s0"]
+    assert storage.find(1, 2, [KEYS["s1"]]) == [Found(0, 0, False, (10,))]
     assert storage.find(1, 1, []) == []
 
 
@@ -469,7 +483,7 @@ def test_delete(storage: TableStorage) -> None:
     assert [name for name, _ in storage.threads(0, 10)] == ["other"]
     assert events(storage, 2) == [ThreadDeleted(Sequence(6), chain, 9)]
     assert storage.lanes(2, 0, 10) == []
-    assert storage.find(2, 1, [KEYS["s0"]]) == [Found(0, 0, False, b"", ())]
+    assert storage.find(2, 1, [KEYS["s0"]]) == [Found(0, 0, False, ())]
     assert storage.feed(0, 10) == [FeedRow(1, 1, 1, 3), FeedRow(4, 2, 7, 7)]
 
 
@@ -587,8 +601,8 @@ def test_restart(storage: TableStorage) -> None:
     assert storage.lanes(1, 0, 10)[0][:2] == (1, "b")
     assert storage.lane(1, "a") is None
     assert storage.find(1, 1, [KEYS["s1"], KEYS["s0"]]) == [
-        Found(9, 9, False, b"", (10,)),
-        Found(0, 0, False, b"", ()),
+        Found(9, 9, False, (10,)),
+        Found(0, 0, False, ()),
     ]
     assert storage.feed(0, 10) == [FeedRow(2, 1, 7, 10)]
     assert done(storage, append("t", step("s2", lane="b", base=9), step("s3", lane="a"))).sequences == (11, 13)
@@ -723,7 +737,7 @@ def test_branches_begin_at_bases(storage: TableStorage) -> None:
     """A branch is followed down to the first state that is kept, and not beyond."""
     grown(storage)
     reader = Reader(storage)
-    bases = {at: codec.encode_base(1, at, reader.state(1, at)) for at in (4, 7)}
+    bases = {at: codec.encode_base(reader.state(1, at)) for at in (4, 7)}
     storage.commit([sealing(storage, "t", 8, bases)])
     assert storage.bases(1) == bases
     for at, records, base in ((8, [8], 7), (7, [], 7), (6, [5, 6], 4), (4, [], 4), (3, [3], 0), (11, [11], 0)):
@@ -741,10 +755,9 @@ def test_survey_of_damage(storage: TableStorage) -> None:
     grown(storage)
     storage.commit([sealing(storage, "t", 4)])
     storage.commit([sealing(storage, "t", 8)])
-    rows = {SEGMENTS: fmt.event_key(1, 8), EVENTS: fmt.event_key(1, 10)}
-    sound = {table: get_row(storage, table, key) or b"" for table, key in rows.items()}
-    for table, key in rows.items():
-        set_row(storage, table, key, sound[table][:-1])
+    segment, record = get_segment(storage, 1, 8), get_record(storage, 1, 10)
+    set_segment(storage, 1, 8, segment[:-1])
+    set_record(storage, 1, 10, record[:-1])
     found = storage.survey(1, 0, 100)
     assert [(each.sequence, isinstance(each.record, CorruptionError)) for each in found] == [
         *((sequence, False) for sequence in (1, 2, 3, 4)),
@@ -757,8 +770,8 @@ def test_survey_of_damage(storage: TableStorage) -> None:
     assert [each.loose_bytes > 0 for each in found] == [each.sequence > 8 for each in found]
     assert [each.sequence for each in storage.survey(1, 2, 3)] == [3, 4, 8]
     assert [each.sequence for each in storage.survey(1, 6, 2)] == [8, 9]
-    for table, key in rows.items():
-        set_row(storage, table, key, sound[table])
+    set_segment(storage, 1, 8, segment)
+    set_record(storage, 1, 10, record)
 
 
 # --- rewrite ---
@@ -859,6 +872,8 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.survey(1, 0, 1),
         lambda: storage.segments(1),
         lambda: storage.bases(1),
+        lambda: storage.last_group(1),
+        lambda: storage.give_back(),
         lambda: storage.branches(1, [1], frozenset()),
         lambda: storage.scan(1, 0, 9, 1, reverse=False),
         lambda: storage.steps(1, 1, 0, 1),

@@ -11,15 +11,16 @@ with the events.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import StepwellError
+from stepwell.errors import CorruptionError, StepwellError
 
 
 class Entry(NamedTuple):
@@ -144,6 +145,10 @@ Operation: TypeAlias = Append | Delete | Copy | Rewrite | Seal
 Outcome: TypeAlias = Committed | StepwellError
 
 
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""What a derived row may say: what is negative or larger is no number, sequence, count, size or time of a log."""
+
+
 class ThreadRow(msgspec.Struct, array_like=True):
     """The catalogue's row of a thread.
 
@@ -164,19 +169,19 @@ class ThreadRow(msgspec.Struct, array_like=True):
         deleted: Whether only the tombstone is left.
     """
 
-    number: int
+    number: Number
     name_hash: bytes
-    first: int = 1
-    last: int = 0
+    first: Number = 1
+    last: Number = 0
     chain: bytes = fmt.CHAIN_SEED
-    lanes: int = 0
-    steps: int = 0
-    writes: int = 0
-    sealed: int = 0
-    loose_bytes: int = 0
-    stored_bytes: int = 0
-    created_at: int = 0
-    updated_at: int = 0
+    lanes: Number = 0
+    steps: Number = 0
+    writes: Number = 0
+    sealed: Number = 0
+    loose_bytes: Number = 0
+    stored_bytes: Number = 0
+    created_at: Number = 0
+    updated_at: Number = 0
     deleted: bool = False
 
 
@@ -192,10 +197,10 @@ class LaneRow(msgspec.Struct, array_like=True):
     """
 
     name_hash: bytes
-    head: int = 0
-    tip: int = 0
-    steps: int = 0
-    replaced: int = 0
+    head: Number = 0
+    tip: Number = 0
+    steps: Number = 0
+    replaced: Number = 0
 
 
 class FeedRow(NamedTuple):
@@ -384,6 +389,7 @@ class Storage(Protocol):
 # --- rows as bytes: one form for every engine, so that audit can compare them ---
 
 _encoder = msgspec.msgpack.Encoder()
+_Row = TypeVar("_Row")
 _thread_row = msgspec.msgpack.Decoder(ThreadRow)
 _lane_row = msgspec.msgpack.Decoder(LaneRow)
 
@@ -393,14 +399,35 @@ def pack_row(row: ThreadRow | LaneRow) -> bytes:
     return _encoder.encode(row)
 
 
-def unpack_thread(data: bytes) -> ThreadRow:
-    """A catalogue row from bytes."""
-    return _thread_row.decode(data)
+def decode_row(decoder: msgspec.msgpack.Decoder[_Row], data: bytes, table: str, thread: int | None = None) -> _Row:
+    """What a row of a derived table says.
+
+    Args:
+        decoder: Of the rows of this table.
+        data: The row.
+        table: The table's name.
+        thread: Number of the thread that the row is about, where that is known.
+
+    Raises:
+        CorruptionError: It is no row of that table.
+    """
+    try:
+        return decoder.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptionError(f"a row of the table {table} cannot be decoded: {error}", thread=thread) from error
 
 
-def unpack_lane(data: bytes) -> LaneRow:
-    """A lane's row from bytes."""
-    return _lane_row.decode(data)
+def unpack_thread(data: bytes, number: int | None = None) -> ThreadRow:
+    """A catalogue row from bytes, of the thread with this number if one is given; raises as `decode_row` does."""
+    row = decode_row(_thread_row, data, "threads", number)
+    if number is not None and row.number != number:
+        raise CorruptionError(f"a row of the table threads says number {row.number}", thread=number)
+    return row
+
+
+def unpack_lane(data: bytes, thread: int | None = None) -> LaneRow:
+    """A lane's row from bytes; raises as `decode_row` does."""
+    return decode_row(_lane_row, data, "lanes", thread)
 
 
 def pack_name(number: int, name: bytes) -> bytes:
@@ -408,6 +435,14 @@ def pack_name(number: int, name: bytes) -> bytes:
     return fmt.number_key(number) + name
 
 
-def unpack_name(data: bytes) -> tuple[int, str]:
-    """Inverse of `pack_name`."""
-    return fmt.read_number(data[:8]), data[8:].decode()
+def unpack_name(data: bytes, owner: int = 0) -> tuple[int, str]:
+    """Inverse of `pack_name`.
+
+    Raises:
+        CorruptionError: It is no row of names; of thread `owner`, unless that is 0.
+    """
+    try:
+        return fmt.read_number(data[:8]), data[8:].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        reason = f"a row of the table names cannot be decoded: {error}"
+        raise CorruptionError(reason, thread=owner or None) from error

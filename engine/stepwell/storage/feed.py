@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from stepwell import format as fmt
-from stepwell.storage import FeedRow
+from stepwell.storage import FeedRow, Number, decode_row
 from stepwell.storage.tables import AFTER_ALL, FEED, Tables
 
 # On disk: never change it.
 COMMITS_IN_ROW: Final = 64
 
-_Entry = tuple[int, int, int, int]  # commit modulo the above, thread, first sequence, last minus first
+_Place = Annotated[int, msgspec.Meta(ge=0, lt=COMMITS_IN_ROW)]
+_Entry = tuple[_Place, Number, Number, Number]  # commit modulo the above, thread, first sequence, last minus first
+_Entries = Annotated[list[_Entry], msgspec.Meta(min_length=1)]
 
 _encoder = msgspec.msgpack.Encoder()
-_entries = msgspec.msgpack.Decoder(list[_Entry])
+_entries: msgspec.msgpack.Decoder[list[_Entry]] = msgspec.msgpack.Decoder(_Entries)
 
 
 def row_number(commit: int) -> int:
@@ -34,11 +36,15 @@ def pack_feed(rows: Several[FeedRow]) -> bytes:
     return _encoder.encode([_entry(row) for row in rows])
 
 
+def _unpack(data: bytes) -> list[_Entry]:
+    return decode_row(_entries, data, FEED)
+
+
 def scan(tables: Tables, after: int) -> Iterator[FeedRow]:
     """The appends with commit numbers above `after`, in order."""
     for key, data in tables.scan(FEED, fmt.number_key(row_number(after + 1)), AFTER_ALL):
         start = fmt.read_number(key) * COMMITS_IN_ROW
-        for place, thread, first, more in _entries.decode(data):
+        for place, thread, first, more in _unpack(data):
             if start + place > after:
                 yield FeedRow(start + place, thread, first, first + more)
 
@@ -62,7 +68,7 @@ class Feed:
         newest = next(tables.scan_back(FEED, b"", AFTER_ALL), None)
         if newest is not None:
             number = fmt.read_number(newest[0])
-            self._rows[number] = _entries.decode(newest[1])
+            self._rows[number] = _unpack(newest[1])
             self.last = number * COMMITS_IN_ROW + self._rows[number][-1][0]
 
     def append(self, row: FeedRow) -> None:
@@ -95,5 +101,5 @@ class Feed:
     def _row(self, number: int) -> list[_Entry]:
         if number not in self._rows:
             data = self._tables.get(FEED, fmt.number_key(number))
-            self._rows[number] = [] if data is None else _entries.decode(data)
+            self._rows[number] = [] if data is None else _unpack(data)
         return self._rows[number]

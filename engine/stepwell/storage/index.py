@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from stepwell import format as fmt
-from stepwell.storage import Found
+from stepwell.storage import Found, Number, decode_row
 from stepwell.storage.tables import INDEX, Tables, prefix_end
 
 # On disk: audit and foreign readers count on these.
@@ -29,15 +29,15 @@ class IndexRow(msgspec.Struct, array_like=True):
         writes: The first events that record writes for it.
     """
 
-    original: int = 0
-    step: int = 0
+    original: Number = 0
+    step: Number = 0
     hidden: bool = False
-    writes: tuple[int, ...] = ()
+    writes: tuple[Number, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
 _row = msgspec.msgpack.Decoder(IndexRow)
-_sequences = msgspec.msgpack.Decoder(tuple[int, ...])
+_sequences = msgspec.msgpack.Decoder(tuple[Number, ...])
 
 
 def pack_index(row: IndexRow) -> bytes:
@@ -50,18 +50,26 @@ def pack_further(sequences: tuple[int, ...]) -> bytes:
     return _encoder.encode(sequences)
 
 
+def _unpack(thread: int, data: bytes) -> IndexRow:
+    return decode_row(_row, data, INDEX, thread)
+
+
+def _unpack_further(thread: int, data: bytes) -> tuple[int, ...]:
+    return decode_row(_sequences, data, INDEX, thread)
+
+
 def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
     """Where the events of a step id stand."""
     key = fmt.index_key(thread, lane, step_key)
     data = tables.get(INDEX, key)
     if data is None:
         return Found(0, 0, False, ())
-    row = _row.decode(data)
+    row = _unpack(thread, data)
     writes = row.writes
     if len(writes) == WRITES_IN_ROW:
         # The id's own row comes first, and has been read.
         for _, more in tables.scan(INDEX, key + b"\0", prefix_end(key)):
-            writes += _sequences.decode(more)
+            writes += _unpack_further(thread, more)
     return Found(row.step, row.original, row.hidden, writes)
 
 
@@ -79,7 +87,7 @@ def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: Ind
     data = tables.get(INDEX, key)
     row = found
     if data is not None:
-        before = _row.decode(data)
+        before = _unpack(thread, data)
         if before.step and found.hidden and not before.hidden:
             return
         same_sort = before.step and before.hidden == found.hidden
@@ -96,13 +104,13 @@ def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence
     """Note an event that records writes for a step id, which may be committed later."""
     key = fmt.index_key(thread, lane, step_key)
     data = tables.get(INDEX, key)
-    row = IndexRow() if data is None else _row.decode(data)
+    row = IndexRow() if data is None else _unpack(thread, data)
     if len(row.writes) < WRITES_IN_ROW:
         row.writes += (sequence,)
         tables.put(INDEX, key, pack_index(row))
         return
     last = tables.previous_key(INDEX, key + b"\0", prefix_end(key))
-    more = () if last is None else _sequences.decode(tables.get(INDEX, last) or b"\x90")
+    more = () if last is None else _unpack_further(thread, tables.get(INDEX, last) or b"")
     if last is None or len(more) == WRITES_IN_FURTHER_ROW:
         last, more = fmt.index_further_key(thread, lane, step_key, sequence), ()
     tables.put(INDEX, last, pack_further((*more, sequence)))

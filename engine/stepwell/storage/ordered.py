@@ -12,7 +12,7 @@ from typing import Final
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import ConflictError
+from stepwell.errors import ConflictError, CorruptionError
 from stepwell.storage import (
     Append,
     Branches,
@@ -84,10 +84,10 @@ class TableStorage(ABC):
     def threads(self, after: int, limit: int) -> list[tuple[str, ThreadRow]]:
         found: list[tuple[str, ThreadRow]] = []
         with self._reading() as tables:
-            for _, data in tables.scan(THREADS, fmt.number_key(after + 1), AFTER_ALL):
+            for key, data in tables.scan(THREADS, fmt.number_key(after + 1), AFTER_ALL):
                 if len(found) >= limit:
                     break
-                row = unpack_thread(data)
+                row = unpack_thread(data, fmt.read_number(key))
                 if not row.deleted:
                     found.append((load_name(tables, THREAD_NAMES, row.name_hash), row))
         return found
@@ -104,7 +104,7 @@ class TableStorage(ABC):
             for key, data in tables.scan(LANES, start, stop):
                 if len(found) >= limit:
                     break
-                row = unpack_lane(data)
+                row = unpack_lane(data, thread)
                 found.append((fmt.read_lane_key(key)[1], load_name(tables, thread, row.name_hash), row))
         return found
 
@@ -193,7 +193,7 @@ class TableStorage(ABC):
                 expected=lane,
                 actual=None,
             )
-        following = unpack_lane(data).tip
+        following = unpack_lane(data, thread).tip
         if before:
             # A page ends at a step of this lane: going on from there saves the walk from the tip.
             page_end = records.get(thread, before)
@@ -201,6 +201,8 @@ class TableStorage(ABC):
                 following = page_end.header.previous
         while following:
             record = records.existing(thread, following)
+            if not _shown(record) or record.header.lane != lane:
+                raise CorruptionError(f"it is no step of lane {lane}", thread=thread, sequence=following)
             if not before or following < before:
                 yield record
             previous = record.header.previous

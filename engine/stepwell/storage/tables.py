@@ -3,12 +3,11 @@
     threads  thread number              ThreadRow: the catalogue
     names    owner, hash of name        number, name
     events   thread, sequence           record: what is in no segment yet
-    segments thread, last sequence      many records in one block
-    bases    thread, sequence           the state after a step, to begin reading at
+    segments thread, last sequence,     many records in one block
+             part
     lanes    thread, lane               LaneRow
-    index    thread, lane, step id,     the parent's id for a step, nothing for writes
-             kind, sequence
-    feed     commit number              thread, first and last sequence
+    index    thread, lane, step id      IndexRow; a further row, with the first sequence that it names, more writes
+    feed     commit number over 64      place, thread, first sequence and length of each of these appends
     meta     name                       what the log itself is
 
 Everything but `events`, `segments` and `meta` is derived from the events.  An engine gives transactions over
@@ -73,24 +72,27 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 def find_thread(tables: Tables, thread_id: str) -> ThreadRow | None:
-    name = thread_id.encode()
-    data = tables.get(NAMES, fmt.name_key(THREAD_NAMES, name))
+    name_key = fmt.name_key(THREAD_NAMES, thread_id.encode())
+    data = tables.get(NAMES, name_key)
     if data is None:
         return None
     number, found = unpack_name(data)
-    row = tables.get(THREADS, fmt.number_key(number))
-    if row is None or found != thread_id:
+    data = tables.get(THREADS, fmt.number_key(number))
+    row = None if data is None else unpack_thread(data, number)
+    if row is None or found != thread_id or row.name_hash != name_key[8:]:
         raise CorruptionError("the catalogue does not match the names", thread=thread_id)
-    return unpack_thread(row)
+    return row
 
 
 def find_lane(tables: Tables, thread: int, name: str) -> int | None:
     data = tables.get(NAMES, fmt.name_key(thread, name.encode()))
     if data is None:
         return None
-    number, found = unpack_name(data)
+    number, found = unpack_name(data, thread)
     if found != name:
         raise CorruptionError(f"the name of lane {number} does not match its hash", thread=thread)
+    if number >> 32:
+        raise CorruptionError(f"there can be no lane {number}", thread=thread)
     return number
 
 
@@ -98,14 +100,14 @@ def load_lane(tables: Tables, thread: int, lane: int) -> LaneRow:
     data = tables.get(LANES, fmt.lane_key(thread, lane))
     if data is None:
         raise CorruptionError(f"lane {lane} is missing", thread=thread)
-    return unpack_lane(data)
+    return unpack_lane(data, thread)
 
 
 def load_name(tables: Tables, owner: int, name_hash: bytes) -> str:
     data = tables.get(NAMES, fmt.number_key(owner) + name_hash)
     if data is None:
         raise CorruptionError("a name is missing", thread=owner or None)
-    return unpack_name(data)[1]
+    return unpack_name(data, owner)[1]
 
 
 def last_number(tables: Tables, table: str) -> int:

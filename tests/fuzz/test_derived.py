@@ -1,0 +1,185 @@
+"""Damaged derived rows: whatever they say, nothing but the library's own errors comes out, and the audit names them.
+
+Rows of derived tables have no checksum: a read may believe one that was changed.  What it never does is to take
+the process down, or to hide the damage from `audit`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import msgspec
+import pytest
+
+from building import rows_of, set_row, step, wrote
+from fuzz.test_records import DAMAGES, SEEDS, THREADS, answer, made, questions
+from stepwell import Log, StepwellError
+from stepwell.storage.memory import MemoryStorage
+from stepwell.storage.tables import DERIVED, FEED, INDEX
+
+Place = tuple[str, bytes]
+
+
+def grown() -> Log:
+    """The log that records are damaged in, with a step id that has further rows in the index."""
+    log = made()
+    for name in THREADS:
+        log.thread(name).append([wrote("s3", task=f"task {number}") for number in range(100)])
+    assert log.audit().breaches == []
+    return log
+
+
+LOG = grown()
+STORAGE = LOG.storage
+QUESTIONS = list(questions())
+TRUTH = {question: answer(LOG, question) for question in QUESTIONS}
+SOUND: dict[Place, bytes] = {(table, key): data for table in DERIVED for key, data in rows_of(STORAGE, table).items()}
+
+
+@pytest.fixture(params=SEEDS)
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Where damage comes from; shown if the test fails."""
+    print(f"RECORDS_SEED={request.param}")
+    return random.Random(request.param)
+
+
+@pytest.fixture
+def damaged() -> Iterator[Callable[[Place, bytes | None], None]]:
+    """Replaces one derived row; puts it back when the test ends."""
+    changed: list[Place] = []
+
+    def change(place: Place, data: bytes | None) -> None:
+        while changed:
+            former = changed.pop()
+            set_row(STORAGE, *former, SOUND[former])
+        changed.append(place)
+        set_row(STORAGE, *place, data)
+
+    yield change
+    change(changed[0], SOUND[changed[0]])
+
+
+def asked(sample: list[tuple[str, str, int | str | None, str]]) -> int:
+    """Ask some questions: there is an answer, or one of the library's errors; how many of these."""
+    errors = 0
+    for question in sample:
+        try:
+            answer(LOG, question)
+        except StepwellError:
+            errors += 1
+    return errors
+
+
+def names(table: str) -> bool:
+    """Whether the audit names a derived table."""
+    return any(breach.invariant == "I6" and table in breach.what for breach in LOG.audit().breaches)
+
+
+def test_the_truth_is_asked() -> None:
+    """Without damage every question has its answer; rows of every table are there to be damaged."""
+    assert {question: answer(LOG, question) for question in QUESTIONS} == TRUTH
+    assert {table for table, _ in SOUND} == set(DERIVED)
+    assert len(TRUTH["writes", "a", "s3", ""]) > 80  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_damage(table: str, damaged: Callable[[Place, bytes | None], None], rng: random.Random) -> None:
+    """Whatever happens to a derived row, each read answers or fails as the library does, and the audit names it."""
+    places = [place for place in SOUND if place[0] == table]
+    for place in rng.sample(places, min(len(places), 4)):
+        for damage in DAMAGES:
+            data = damage(SOUND[place], rng)
+            if data == SOUND[place]:
+                continue
+            print(place, data.hex())
+            damaged(place, data)
+            asked(QUESTIONS)
+            assert names(table)
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_every_byte(table: str, damaged: Callable[[Place, bytes | None], None], rng: random.Random) -> None:
+    """No byte of a derived row, changed in any way, brings up any other error."""
+    places = [place for place in SOUND if place[0] == table]
+    errors = 0
+    for place in sorted(places, key=lambda place: len(SOUND[place]))[:: max(1, len(places) // 3)]:
+        sound = SOUND[place]
+        for position in range(len(sound)):
+            for bits in (1 << rng.randrange(8), 0xFF):
+                print(place, position, bits)
+                damaged(place, sound[:position] + bytes((sound[position] ^ bits,)) + sound[position + 1 :])
+                errors += asked(rng.sample(QUESTIONS, 25))
+    assert errors > 0
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_other_values(table: str, damaged: Callable[[Place, bytes | None], None]) -> None:
+    """Rows with any number in the place of theirs, or of any other form, bring up no other error."""
+    values: list[object] = [-1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 0, 4, b"", "text", None, [], {}, True, 1.5]
+    place = next(place for place in SOUND if place[0] == table)
+    rows: list[bytes] = [b"", b"\x00", b"\xc1", b"\x90", b"\x91" * 2000, bytes(8), b"\xff" * 8, b"\xff" * 40]
+    with suppress(msgspec.DecodeError):
+        row = msgspec.msgpack.decode(SOUND[place])
+        if isinstance(row, list):
+            rows += [
+                msgspec.msgpack.encode([*row[:at], value, *row[at + 1 :]])
+                for at in range(0, len(row), 1 if len(row) < 20 else 16)
+                for value in values
+            ]
+            rows += [msgspec.msgpack.encode(row[:length]) for length in range(min(len(row), 20))]
+        if table == FEED:
+            entry = row[0]
+            rows += [
+                msgspec.msgpack.encode([[*entry[:at], value, *entry[at + 1 :]]]) for at in range(4) for value in values
+            ]
+        if table == INDEX:
+            rows += [msgspec.msgpack.encode([*row[:3], [value] * many]) for value in values for many in (1, 16)]
+    for data in rows:
+        if data != SOUND[place]:
+            damaged(place, data)
+            print(place, data.hex())
+            asked(QUESTIONS)
+            assert names(table)
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_missing_and_swapped(table: str, damaged: Callable[[Place, bytes | None], None], rng: random.Random) -> None:
+    """A derived row that is gone, or says what another one says, brings up no other error, and the audit names it."""
+    places = [place for place in SOUND if place[0] == table]
+    for place in rng.sample(places, min(len(places), 4)):
+        for data in (None, SOUND[rng.choice(places)]):
+            if data != SOUND[place]:
+                damaged(place, data)
+                asked(QUESTIONS)
+                assert names(table)
+
+
+@pytest.mark.parametrize("table", DERIVED)
+def test_changes_to_a_damaged_log(table: str, rng: random.Random) -> None:
+    """What is done with a log whose derived rows are damaged is done, or refused with one of the library's errors."""
+    for damage in DAMAGES:
+        log = Log(MemoryStorage())
+        for name in THREADS:
+            log.thread(name).append([step("s0", {"x": b"x" * 100}), wrote("s0")])
+            log.thread(name).append([step("s1", {"y": b"y"}, base=3), step("s0", lane="sub")])
+        rows = rows_of(log.storage, table)
+        key = rng.choice(sorted(rows))
+        data = damage(rows[key], rng)
+        print(key.hex(), data.hex())
+        set_row(log.storage, table, key, data)
+        thread = log.thread("a")
+        changes: list[Callable[[], object]] = [
+            lambda: thread.append([step("s2", base=5), wrote("s1"), step("s0"), step("s3", lane="other")]),
+            lambda: thread.copy_to("copy"),
+            lambda: log.seal(),
+            lambda: thread.prune([3]),
+            lambda: thread.copy_to("copy of a segment"),
+            lambda: thread.delete(),
+            lambda: thread.append([step("s0")]),
+        ]
+        for change in changes:
+            with suppress(StepwellError):
+                change()
+        log.close()
