@@ -291,5 +291,9 @@ class Disk:
     def _length_of(self, file: _File, choice: Choice, rng: random.Random) -> int:
         lengths = [file.durable_length, *(length for _, length in file.lengths)]
         along_the_way = range(min(lengths), max(lengths), self._rules.sector_bytes)
-        candidates = {"old": lengths[:1], "new": lengths[-1:], "between": [*lengths, *along_the_way]}
+        candidates: dict[str, list[int]] = {
+            "old": lengths[:1],
+            "new": lengths[-1:],
+            "between": [*lengths, *along_the_way],
+        }
         return rng.choice(candidates[choice.length])

@@ -1,7 +1,8 @@
 """Run a program and record what it does to the files of a folder: `recorder.c`, compiled and preloaded.
 
-strace can tell the same (`strace -f -xx -s 2000000`), but it is not on every machine that has a compiler, it slows
-the program down several times as much, and its trace is many times as large: SPEC.md, section 15, has the figures.
+strace could tell it as well (`strace -f -xx -s 2000000`): an append of 1.5 KB took 2.6 ms by itself, 3.1 ms recorded
+and 3.4 ms under strace (medians of five runs of 400, on a busy machine).  But its trace is four times as large, and
+it is on fewer machines than a compiler is.
 """
 
 from __future__ import annotations

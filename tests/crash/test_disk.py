@@ -70,7 +70,7 @@ def test_what_was_synced_is_there_and_what_was_not_may_be() -> None:
 
 def test_a_sync_speaks_of_what_was_written_before_it_began() -> None:
     """A write during a sync may be there or not when the sync has returned."""
-    during = [Written(FILE, 0, A), SyncBegan(FILE, 1), Written(FILE, 0, B), SyncEnded(FILE, 1, True)]
+    during: list[Event] = [Written(FILE, 0, A), SyncBegan(FILE, 1), Written(FILE, 0, B), SyncEnded(FILE, 1, True)]
     assert {A, B} < contents(during)
     assert contents([*during, *synced(FILE, 2)]) == {B}
 

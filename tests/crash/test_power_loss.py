@@ -66,6 +66,11 @@ def test_a_log_that_is_not_synced_is_found_out(library: Path, seed: int, variant
     assert judged(library, f"append+{variant}", TODAY, 12, seed, tmp_path).lost
 
 
+def test_the_name_of_a_file_that_another_process_made_is_durable(library: Path, seed: int, tmp_path: Path) -> None:
+    """A process that died when it had made the file does not leave it to be lost with what others put into it."""
+    assert judged(library, "append+inherited", TODAY, 20, seed, tmp_path).lost == []
+
+
 def test_a_file_that_does_not_grow_in_commits_needs_no_length(library: Path, seed: int, tmp_path: Path) -> None:
     """Where fdatasync leaves a new length behind a log is lost (SPEC 15, 2), but not if room was made before."""
     assert judged(library, "append", WITHOUT_LENGTH, 16, seed, tmp_path).lost

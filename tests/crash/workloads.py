@@ -154,9 +154,10 @@ class Workload:
         seal_after_events: As for `Log.open`.
         pause_seconds: Between operations.
         map_bytes: The map begins so small; 0 is as it is.
-        variants: `preallocate`: before each commit the file is made longer than it can need to be, and that is
-            synced.  `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses
-            what was acknowledged: a judge that does not find it is none.
+        variants: `inherited`: the file is there already, made by a process that was killed at once.
+            `preallocate`: before each commit the file is made longer than it can need to be, and that is synced.
+            `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
+            acknowledged: a judge that does not find it is none.
     """
 
     name: str
@@ -185,6 +186,11 @@ WORKLOADS: Final = {
         Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=1 << 17),
         Workload("prune", kinds={"append": 6, "record": 2, "prune": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
         Workload("delete", kinds={"append": 8, "record": 2, "delete": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
+        Workload(
+            "reuse",
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 4, "reopen": 1},
+            sizes=(3000, 20_000, 60_000),
+        ),
         Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
         Workload(
             "everything",
@@ -199,7 +205,7 @@ WORKLOADS: Final = {
 
 
 def named(text: str) -> Workload:
-    """A workload by its name, with any of `+preallocate`, `+nosync` and `+nometasync` behind it."""
+    """A workload by its name, with any of `+inherited`, `+preallocate`, `+nosync` and `+nometasync` behind it."""
     name, *variants = text.split("+")
     return replace(WORKLOADS[name], variants=frozenset(variants))
 
@@ -390,6 +396,8 @@ def _record(step_id: str, lane: str, write: bytes) -> WritesRecorded:
 def run(workload: Workload, folder: Path) -> None:
     """Run a workload on the file of a folder that holds an empty file for notes."""
     sync, metasync = ("nosync" not in workload.variants, "nometasync" not in workload.variants)
+    if "inherited" in workload.variants:
+        lmdb.open(str(folder / FILE), subdir=False).close()
     with patch.object(lmdb, "open", partial(lmdb.open, sync=sync, metasync=metasync)):
         _Program(workload, folder).run()
 
