@@ -10,7 +10,7 @@ every record: names of fields, types and channels.  A dictionary says that befor
 It is made so that it cannot flatter the benchmark:
 
 1.  It is trained on graphs that are not the benchmark's, in which nothing is said (`corpus.py`).  No word of the
-    benchmark's prose may stand in it; `--write` refuses if one does.
+    benchmark's prose and none of its names may stand in it; `--write` refuses if one does.
 2.  Its parameters are those that are best for runs that it was not trained on (`Runs.TUNING`); the benchmark's
     workloads are looked at afterwards, beside a third lot of runs (`Runs.HELD_OUT`).
 3.  What it does for what it has never seen is measured by leaving that out: a family of graphs, or the shape of a
@@ -26,20 +26,23 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
+import deep
+import react
+import script
 from corpus import FAMILIES, bodies
 from prose import Prose
 from providers import PROVIDERS
+from stepwell import dictionary as carried
+from stepwell.codec import COMPRESSION_LEVEL, LARGEST_WITH_DICTIONARY_BYTES
 from stepwell_langgraph import StepwellSaver
 from workloads import SEED, WORKLOADS
 
-CARRIED = Path(__file__).resolve().parent.parent / "engine" / "stepwell" / "loose-1.dict"
-BYTES = 8 * 1024
-LEVEL = 3
 DICTIONARY_ID = 1_398_210_561  # of the range that is free for private use; frames need not say it
 
 LARGEST_SAMPLE_BYTES = 3_000  # what is larger is text, of which there is nothing to learn
@@ -49,9 +52,11 @@ SIZES = (2 * 1024, 4 * 1024, 8 * 1024, 16 * 1024)
 SEGMENT_BYTES = (48, 64, 96, 128, 160, 192, 256, 320, 384, 512)  # zstandard's k
 MATCH_BYTES = (6, 8)  # and its d
 LEVELS = (1, 3, 6, 9)
+EDGES = (0, 256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384, 32768, 65536)  # of the sizes that are told apart
 MEASURED = ("chat-200", "threads-200", "research-300", "react-30", "deepagents-short", "deepagents")
 _WORD = re.compile(r"(?<![A-Za-z])[a-z]{6,}(?![A-Za-z])")
 _WORDS_OF_PACKAGES = {"before"}  # a middleware's node is called `before_agent`
+_NAMES = {script.MODEL, *script.TOOLS, "query", "research", "researcher", "chat", deep.THREAD, react.THREAD, "notes"}
 _END = 1 << 62
 _PAGE_ROWS = 500
 
@@ -70,20 +75,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="FILE", help="make a dictionary; an existing file is left alone")
     parser.add_argument("--replace", action="store_true", help="even an existing file, which no log may depend on")
-    parser.add_argument("--bytes", type=int, default=BYTES, help="size of the dictionary (default: %(default)s)")
+    parser.add_argument(
+        "--bytes", type=int, default=carried.BYTES, help="size of the dictionary (default: %(default)s)"
+    )
     parser.add_argument("--sweep", action="store_true", help="compare sizes and parameters, and what is left out")
     arguments = parser.parse_args()
     if arguments.write:
         if arguments.write.exists() and not arguments.replace:
             parser.error(f"{arguments.write} exists, and logs may have been written with it; choose another name")
         dictionary = best(arguments.bytes)
-        if found := words_of_prose(dictionary):
+        if found := words_of_prose(dictionary) + names_of_benchmark(dictionary):
             parser.error(f"the benchmark's words stand in it: {found}")
         arguments.write.write_bytes(dictionary)
+    dictionary = arguments.write.read_bytes() if arguments.write else carried.load()
     if arguments.sweep:
         _sweep()
         _leave_out()
-    _measure((arguments.write or CARRIED).read_bytes())
+        _by_size(dictionary)
+    _measure(dictionary)
 
 
 # --- making ---
@@ -109,7 +118,9 @@ def samples(families: Iterable[str] = FAMILIES, *, without: str | None = None) -
 
 
 def train(from_: Bodies, size: int, segment: int, match: int) -> bytes:
-    trained = zstandard.train_dictionary(size, from_, k=segment, d=match, level=LEVEL, dict_id=DICTIONARY_ID)
+    trained = zstandard.train_dictionary(
+        size, from_, k=segment, d=match, level=COMPRESSION_LEVEL, dict_id=DICTIONARY_ID
+    )
     return trained.as_bytes()
 
 
@@ -139,21 +150,33 @@ def words_of_prose(dictionary: bytes) -> list[str]:
     return sorted(prose.intersection(re.findall(_WORD, dictionary.decode("latin-1"))) - _WORDS_OF_PACKAGES)
 
 
+def names_of_benchmark(dictionary: bytes) -> list[str]:
+    """What the benchmark calls its models, tools, arguments, threads, nodes and files, as far as it stands there."""
+    text = dictionary.decode("latin-1")
+    return sorted(name for name in _NAMES if re.search(rf"(?<![A-Za-z_]){re.escape(name)}(?![A-Za-z_])", text))
+
+
 # --- measuring ---
 
 
-def compressor(dictionary: bytes | None, level: int = LEVEL) -> zstandard.ZstdCompressor:
-    """As the codec would have it: the dictionary digested once, its id in no frame."""
+def compressor(
+    dictionary: bytes | None, level: int = COMPRESSION_LEVEL, largest: int = LARGEST_WITH_DICTIONARY_BYTES
+) -> Callable[[bytes], bytes]:
+    """As the codec has it: the dictionary digested once, its id in no frame, not used for what is larger."""
+    without = zstandard.ZstdCompressor(level=level).compress
     if dictionary is None:
-        return zstandard.ZstdCompressor(level=level)
-    digested = zstandard.ZstdCompressionDict(dictionary)
-    digested.precompute_compress(level=level)
-    return zstandard.ZstdCompressor(level=level, dict_data=digested, write_dict_id=False)
+        return without
+    known = carried.digested(dictionary, level)
+    with_ = zstandard.ZstdCompressor(level=level, dict_data=known, write_dict_id=False).compress
+    return lambda body: with_(body) if len(body) <= largest else without(body)
 
 
-def stored(records: Bodies, dictionary: bytes | None, level: int = LEVEL) -> int:
+def stored(records: Bodies, dictionary: bytes | None, level: int = COMPRESSION_LEVEL) -> int:
     """Bytes of bodies as loose records hold them: compressed, unless that is larger."""
-    compress = compressor(dictionary, level).compress
+    return _stored(records, compressor(dictionary, level))
+
+
+def _stored(records: Bodies, compress: Callable[[bytes], bytes]) -> int:
     return sum(min(len(compress(body)), len(body)) for body in records)
 
 
@@ -175,7 +198,7 @@ def workload(name: str) -> list[bytes]:
 
 def _measure(dictionary: bytes) -> None:
     start = time.perf_counter()
-    compressor(dictionary)
+    carried.digested(dictionary, COMPRESSION_LEVEL)
     print(f"\n{len(dictionary):,} bytes, digested in {(time.perf_counter() - start) * 1e6:.0f} us\n")
     lots = {f"held out: {family}": lot(Runs.HELD_OUT, family, JUDGES_PER_FAMILY) for family in FAMILIES}
     lots |= {name: workload(name) for name in MEASURED}
@@ -195,14 +218,18 @@ def _measure(dictionary: bytes) -> None:
 
 def _times(records: Bodies, dictionary: bytes | None, level: int) -> tuple[float, float]:
     """Microseconds per record for compressing and for decompressing, the best of five rounds."""
-    compress = compressor(dictionary, level).compress
-    known: dict[str, Any] = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
-    decompress = zstandard.ZstdDecompressor(**known).decompress
-    frames = [compress(body) for body in records]
-    return _best(compress, records), _best(decompress, frames)
+    compress = compressor(dictionary, level)
+    plain, known = zstandard.ZstdDecompressor(), zstandard.ZstdDecompressor()
+    if dictionary:
+        known = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
+    frames = [
+        (compress(body), (known if len(body) <= LARGEST_WITH_DICTIONARY_BYTES else plain).decompress)
+        for body in records
+    ]
+    return _best(compress, records), _best(lambda frame: frame[1](frame[0]), frames)
 
 
-def _best(call: Callable[[bytes], bytes], given: Bodies) -> float:
+def _best(call: Callable[[Any], bytes], given: Sequence[Any]) -> float:
     rounds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -230,9 +257,26 @@ def _sweep() -> None:
                 print(f"| {size // 1024} | {segment} | {match} | {chosen_by:.3f} | {share:.3f} |", flush=True)
 
 
+def _by_size(dictionary: bytes) -> None:
+    """Up to which size the dictionary pays, and at which level, for what is loose in runs of all kinds."""
+    records = [body for family in FAMILIES for body in lot(Runs.HELD_OUT, family, JUDGES_PER_FAMILY)]
+    records += [body for name in MEASURED for body in workload(name)]
+    random.Random("sizes").shuffle(records)
+    print("\n| bytes from | to | records | level 1 | us | with | us | level 3 | us | with | us |\n|" + "--:|" * 11)
+    for least, most in pairwise(EDGES):
+        alike = [body for body in records if least < len(body) <= most][:300]
+        figures = [f"{least:,}", f"{most:,}", f"{len(alike)}"]
+        for level in (1, 3):
+            for known in (None, dictionary):
+                compress = compressor(known, level, most)
+                share, microseconds = _stored(alike, compress) / sum(map(len, alike)), _best(compress, alike)
+                figures += [f"{share:.3f}", f"{microseconds:.1f}"]
+        print(f"| {' | '.join(figures)} |", flush=True)
+
+
 def _leave_out() -> None:
     """What a dictionary does for what it was not trained on."""
-    whole = best(BYTES)
+    whole = best(carried.BYTES)
     print("\n| not trained on | with / without | trained on all |\n|---|--:|--:|")
 
     def line(name: str, records: Bodies, dictionary: bytes) -> None:
@@ -241,10 +285,10 @@ def _leave_out() -> None:
 
     for family in FAMILIES:
         others = [name for name in FAMILIES if name != family]
-        line(family, lot(Runs.HELD_OUT, family, JUDGES_PER_FAMILY), best(BYTES, samples(others)))
+        line(family, lot(Runs.HELD_OUT, family, JUDGES_PER_FAMILY), best(carried.BYTES, samples(others)))
     for provider in ("anthropic", "openai", "google", "ollama"):
         spoken = [body for family in ("chat", "assistant") for body in _spoken(family, provider)]
-        line(f"messages of {provider}", spoken, best(BYTES, samples(without=provider)))
+        line(f"messages of {provider}", spoken, best(carried.BYTES, samples(without=provider)))
 
 
 def _spoken(family: str, provider: str) -> list[bytes]:

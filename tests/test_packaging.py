@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from stepwell import dictionary
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FOLDERS = ("engine", "adapters")
@@ -44,6 +50,25 @@ def test_package_is_whole(package: str) -> None:
 def test_typed_marker_is_packaged() -> None:
     """The marker goes into the wheel, for every package."""
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["*"]
+
+
+def test_wheel_holds_the_dictionary(tmp_path: Path) -> None:
+    """The wheel that is built from the tree has the dictionary, byte for byte, beside every module."""
+    pytest.importorskip("setuptools", minversion="77")  # what pyproject.toml builds with
+    tree = tmp_path / "tree"
+    for folder in SOURCE_FOLDERS:
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]):
+        shutil.copy(ROOT / name, tree)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as built:
+        assert built.read(f"stepwell/{dictionary.FILE.name}") == dictionary.load()
+        sources = {
+            str(path.relative_to(ROOT / folder)) for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")
+        }
+        assert sources <= set(built.namelist())
 
 
 @pytest.mark.parametrize("name", [PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]])

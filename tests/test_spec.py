@@ -19,7 +19,20 @@ import msgspec
 import pytest
 import zstandard
 
-from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, codec, events, parse, patch, storage
+from stepwell import (
+    Log,
+    Sequence,
+    StepCommitted,
+    Write,
+    WritesRecorded,
+    changes,
+    codec,
+    dictionary,
+    events,
+    parse,
+    patch,
+    storage,
+)
 from stepwell import format as fmt
 from stepwell.storage import segments, tables
 from stepwell.storage.index import IndexRow
@@ -27,6 +40,7 @@ from stepwell.storage.lmdb import LogFormat
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")
+DICTIONARY = ROOT / "engine" / "stepwell" / "loose-1.dict"
 
 SECTIONS = (
     "Guarantees and non-goals",
@@ -214,6 +228,15 @@ def test_kinds_and_flags_are_complete() -> None:
     assert {name for name in vars(fmt) if re.match("KIND_|FLAG_|FORM_", name)} <= quoted
 
 
+def test_dictionary() -> None:
+    """The file that the page names has the size and the digest that the page says."""
+    ((name, digest),) = rows_of(SPEC, "File", "BLAKE2b-256")
+    content = DICTIONARY.read_bytes()
+    assert name.strip("`") == DICTIONARY.name
+    assert digest.strip("`") == blake2b(content, digest_size=32).hexdigest() == dictionary.DIGEST
+    assert len(content) == dictionary.BYTES
+
+
 def test_tables() -> None:
     """The tables and which of them are derived."""
     rows = rows_of(SPEC, "Table", "Key", "Value", "Derived")
@@ -339,8 +362,11 @@ def hashed(name: str) -> bytes:
 
 def plain(record: bytes) -> bytes:
     """Section 5.2: the body in plain form."""
-    assert record[3] in (0, 1)
-    return zstandard.ZstdDecompressor().decompress(record[64:]) if record[3] else record[64:]
+    assert record[3] in (0, 1, 2)
+    if record[3] == 0:
+        return record[64:]
+    known = zstandard.ZstdCompressionDict(DICTIONARY.read_bytes()) if record[3] == 2 else None
+    return zstandard.ZstdDecompressor(dict_data=known).decompress(record[64:])
 
 
 class Stranger:

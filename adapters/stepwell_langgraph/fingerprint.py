@@ -102,7 +102,9 @@ def encodes_to(value: object, data: bytes | memoryview) -> bool:
 def model_content(data: bytes | memoryview) -> bytes | memoryview | None:
     """What stands in the encoding of a pydantic model: its module, name, fields and method; None if it is none."""
     header = _EXTENSION_HEADERS.get(data[0]) if len(data) else None
-    return None if header is None or data[header - 1] != _PYDANTIC_MODEL else data[header:]
+    if header is None or len(data) < header or data[header - 1] != _PYDANTIC_MODEL:
+        return None
+    return data[header:] if int.from_bytes(data[1 : header - 1]) == len(data) - header else None
 
 
 def refuse(value: object) -> object:

@@ -97,10 +97,10 @@ def audit(storage: Storage) -> Report:
 
 
 class _Entry(NamedTuple):
-    """The events of one step id: those that commit it, with the parents they name, and those that record writes."""
+    """The events of one step id: those that commit it, and those that record writes for it."""
 
-    shown: list[tuple[int, str | None]]
-    hidden: list[tuple[int, str | None]]
+    shown: list[int]
+    hidden: list[int]
     writes: list[int]
 
 
@@ -270,7 +270,7 @@ class _Thread:
                 lane.steps += 1
                 self._row.steps += 1
         entry = self._entry(header.lane, event.step_id)
-        (entry.hidden if event.hidden else entry.shown).append((sequence, event.parent_id))
+        (entry.hidden if event.hidden else entry.shown).append(sequence)
         self._references(event.channels, sequence)
         self._references(event.fields, sequence)
         self._fold(header, event, sequence)
@@ -316,11 +316,9 @@ class _Thread:
             rows[NAMES, fmt.name_key(number, name)] = pack_name(lane, name)
         for (lane, step_key), entry in self._index.items():
             steps = entry.shown or entry.hidden
-            row_of_id = IndexRow(writes=tuple(entry.writes[:WRITES_IN_ROW]))
-            if steps:
-                newest, parent_id = steps[-1]
-                parent_key = b"" if parent_id is None else fmt.id_key(parent_id)
-                row_of_id = IndexRow(parent_key, steps[0][0], newest, not entry.shown, row_of_id.writes)
+            original, newest = (steps[0], steps[-1]) if steps else (0, 0)
+            hidden = bool(steps) and not entry.shown
+            row_of_id = IndexRow(original, newest, hidden, tuple(entry.writes[:WRITES_IN_ROW]))
             rows[INDEX, fmt.index_key(number, lane, step_key)] = pack_index(row_of_id)
             for start in range(WRITES_IN_ROW, len(entry.writes), WRITES_IN_FURTHER_ROW):
                 further = tuple(entry.writes[start : start + WRITES_IN_FURTHER_ROW])

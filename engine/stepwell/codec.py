@@ -1,6 +1,7 @@
 """Events to record bodies and back; the one place that knows how a body is laid out.
 
-    body     = skeleton length u32, skeleton, payload; stored as one zstandard frame if that is smaller
+    body     = skeleton length u32, skeleton, payload; stored as one zstandard frame if that is smaller,
+               which is made with a dictionary if the body is small
     skeleton = the event in msgpack, its larger contents replaced by references
     payload  = those contents, one after the other
 
@@ -17,8 +18,8 @@ from typing import Final, NamedTuple
 import msgspec
 import zstandard
 
+from stepwell import dictionary, nesting
 from stepwell import format as fmt
-from stepwell import nesting
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import State
@@ -41,7 +42,10 @@ from stepwell.patch import (
 SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
-COMPRESSION_LEVEL: Final = 3
+COMPRESSION_LEVEL: Final = 1
+# Up to here the dictionary saves bytes, and time or next to none of it; above, zstandard copies its tables before
+# it begins (10 KB take 72 us instead of 48), and most of a body is text, of which it knows nothing.
+LARGEST_WITH_DICTIONARY_BYTES: Final = 8192
 BLOCK_COMPRESSION_LEVEL: Final = 9
 
 DecompressionError = zstandard.ZstdError
@@ -49,6 +53,8 @@ DecompressionError = zstandard.ZstdError
 _LENGTH_BYTES: Final = 4
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_raw_elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_parent_decoder: msgspec.msgpack.Decoder[str | None] = msgspec.msgpack.Decoder(str | None)
 
 Known = Callable[[bytes, bool], Ref | None]
 """Where the log holds content with this digest, or None; and whether it is looked for within other content."""
@@ -305,6 +311,20 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
     return event
 
 
+def parent_of(thread: int, record: Record) -> str | None:
+    """The parent that a step names, found without decoding the rest of it.
+
+    Raises:
+        CorruptionError: The record is no step.
+    """
+    try:
+        _, _, parent_id, *_ = _raw_elements.decode(record.skeleton)
+        return _parent_decoder.decode(parent_id)
+    except (ValueError, RecursionError) as error:
+        reason = f"the step cannot be decoded: {error}"
+        raise CorruptionError(reason, thread=thread, sequence=record.sequence) from error
+
+
 def split(body: bytes) -> tuple[memoryview, memoryview]:
     """The skeleton and the payload of a body."""
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
@@ -363,10 +383,7 @@ def open_record(thread: int, sequence: int, stored: bytes) -> Record:
     try:
         header = fmt.read_header(stored)
         body = stored[fmt.HEADER_BYTES :]
-        if header.form == fmt.FORM_ZSTD:
-            body = decompress(body)
-        elif header.form != fmt.FORM_PLAIN:
-            raise ValueError(f"the body has the unknown form {header.form}")
+        body = plain_body(body, header.form)
         fmt.verify(thread, sequence, header, fmt.body_digest(body))
         return Record(sequence, header, *split(body))
     except (ValueError, DecompressionError, MemoryError) as error:
@@ -375,21 +392,64 @@ def open_record(thread: int, sequence: int, stored: bytes) -> Record:
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
 
-# Compressors may not be shared between threads at the same moment, and LangGraph starts new threads for
-# every run, so they wait in lists (whose pop and append are atomic) instead of in thread-locals.
-_compressors: list[zstandard.ZstdCompressor] = []
-_decompressors: list[zstandard.ZstdDecompressor] = []
+class _Frames:
+    """Makes and opens the frames of one form.
+
+    Compressors may not be shared between threads at the same moment, and LangGraph starts new threads for
+    every run, so they wait in lists (whose pop and append are atomic) instead of in thread-locals.
+    """
+
+    def __init__(self, known: zstandard.ZstdCompressionDict | None) -> None:
+        self._known = known
+        self._compressors: list[zstandard.ZstdCompressor] = []
+        self._decompressors: list[zstandard.ZstdDecompressor] = []
+
+    def compress(self, content: bytes | memoryview) -> bytes:
+        try:
+            compressor = self._compressors.pop()
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, dict_data=self._known, write_dict_id=False)
+        frame = compressor.compress(content)
+        self._compressors.append(compressor)
+        return frame
+
+    def decompress(self, frame: bytes | memoryview) -> bytes:
+        _check_size(frame)
+        try:
+            decompressor = self._decompressors.pop()
+        except IndexError:
+            decompressor = zstandard.ZstdDecompressor(dict_data=self._known)
+        content = decompressor.decompress(frame)
+        self._decompressors.append(decompressor)
+        return content
+
+
+_DICTIONARY: Final = dictionary.load()
+_frames: Final = {
+    fmt.FORM_ZSTD: _Frames(None),
+    fmt.FORM_ZSTD_DICTIONARY: _Frames(dictionary.digested(_DICTIONARY, COMPRESSION_LEVEL)),
+}
 
 
 def compress_body(body: bytes | memoryview) -> tuple[bytes, int]:
     """A body as it stands in a loose record, and which form that is."""
-    try:
-        compressor = _compressors.pop()
-    except IndexError:
-        compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
-    data = compressor.compress(body)
-    _compressors.append(compressor)
-    return (data, fmt.FORM_ZSTD) if len(data) < len(body) else (bytes(body), fmt.FORM_PLAIN)
+    form = fmt.FORM_ZSTD_DICTIONARY if len(body) <= LARGEST_WITH_DICTIONARY_BYTES else fmt.FORM_ZSTD
+    data = _frames[form].compress(body)
+    return (data, form) if len(data) < len(body) else (bytes(body), fmt.FORM_PLAIN)
+
+
+def plain_body(data: bytes, form: int) -> bytes:
+    """A body in plain form, out of the form that it is stored in.
+
+    Raises:
+        ValueError, DecompressionError: It is not in that form, or the form is unknown.
+    """
+    if form == fmt.FORM_PLAIN:
+        return data
+    frames = _frames.get(form)
+    if frames is None:
+        raise ValueError(f"the body has the unknown form {form}")
+    return frames.decompress(data)
 
 
 def compress_block(block: bytes, before: bytes = b"") -> bytes:
@@ -401,29 +461,31 @@ def compress_block(block: bytes, before: bytes = b"") -> bytes:
         block: The block.
         before: What the reader will have unpacked already, to refer to.
     """
-    known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
-    return zstandard.ZstdCompressor(level=BLOCK_COMPRESSION_LEVEL, dict_data=known, write_checksum=True).compress(block)
+    compressor = zstandard.ZstdCompressor(
+        level=BLOCK_COMPRESSION_LEVEL, dict_data=_after(before), write_checksum=True, write_dict_id=False
+    )
+    return compressor.compress(block)
 
 
-def decompress(data: bytes | memoryview, before: bytes = b"") -> bytes:
-    """The content of one zstandard frame; raises ValueError or DecompressionError if it is none.
+def decompress_block(frame: bytes | memoryview, before: bytes = b"") -> bytes:
+    """The block behind a frame; raises ValueError or DecompressionError if it is none.
 
     Args:
-        data: The frame.
+        frame: The frame.
         before: What it was compressed with.
     """
-    if zstandard.frame_content_size(data) > fmt.MAX_BODY_BYTES:
+    _check_size(frame)
+    return zstandard.ZstdDecompressor(dict_data=_after(before)).decompress(frame)
+
+
+def _after(before: bytes) -> zstandard.ZstdCompressionDict:
+    """What a block may refer to: the carried dictionary's bytes as they stand, and what came before the block."""
+    return zstandard.ZstdCompressionDict(_DICTIONARY + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _check_size(frame: bytes | memoryview) -> None:
+    if zstandard.frame_content_size(frame) > fmt.MAX_BODY_BYTES:
         raise ValueError("the frame claims an impossible size")
-    if before:
-        known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        return zstandard.ZstdDecompressor(dict_data=known).decompress(data)
-    try:
-        decompressor = _decompressors.pop()
-    except IndexError:
-        decompressor = zstandard.ZstdDecompressor()
-    body = decompressor.decompress(data)
-    _decompressors.append(decompressor)
-    return body
 
 
 # --- states, as the fold leaves them ---

@@ -226,7 +226,6 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
     """An event and its body as storage wants them."""
     created_at = event.created_at or now
     if isinstance(event, StepCommitted):
-        parent_key = b"" if event.parent_id is None else fmt.id_key(event.parent_id)
         return Entry(
             event.lane,
             body.kind,
@@ -236,7 +235,6 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
             created_at,
             event.base,
             fmt.id_key(event.step_id),
-            parent_key,
             event.hidden,
         )
     if isinstance(event, WritesRecorded):

@@ -41,6 +41,7 @@ _PAGE_EVENTS: Final = 8
 _PAUSE_SECONDS: Final = 0.0005
 FEWEST_FOLDED_STEPS: Final = 32
 SHARE: Final = 8
+_LEAST_GIVEN_BACK_BYTES: Final = 1 << 20
 
 
 class Folding:
@@ -108,6 +109,7 @@ class Folding:
             try:
                 self.seal(thread_id, only_full=True)
                 self._failed.pop(thread_id, None)
+                self._storage.give_back(_LEAST_GIVEN_BACK_BYTES, in_background=True)
             except (ConflictError, ClosedError):
                 continue  # the thread was pruned or deleted, or the log closed: nothing is left to do
             except Exception:

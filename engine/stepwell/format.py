@@ -29,6 +29,7 @@ KNOWN_FLAGS: Final = FLAG_REPLACES | FLAG_HIDDEN
 
 FORM_PLAIN: Final = 0  # the body stands as it is
 FORM_ZSTD: Final = 1  # the body is one zstandard frame
+FORM_ZSTD_DICTIONARY: Final = 2  # the body is one zstandard frame, made with the dictionary loose-1.dict
 
 CHAIN_BYTES: Final = 16
 CHECKSUM_BYTES: Final = 8
@@ -158,6 +159,7 @@ def _chained(chain: bytes, seal: bytes) -> bytes:
 
 _NUMBER = struct.Struct(">Q")
 _THREAD_AND_SEQUENCE = struct.Struct(">QQ")
+_THREAD_SEQUENCE_AND_PART = struct.Struct(">QQI")
 _THREAD_AND_LANE = struct.Struct(">QI")
 
 ID_KEY_BYTES: Final = 1 + 16  # form, UUID or hash
@@ -184,9 +186,14 @@ def event_key(thread: int, sequence: int) -> bytes:
 
 
 def read_event_key(key: bytes) -> tuple[int, int]:
-    """Inverse of `event_key`."""
-    thread, sequence = _THREAD_AND_SEQUENCE.unpack(key)
+    """Inverse of `event_key`; of a part's key, the segment's thread and last sequence."""
+    thread, sequence = _THREAD_AND_SEQUENCE.unpack_from(key)
     return thread, sequence
+
+
+def part_key(thread: int, last: int, part: int) -> bytes:
+    """Key of `segments`: a part of the segment that ends with an event."""
+    return _THREAD_SEQUENCE_AND_PART.pack(thread, last, part)
 
 
 def lane_key(thread: int, lane: int) -> bytes:

@@ -17,7 +17,7 @@ from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
-from stepwell.errors import ConflictError, ReadOnlyError, UsageError
+from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
@@ -30,6 +30,7 @@ from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62
 _PAGE_ROWS: Final = 256
+_LEAST_GIVEN_BACK_BYTES: Final = 1 << 16  # less is not worth what making holes costs, now and when they are filled
 _HOPEFUL_ATTEMPTS: Final = 3  # at rewriting a thread without making others wait
 
 IN_MEMORY: Final = ":memory:"
@@ -218,14 +219,15 @@ class Log:
         """Put all loose events of one thread, or of all, into segments now.
 
         Appends need not wait for it: what was appended is durable already, this only makes it smaller and
-        quicker to read.
+        quicker to read.  Room of the file that is free then goes back to the file system.
 
         Returns:
             How many events were sealed.
         """
-        if thread_id is not None:
-            return self._folding.seal(Thread(self, thread_id).id)
-        return sum(self._folding.seal(summary.thread_id) for summary in [*self.threads()])
+        thread_ids = [summary.thread_id for summary in self.threads()] if thread_id is None else [thread_id]
+        sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
+        self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
+        return sealed
 
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
@@ -243,6 +245,9 @@ class Log:
         self._dropped.detach()
         self._folding.close()
         self._writer.close()
+        if self._writer.has_run:
+            with suppress(StepwellError):  # whether or not room is given back, the log is closed
+                self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         self.storage.close()
         _open_logs.discard(self)
 

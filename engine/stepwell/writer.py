@@ -111,6 +111,11 @@ class Writer:
         self.notice: Callable[[str, Committed], None] = _ignore
         self._pid = os.getpid()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether anything was ever submitted."""
+        return self._thread is not None
+
     def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before.
 

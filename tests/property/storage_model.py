@@ -23,6 +23,7 @@ class Kept:
     parent: bytes = b""
     hidden: bool = False
     body: bytes | None = None  # None: made by the storage
+    form: int = fmt.FORM_PLAIN
 
     @property
     def is_step(self) -> bool:
@@ -70,11 +71,11 @@ class ModelThread:
             return Found(0, 0, False, b"", writes)
         return Found(shown[-1].sequence, shown[0].sequence, not steps, shown[-1].parent, writes)
 
-    def ancestry(self, lane: str, key: bytes) -> list[tuple[bytes, Found]]:
-        """The parents of a step."""
+    def ancestry(self, lane: str, key: bytes, limit: int) -> list[tuple[bytes, Found]]:
+        """The parents of a step, nearest first."""
         line: list[tuple[bytes, Found]] = []
         parent = self.find(lane, key).parent_key
-        while parent and parent != key and parent not in [each for each, _ in line]:
+        while parent and len(line) < limit:
             found = self.find(lane, parent)
             if not found.step:
                 break
@@ -164,7 +165,7 @@ class StorageModel:
     def _add(self, thread: ModelThread, entry: Entry) -> int:
         if entry.lane is not None and entry.lane not in thread.lanes:
             self._put(thread, fmt.KIND_LANE_OPENED, entry.lane, entry.created_at)
-        rest = (entry.base, entry.step_key, entry.parent_key, entry.hidden, entry.body)
+        rest = (entry.base, entry.step_key, entry.parent_key, entry.hidden, entry.body, entry.form)
         return self._put(thread, entry.kind, entry.lane, entry.created_at, *rest)
 
     def _delete(self, operation: Delete) -> tuple[int, int, tuple[int, ...]]:
@@ -188,7 +189,7 @@ class StorageModel:
         self.threads.append(thread)
         self._put(thread, source.events[0].kind, None, operation.created_at)
         for each in source.events[1:]:
-            rest = (each.base, each.key, each.parent, each.hidden, each.body)
+            rest = (each.base, each.key, each.parent, each.hidden, each.body, each.form)
             self._put(thread, each.kind, each.lane, each.created_at, *rest)
         sequence = self._put(thread, fmt.KIND_THREAD_COPIED, None, operation.created_at)
         return (thread.number, self.commits, (sequence,))

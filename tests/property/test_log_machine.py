@@ -12,12 +12,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from building import drop_bases
 from property.payloads import edited, pack, snapshot, structures
-from stepwell import Log, Sequence, Snapshot, StepCommitted, Thread, WritesRecorded, apply, changes, compose, parse
+from stepwell import (
+    Log,
+    Sequence,
+    Snapshot,
+    StepCommitted,
+    Thread,
+    WritesRecorded,
+    apply,
+    changes,
+    compose,
+    folding,
+    parse,
+)
 from stepwell import reader as reading
 from stepwell.events import Event, Write
 from stepwell.fold import EMPTY, fold
@@ -123,6 +137,10 @@ class LogMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
+        self.patching = pytest.MonkeyPatch()
+        # States are kept at every sealing, not only where it pays.
+        self.patching.setattr(folding, "_FEWEST_FOLDED_STEPS", 1)
+        self.patching.setattr(folding, "_SHARE", 1 << 30)
         self.log = Log.open(self.folder / "log")
         self.model: dict[str, ModelThread] = {}
         self.pending: list[tuple[Ticket, list[ModelStep | ModelWrites]]] = []
@@ -283,12 +301,28 @@ class LogMachine(RuleBasedStateMachine):
         for each, (sequence, _) in zip(after.all_steps(), found, strict=True):
             each.sequence = sequence
 
-    @rule()
-    def reopen(self) -> None:
-        """Close the log and open it again."""
+    @rule(after=st.sampled_from([3, 10, folding.SEAL_AFTER_EVENTS]))
+    def reopen(self, after: int) -> None:
+        """Close the log and open it again; from now on it may seal by itself."""
         self.log.close()
         self._settle()
-        self.log = Log.open(self.folder / "log")
+        self.log = Log.open(self.folder / "log", seal_after_events=after)
+
+    # --- what changes nothing ---
+
+    @rule(name=st.sampled_from([None, *THREADS]), settle=st.booleans())
+    def seal(self, name: str | None, settle: bool) -> None:
+        """Seal all that is loose, while appends are on their way or not."""
+        if settle:
+            self._settle()
+        self.log.seal(name)
+
+    @rule(chance=st.integers(0, 2))
+    def forget_bases(self, chance: int) -> None:
+        """Without the states that are kept everything is read from the events."""
+        if chance == 0:
+            drop_bases(self.log.storage)
+            self.log.reader = reading.Reader(self.log.storage)
 
     # --- what must hold ---
 
@@ -315,6 +349,7 @@ class LogMachine(RuleBasedStateMachine):
             for name in self.model:
                 self._check_patches(self.log.thread(name))
         finally:
+            self.patching.undo()
             self.log.close()
             shutil.rmtree(self.folder)
 

@@ -17,6 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, _DeltaSnapshot
 
 from property.saver_model import Lane, SaverModel, show_history, show_tuple
+from stepwell import Log, folding
 from stepwell.errors import ConflictError
 from stepwell_langgraph import StepwellSaver
 
@@ -152,6 +153,10 @@ class SaverMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
+        self.patching = pytest.MonkeyPatch()
+        # States are kept at every sealing, not only where it pays.
+        self.patching.setattr(folding, "_FEWEST_FOLDED_STEPS", 1)
+        self.patching.setattr(folding, "_SHARE", 1 << 30)
         self.saver = self._open()
         self.upstream = InMemorySaver()
         self.model = SaverModel()
@@ -165,8 +170,8 @@ class SaverMachine(RuleBasedStateMachine):
         # Threads that InMemorySaver cannot follow: pruned, copied, or with values that it drops.
         self.ours_alone: set[str] = set()
 
-    def _open(self) -> StepwellSaver:
-        return StepwellSaver.from_conn_string(str(self.folder / "agents.stepwell")).__enter__()
+    def _open(self, after: int = folding.SEAL_AFTER_EVENTS) -> StepwellSaver:
+        return StepwellSaver(Log.open(self.folder / "agents.stepwell", seal_after_events=after))
 
     def _count(self) -> int:
         self.counter += 1
@@ -328,10 +333,18 @@ class SaverMachine(RuleBasedStateMachine):
         self.model.copy_thread(source, onto)
         self.ours_alone.add(onto)
 
+    @rule(after=st.sampled_from([4, 20, folding.SEAL_AFTER_EVENTS]))
+    def reopen(self, after: int) -> None:
+        self.saver.close()
+        self.saver = self._open(after)
+
     @rule()
-    def reopen(self) -> None:
-        self.saver.__exit__(None, None, None)
-        self.saver = self._open()
+    def seal(self) -> None:
+        self.saver.log.seal()
+
+    @rule(thread=threads)
+    def seal_thread(self, thread: str) -> None:
+        self.saver.log.seal(thread)
 
     @rule(thread=threads)
     def look(self, thread: str) -> None:
@@ -382,7 +395,8 @@ class SaverMachine(RuleBasedStateMachine):
             assert len(list(self.saver.list(None))) == sum(self._steps(thread) for thread in THREADS)
             assert self.saver.log.audit().breaches == []
         finally:
-            self.saver.__exit__(None, None, None)
+            self.patching.undo()
+            self.saver.close()
             shutil.rmtree(self.folder)
 
 

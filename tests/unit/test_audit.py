@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
+import msgspec
 import pytest
 import zstandard
 
-from building import append, get_row, noise, set_record, set_row, step, wrote
+from building import append, drop_bases, get_record, get_row, loose, noise, sealing, set_record, set_row, step, wrote
 from stepwell import Log, codec, pruning
 from stepwell import format as fmt
 from stepwell.audit import Report, audit
 from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadDeleted, ThreadPruned, WritesRecorded
 from stepwell.patch import Blob, Keep, Merge, Ref, Splice
+from stepwell.reader import Reader
 from stepwell.storage import (
     Copy,
     Delete,
@@ -26,7 +28,8 @@ from stepwell.storage import (
     unpack_thread,
 )
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import DERIVED, FEED, INDEX, LANES, NAMES, THREADS
+from stepwell.storage.segments import pack
+from stepwell.storage.tables import BASES, DERIVED, FEED, INDEX, LANES, NAMES, SEGMENTS, THREADS
 
 Change = Callable[[int, fmt.Header, bytes], tuple[fmt.Header, bytes]]
 
@@ -57,9 +60,9 @@ def broken() -> MemoryStorage:
 def restamped(storage: Storage, change: Change, thread: int = 1) -> None:
     """Write all records of a thread anew, some changed, with checksums and a chain that are right for them."""
     chain = fmt.CHAIN_SEED
-    for sequence, record in storage.scan(thread, 0, 1 << 62, 1000, reverse=False):
-        header, body = codec.open_record(thread, sequence, record)
-        header, body = change(sequence, header, body)
+    for record in storage.scan(thread, 0, 1 << 62, 1000, reverse=False):
+        sequence = record.sequence
+        header, body = change(sequence, record.header, record.body)
         fields = (header.kind, header.flags, fmt.FORM_PLAIN, header.lane, header.commit)
         rest = (header.created_at, header.base, header.previous, fmt.body_digest(body))
         stamp, chain = fmt.stamp(thread, sequence, *fields, *rest, chain)
@@ -171,9 +174,9 @@ def test_i1_pruned_beginning(broken: MemoryStorage) -> None:
     with Log(broken) as log:
         log.thread("t").prune([4])
         assert audit(broken).breaches == []
-        first, record = broken.scan(1, 0, 1 << 62, 1, reverse=False)[0]
+        record = broken.scan(1, 0, 1 << 62, 1, reverse=False)[0]
+        first, header = record.sequence, record.header
         body = codec.encode(ThreadPruned("t", Sequence(first - 2), fmt.CHAIN_SEED, 1))
-        header = fmt.read_header(record)
         fields = (header.kind, 0, body.form, 0, header.commit, header.created_at, 0, 0, body.digest)
         stamp, _ = fmt.stamp(1, first, *fields, fmt.CHAIN_SEED)
         set_record(broken, 1, first, stamp + body.data)
@@ -191,7 +194,7 @@ def flipped(record: bytes, position: int) -> bytes:
 @pytest.mark.parametrize("sequence", range(1, 11))
 def test_i2_changed_bits(broken: MemoryStorage, sequence: int) -> None:
     """I2: a record of which any part has changed is named, whatever kind of event it is."""
-    record = broken.read(1, [sequence])[sequence]
+    record = get_record(broken, 1, sequence)
     for position in (0, 1, 2, 4, 8, 16, 24, 32, 40, 64, len(record) // 2, len(record) - 1):
         set_record(broken, 1, sequence, flipped(record, position))
         assert named(broken, "I2", sequence), position
@@ -206,7 +209,7 @@ def test_i2_other_place(broken: MemoryStorage) -> None:
     """I2: a sound record in a place that is not its own is named."""
     for thread, sequence in product((1, 2), range(1, 11)):
         if (thread, sequence) != (1, 4):
-            set_record(broken, 1, 4, broken.read(thread, [sequence])[sequence])
+            set_record(broken, 1, 4, get_record(broken, thread, sequence))
             assert named(broken, "I2", 4)
 
 
@@ -230,7 +233,7 @@ def test_i2_other_kind(broken: MemoryStorage) -> None:
 @pytest.mark.parametrize("sequence", [1, 4, 10])
 def test_i3_changed_chain(broken: MemoryStorage, sequence: int) -> None:
     """I3: a record whose own chain hash has changed is named, and so is the one after it."""
-    record = broken.read(1, [sequence])[sequence]
+    record = get_record(broken, 1, sequence)
     set_record(broken, 1, sequence, flipped(record, 50))
     assert named(broken, "I3", sequence)
     assert named(broken, "I3", sequence + 1) == (sequence < 10)
@@ -238,9 +241,9 @@ def test_i3_changed_chain(broken: MemoryStorage, sequence: int) -> None:
 
 def test_i3_rewritten_history(broken: MemoryStorage) -> None:
     """I3: an event that was replaced by another sound one is found by the chain of those after it."""
-    records = broken.scan(1, 4, 1 << 62, 100, reverse=False)
+    records = {sequence: record for sequence, record in loose(broken, 1).items() if sequence > 4}
     with_event(broken, 4, step("s1", {"x": b"forged"}, parent="s0", base=3))
-    for sequence, record in records:
+    for sequence, record in records.items():
         set_record(broken, 1, sequence, record)
     assert found(broken, 4) == set()
     assert named(broken, "I3", 5)
@@ -442,6 +445,115 @@ def test_i8_content_that_shrank(broken: MemoryStorage) -> None:
     assert named(broken, "I8", 9)
 
 
+# --- I9: segments ---
+
+
+@pytest.fixture
+def sealed(broken: MemoryStorage) -> MemoryStorage:
+    """The same log with segments of events 1 to 4, 5 and 6, 7 and 8 of each thread, and states kept of 4 and 6."""
+    for number, name in ((1, "t"), (2, "u")):
+        for last in (4, 6, 8):
+            kept = {last: Reader(broken).state(number, last)} if last < 8 else {}
+            bases = {at: codec.encode_base(number, at, state) for at, state in kept.items()}
+            broken.commit([sealing(broken, name, last, bases)])
+    assert audit(broken).breaches == []
+    return broken
+
+
+@pytest.mark.parametrize(("last", "following"), [(4, 5), (6, 7), (8, 9)])
+def test_i9_segment_is_missing(sealed: MemoryStorage, last: int, following: int) -> None:
+    """I9: a segment that is gone is missed where the events go on."""
+    set_row(sealed, SEGMENTS, fmt.event_key(1, last), None)
+    assert named(sealed, "I1", following)
+    assert named(sealed, "I9", following) == (last == 6)
+    assert "I6" in found(sealed)
+
+
+def test_i9_segments_that_overlap(sealed: MemoryStorage) -> None:
+    """I9: a segment that begins before the one before it ends is named."""
+    records = sealed.scan(1, 4, 9, 9, reverse=False)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 8), pack(1, records))
+    assert named(sealed, "I9", 5)
+
+
+def test_i9_loose_events_before_a_segment(sealed: MemoryStorage) -> None:
+    """I9: sealed events are the oldest; loose ones before them are out of order, sound or not."""
+    chain = fmt.CHAIN_SEED
+    for record in sealed.scan(1, 0, 5, 9, reverse=False):
+        header = record.header
+        fields = (header.kind, header.flags, fmt.FORM_PLAIN, header.lane, header.commit, header.created_at)
+        rest = (header.base, header.previous, fmt.body_digest(record.body), chain)
+        stamp, chain = fmt.stamp(1, record.sequence, *fields, *rest)
+        set_record(sealed, 1, record.sequence, stamp + record.body)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 4), None)
+    assert named(sealed, "I1", 1)
+    assert not any(breach.thread == 2 for breach in audit(sealed).breaches)
+
+
+def test_i2_of_segments(sealed: MemoryStorage) -> None:
+    """I2: a segment that was damaged, or stands in another place than its own, is named at its end."""
+    keys = {place: fmt.event_key(*place) for place in product((1, 2), (4, 6, 8))}
+    rows = {place: get_row(sealed, SEGMENTS, key) or b"" for place, key in keys.items()}
+    for place, data in rows.items():
+        if place != (1, 6):
+            set_row(sealed, SEGMENTS, keys[1, 6], data)
+            assert named(sealed, "I2", 6)
+    for position in range(0, len(rows[1, 6]), 7):
+        set_row(sealed, SEGMENTS, keys[1, 6], flipped(rows[1, 6], position))
+        assert named(sealed, "I2", 6) or audit(sealed).breaches == []
+    for cut in (b"", rows[1, 6][:30], rows[1, 6][:48], rows[1, 6][:-1]):
+        set_row(sealed, SEGMENTS, keys[1, 6], cut)
+        assert named(sealed, "I2", 6)
+
+
+def test_i3_of_segments(sealed: MemoryStorage) -> None:
+    """I3: a segment whose events were replaced by others, sound in themselves, is found by its own chain hash."""
+    records = sealed.scan(1, 4, 7, 9, reverse=False)
+    forged = codec.encode(step("s0", {"x": b"forged"}))
+    skeleton, payload = codec.split(codec.decompress(forged.data) if forged.form else forged.data)
+    other = records[-1]._replace(skeleton=skeleton, payload=payload)
+    set_row(sealed, SEGMENTS, fmt.event_key(1, 6), pack(1, [records[0], other]))
+    assert named(sealed, "I3", 6)
+
+
+# --- I10: states that are kept ---
+
+
+def test_i10_changed_state(sealed: MemoryStorage) -> None:
+    """I10: a state that was damaged, stands in another place, or is not what the events fold to, is named."""
+    key = fmt.event_key(1, 6)
+    sound = get_row(sealed, BASES, key)
+    assert sound is not None
+    other = Reader(sealed).state(1, 4)
+    changed = (
+        *(flipped(sound, position) for position in range(len(sound))),
+        sound[:-1],
+        b"",
+        get_row(sealed, BASES, fmt.event_key(1, 4)),
+        get_row(sealed, BASES, fmt.event_key(2, 6)),
+        codec.encode_base(1, 6, other),
+        codec.encode_base(1, 6, msgspec.structs.replace(codec.decode_base(1, 6, sound), parent_id="other")),
+    )
+    for data in changed:
+        set_row(sealed, BASES, key, data)
+        assert {breach[:3] for breach in audit(sealed).breaches} == {("I10", 1, 6)}
+    set_row(sealed, BASES, key, sound)
+    assert audit(sealed).breaches == []
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 7, 11])
+def test_i10_state_of_no_step(sealed: MemoryStorage, at: int) -> None:
+    """I10: a state can be kept of a step only."""
+    set_row(sealed, BASES, fmt.event_key(1, at), codec.encode_base(1, at, Reader(sealed).state(1, 4)))
+    assert named(sealed, "I10", at)
+
+
+def test_bases_may_be_missing(sealed: MemoryStorage) -> None:
+    """States that are kept only save reading: without any, a log is sound."""
+    assert drop_bases(sealed) == 4
+    assert audit(sealed).breaches == []
+
+
 # --- several at once ---
 
 
@@ -449,7 +561,7 @@ def test_breaches_of_several_threads(broken: MemoryStorage) -> None:
     """One damaged thread does not hide the damage of another, nor make a sound one suspect."""
     broken.commit([append("sound", step("s0"))])
     for thread in (1, 2):
-        record = broken.read(thread, [4])[4]
+        record = get_record(broken, thread, 4)
         set_record(broken, thread, 4, flipped(record, 70))
     breaches = audit(broken).breaches
     assert {breach.thread for breach in breaches if breach.invariant == "I2"} == {1, 2}

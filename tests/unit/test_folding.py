@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from stepwell import CorruptionError, Log, StepCommitted, Write, WritesRecorded, changes, parse
+from building import FailingStorage, drop_bases, get_record, loose, noise, sealing, set_record, set_row, step
+from stepwell import (
+    CorruptionError,
+    DiskFullError,
+    Log,
+    StepCommitted,
+    Write,
+    WritesRecorded,
+    changes,
+    codec,
+    folding,
+    parse,
+)
 from stepwell import format as fmt
+from stepwell.reader import Reader
 from stepwell.storage import Seal
-from stepwell.storage.segments import pack, unpack
-from stepwell.storage.tables import SEGMENTS
+from stepwell.storage.tables import BASES, SEGMENTS
 
 NEVER = {"seal_after_events": 1 << 30, "seal_after_bytes": 1 << 50}
 
@@ -119,8 +137,8 @@ def test_few_events_are_read(log: Log) -> None:
     log.seal()
     row = log.thread("one").row()
     assert row is not None
-    for step in list(log.thread("one").steps())[::37]:
-        found = log.storage.branches(row.number, [step.sequence], frozenset())
+    for each in list(log.thread("one").steps())[::37]:
+        found = log.storage.branches(row.number, [each.sequence], frozenset())
         assert len(found.records) < 300
     head = log.storage.lane(row.number, "lane 0")
     assert head is not None
@@ -219,15 +237,314 @@ def test_damage_is_found(tmp_path: Path) -> None:
         assert log.audit().breaches == []
 
 
-def test_pack() -> None:
-    """A segment gives back each record as it went in."""
-    rng = random.Random(3)
-    records = [rng.randbytes(fmt.HEADER_BYTES) + rng.randbytes(rng.randrange(500)) for _ in range(50)]
-    segment = unpack(7, 149, pack(7, 100, records))
-    assert [segment.record(sequence) for sequence in range(100, 150)] == records
-    for place in ((8, 149), (7, 150)):
-        with pytest.raises(CorruptionError):
-            unpack(*place, pack(7, 100, records))
+def states_of(log: Log, thread_id: str) -> dict[int, object]:
+    """The state after each step, folded by a reader that remembers nothing."""
+    row = log.thread(thread_id).row()
+    assert row is not None
+    steps = [step.sequence for step in log.thread(thread_id).steps()]
+    return {sequence: Reader(log.storage).state(row.number, sequence) for sequence in steps}
+
+
+def test_bases_can_be_rebuilt(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base is what the events fold to: dropped and made anew from them it is the same, and no answer changes."""
+    monkeypatch.setattr(folding, "_FEWEST_FOLDED_STEPS", 5)
+    for turn in range(6):
+        write(log, "one", 30, seed=turn, lanes=2)
+        log.seal()
+    row = log.thread("one").row()
+    assert row is not None
+    answers, states, kept = everything(log), states_of(log, "one"), log.storage.bases(row.number)
+    assert len(kept) > 5
+    assert drop_bases(log.storage) == len(kept)
+    log.reader = Reader(log.storage)
+    assert (everything(log), states_of(log, "one")) == (answers, states)
+    assert log.audit().breaches == []
+    for sequence in kept:
+        rebuilt = codec.encode_base(row.number, sequence, Reader(log.storage).state(row.number, sequence))
+        assert codec.decode_base(row.number, sequence, rebuilt) == codec.decode_base(
+            row.number, sequence, kept[sequence]
+        )
+        set_row(log.storage, BASES, fmt.event_key(row.number, sequence), rebuilt)
+    log.reader = Reader(log.storage)
+    assert (everything(log), states_of(log, "one")) == (answers, states)
+
+
+def test_a_base_in_another_place(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base that stands at another step, or in another thread, is found out and named."""
+    monkeypatch.setattr(folding, "_FEWEST_FOLDED_STEPS", 5)
+    for turn in range(2):
+        write(log, "one", 20, seed=turn)
+        write(log, "two", 20, seed=turn)
+        log.seal()
+    (one, other), (foreign, _) = (log.storage.bases(number).items() for number in (1, 2))
+    for sequence, data in ((one[0], other[1]), (one[0], foreign[1])):
+        set_row(log.storage, BASES, fmt.event_key(1, sequence), data)
+        with pytest.raises(CorruptionError) as caught:
+            Reader(log.storage).state(1, sequence)
+        assert (caught.value.thread, caught.value.sequence) == (1, sequence)
+        assert [breach[:3] for breach in log.audit().breaches] == [("I10", 1, sequence)]
+        set_row(log.storage, BASES, fmt.event_key(1, sequence), one[1])
+
+
+# --- at the same time ---
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_reading_while_segments_are_swapped_in(path: str) -> None:
+    """Who reads in the midst of sealings sees every answer as it is, by this log and by another one on its file."""
+    with ExitStack() as stack:
+        log = stack.enter_context(Log.open(path, **NEVER))
+        write(log, "one", 100, lanes=3)
+        logs = [log] if path == ":memory:" else [log, stack.enter_context(Log.open(path, read_only=True))]
+        truth, states = everything(log), states_of(log, "one")
+        wrong: list[object] = []
+        done = threading.Event()
+
+        def read(reading: Log) -> None:
+            try:
+                while not done.is_set():
+                    reading.reader = Reader(reading.storage)
+                    if everything(reading) != truth or states_of(reading, "one") != states:
+                        wrong.append("another answer")
+            except Exception as error:
+                wrong.append(error)
+
+        readers = [threading.Thread(target=read, args=(reading,)) for reading in logs * 2]
+        for reader in readers:
+            reader.start()
+        rng = random.Random(5)
+        row = log.thread("one").row()
+        assert row is not None
+        last = 0
+        while last < row.last:
+            last = min(last + rng.randint(1, 9), row.last)
+            steps = [sequence for sequence in states if sequence <= last][-1:]
+            bases = {at: codec.encode_base(row.number, at, states[at]) for at in steps}  # type: ignore[arg-type]
+            sealed = log.submit(sealing(log.storage, "one", last, bases)).result()
+            assert sealed.number == row.number
+            time.sleep(0.01)
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert wrong == []
+        assert log.audit().breaches == []
+
+
+def test_a_list_goes_on_over_a_sealing(log: Log) -> None:
+    """A walk that began before a sealing goes on after it, without a gap and without a repetition."""
+    write(log, "one", 700)
+    thread = log.thread("one")
+    walks: list[Callable[[], Iterator[object]]] = [
+        thread.events,
+        lambda: thread.events(reverse=True),
+        thread.steps,
+        lambda: thread.steps(lane="lane 0"),
+    ]
+    truth = [list(walk()) for walk in walks]
+    under_way = [walk() for walk in walks]
+    begun = [[next(walk) for _ in range(3)] for walk in under_way]
+    assert log.seal() > 1400
+    assert [[*start, *walk] for start, walk in zip(begun, under_way, strict=True)] == truth
+
+
+def test_appending_while_sealing(path: str) -> None:
+    """Appends of many threads go on while their thread is sealed again and again; each is there, in its place."""
+    with Log.open(path, seal_after_events=4) as log:
+
+        def work(number: int) -> list[int]:
+            thread, base, places = log.thread("shared"), 0, []
+            for turn in range(40):
+                new = {"n": ("text", b"%d %d" % (number, turn)), "same": ("text", b"%d" % number * 200)}
+                before = log.thread("shared").state(base) if base else None
+                patch = changes(new, before.values if before else None)
+                step = StepCommitted(f"{number} {turn}", None, patch, changes({}), f"lane {number}", base)
+                base = thread.append([step])
+                places.append(base)
+            return places
+
+        with ThreadPoolExecutor(4) as pool:
+            placed = list(pool.map(work, range(4)))
+        for number, places in enumerate(placed):
+            for turn, place in enumerate(places):
+                state = log.thread("shared").state(place)
+                assert state is not None
+                assert (state.step_id, state.channels["n"][1]) == (f"{number} {turn}", b"%d %d" % (number, turn))
+        assert log.audit().breaches == []
+        assert log.storage.segments(1)
+
+
+def test_a_sealing_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A sealing that cannot be carried out harms nobody: it is told, and tried again when there is more to seal."""
+    storage = FailingStorage()
+    with Log(storage, seal_after_events=4) as log:
+        storage.failure = lambda group: (
+            DiskFullError("full") if any(isinstance(operation, Seal) for operation in group) else None
+        )
+        thread = log.thread("one")
+        with caplog.at_level(logging.WARNING, "stepwell"):
+            for number in range(8):
+                thread.append([step(f"s{number}", {"x": noise()})])
+            until(lambda: bool(caplog.records))
+        assert 1 <= sum("could not be sealed" in record.message for record in caplog.records) <= 3
+        assert log.storage.segments(1) == []
+        storage.failure = lambda group: None
+        for number in range(8, 16):
+            thread.append([step(f"s{number}", {"x": noise()})])
+        until(lambda: bool(log.storage.segments(1)))
+        assert [each.step_id for each in thread.steps()] == [f"s{number}" for number in reversed(range(16))]
+        assert log.audit().breaches == []
+
+
+def test_damaged_events_stay_loose(log: Log) -> None:
+    """A damaged event is not sealed with the rest, as if it were sound; those before it can be."""
+    write(log, "one", 20)
+    sound = get_record(log.storage, 1, 30)
+    set_record(log.storage, 1, 30, sound[:-1])
+    with pytest.raises(CorruptionError) as caught:
+        log.seal("one")
+    assert (caught.value.thread, caught.value.sequence) == (1, 30)
+    assert get_record(log.storage, 1, 30) == sound[:-1]
+    set_record(log.storage, 1, 30, sound)
+    assert log.seal("one") == 42
+
+
+# --- in several processes ---
+
+ROOT = Path(__file__).parents[2]
+PATHS = [str(ROOT / folder) for folder in ("engine", "tests")]
+
+SEALING = """
+import sys
+path, name, *sys.path[:0] = sys.argv[1:]
+from stepwell import Log, StepCommitted, changes
+log = Log.open(path, seal_after_events=8, seal_after_bytes=1 << 40)
+own, shared, base = log.thread(name), log.thread("shared"), 0
+print("ready", flush=True)
+sys.stdin.readline()
+for index in range(120):
+    state = own.state(base) if base else None
+    patch = changes({"n": ("text", b"%d" % index), "name": ("text", name.encode() * 99)}, state and state.values)
+    base = own.append([StepCommitted(f"{name} {index}", None, patch, changes({}), base=base)])
+    whole = changes({"n": ("text", b"%d" % index)})
+    place = shared.append([StepCommitted(f"{name} {index}", None, whole, changes({}), name)])
+    if index % 10 == 0:
+        log.seal("shared")
+    print(base, place, flush=True)
+log.close()
+"""
+
+
+def child(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process that runs a script."""
+    command = [sys.executable, "-c", script, *arguments, *PATHS]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_processes_seal_one_file(tmp_path: Path) -> None:
+    """Two processes that append to the same threads and seal them all the time lose nothing, nor does who reads."""
+    path = str(tmp_path / "log.stepwell")
+    Log.open(path).close()
+    children = {name: child(SEALING, path, name) for name in ("a", "b")}
+    for process in children.values():
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in children.values():
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    with Log.open(path, read_only=True) as reading:
+        while any(process.poll() is None for process in children.values()):
+            reading.reader = Reader(reading.storage)
+            for name in children:
+                state = reading.thread(name).state()
+                assert state is None or state.channels["n"][1] == state.step_id.split()[1].encode()
+                seen = [int(step.step_id.split()[1]) for step in reading.thread("shared").steps(lane=name)]
+                assert seen == list(range(len(seen)))[::-1]
+            found = [sequence for sequence, _ in reading.thread("shared").events()]
+            assert found == list(range(1, len(found) + 1))
+            found = [sequence for sequence, _ in reading.thread("shared").events(reverse=True)]
+            assert found == list(range(len(found), 0, -1))
+    with Log.open(path) as log:
+        for name, process in children.items():
+            output, errors = process.communicate()
+            assert (process.returncode, errors) == (0, "")
+            for index, line in enumerate(output.splitlines()):
+                for thread, place in zip((name, "shared"), line.split(), strict=True):
+                    state = log.thread(thread).state(int(place))
+                    assert state is not None
+                    assert (state.step_id, state.channels["n"][1]) == (f"{name} {index}", b"%d" % index)
+            assert index == 119
+        assert log.audit().breaches == []
+        assert len(log.storage.segments(log.thread("shared").row().number)) > 5  # type: ignore[union-attr]
+
+
+# Each line of the modules that seal is a moment; the process ends at one of them, as if the power went.
+STOPPED = """
+import os, signal, sys, threading
+path, moment, *sys.path[:0] = sys.argv[1:]
+from stepwell import Log, folding
+from stepwell.storage import commit, lmdb, ordered, segments
+files = {module.__file__ for module in (folding, commit, lmdb, ordered, segments)}
+folding._FEWEST_FOLDED_STEPS = 1
+passed = 0
+def trace(frame, event, argument):
+    if frame.f_code.co_filename not in files:
+        return None
+    if event == "line":
+        global passed
+        passed += 1
+        if passed == int(moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return trace
+log = Log.open(path, seal_after_events=1 << 30, seal_after_bytes=1 << 50)
+threading.settrace(trace)
+sys.settrace(trace)
+log.seal("one")
+sys.settrace(None)
+print(passed)
+"""
+
+
+def test_killed_between_any_two_steps(tmp_path: Path) -> None:
+    """A sealing that is cut off at any moment has happened whole or not at all, and changes no answer."""
+    path = tmp_path / "log.stepwell"
+    with Log.open(path, **NEVER) as log:
+        write(log, "one", 5, lanes=2)
+        truth = everything(log)
+    whole = path.read_bytes()
+    process = child(STOPPED, str(path), "0")
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    moments = int(output)
+    assert moments > 500
+    seed = int.from_bytes(os.urandom(4))
+    print("seed", seed)
+    # Chosen evenly, from a beginning that is new each time.
+    stride = moments // 16
+    seen = set()
+    for moment in range(random.Random(seed).randint(1, stride), moments, stride):
+        path.write_bytes(whole)
+        process = child(STOPPED, str(path), str(moment))
+        _, errors = process.communicate()
+        # The threads need not pass exactly as many lines in each run.
+        assert process.returncode == -signal.SIGKILL or moment > 0.95 * moments, errors
+        with Log.open(path, **NEVER) as log:
+            assert everything(log) == truth, moment
+            assert log.audit().breaches == [], moment
+            segments, bases = log.storage.segments(1), log.storage.bases(1)
+            assert bool(segments) == bool(bases) == (not loose(log.storage, 1)), moment
+            seen.add(bool(segments))
+            assert log.seal() == (0 if segments else sum(summary.events for summary in log.threads()))
+            assert everything(log) == truth, moment
+    assert False in seen
 
 
 KILLED = """
@@ -249,9 +566,8 @@ def test_killed_while_sealing(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)
     rng = random.Random(seed)
-    roots = [str(Path(__file__).parents[2] / folder) for folder in ("engine",)]
     for _ in range(5):
-        child = subprocess.Popen([sys.executable, "-c", KILLED, path, *roots], stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen([sys.executable, "-c", KILLED, path, *PATHS], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         acknowledged = [int(child.stdout.readline()) for _ in range(rng.randrange(30, 120))]
         child.kill()

@@ -5,6 +5,7 @@ What could end the process, or needs another one, runs in a process of its own.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 import lmdb
 import msgspec
 import pytest
+from lmdb import verify as offline
 
 import building
 from building import noise, step
@@ -33,7 +35,9 @@ from stepwell import (
     StepwellError,
     UsageError,
 )
+from stepwell.storage import freepages
 from stepwell.storage import lmdb as engine
+from stepwell.storage.freepages import UnclearError
 from stepwell.storage.lmdb import LmdbStorage
 
 PRELUDE = """
@@ -533,6 +537,10 @@ def test_small_address_space_that_grows(path: Path) -> None:
 def test_small_address_space_that_stays(path: Path) -> None:
     """When the map cannot grow, the append that does not fit fails, and all else goes on."""
     script = """
+        # What is sealed is held in memory, of which there is none left beside the map.
+        log.close()
+        log = Log.open(path, seal_after_bytes=1 << 40)
+        thread = log.thread("t")
         appended = 0
         try:
             while True:
@@ -599,6 +607,7 @@ def test_another_process_grows_the_file(path: Path) -> None:
         for number in range(80):
             log.thread("t").begin_append([step(f"{number}", {"x": noise(1 << 20)})])
         log.thread("t").append([step("80")])
+        log.seal()  # an audit takes what another process changes meanwhile for a breach
         output, errors = process.communicate("go\n", timeout=60)
         assert (process.returncode, output, errors) == (0, "82\n83 0\n", "")
         assert len(ids(log)) == 83
@@ -859,3 +868,287 @@ def test_compacted_copy_is_a_log(made: Path, tmp_path: Path) -> None:
         copy.thread("t").append([step("s3")])
         assert ids(copy) != ids(log)
         assert copy.audit().breaches == []
+
+
+# --- room that is given back ---
+
+
+def taken(path: Path) -> int:
+    """How much of the disk a file takes."""
+    return path.stat().st_blocks * 512
+
+
+def unused(log: Log, threads: int = 12, kept: int = 3, steps: int = 40) -> dict[str, list[tuple[str, object]]]:
+    """Make most of a log unused: threads of about 160 KB, of which some stay; returns what those hold."""
+    for number in range(threads):
+        thread = log.thread(f"t{number}")
+        for first in range(0, steps, 10):
+            thread.append([step(f"s{name}", {"x": noise(3000)}) for name in range(first, first + 10)])
+    for number in range(kept, threads):
+        log.thread(f"t{number}").delete()
+    return holding(log)
+
+
+def holding(log: Log) -> dict[str, list[tuple[str, object]]]:
+    """Every step of every thread, with its state."""
+    found: dict[str, list[tuple[str, object]]] = {}
+    for summary in log.threads():
+        thread = log.thread(summary.thread_id)
+        states = [(one.step_id, thread.state(one.sequence)) for one in thread.steps()]
+        found[thread.id] = [(name, state and state.channels) for name, state in states]
+    return found
+
+
+def unsealing(path: Path) -> Log:
+    """A log that seals nothing by itself."""
+    return Log.open(path, seal_after_events=1 << 20, seal_after_bytes=1 << 30)
+
+
+@pytest.fixture
+def punching() -> None:
+    """Skips where no holes can be made."""
+    if not freepages.can_punch():
+        pytest.skip("the system makes no holes")
+
+
+@pytest.mark.usefixtures("punching")
+def test_room_is_given_back(path: Path) -> None:
+    """What deletions leave goes back to the file system, once; the log is as it was, and goes on in the holes."""
+    with unsealing(path) as log:
+        held = unused(log)
+        occupied, length = taken(path), path.stat().st_size
+        given = log.storage.give_back()
+        assert given > occupied // 2
+        assert taken(path) <= occupied - given * 9 // 10
+        assert path.stat().st_size == length
+        assert log.storage.give_back() == 0
+        assert log.audit().breaches == []
+        assert holding(log) == held
+        for name in range(60):
+            log.thread("more").append([step(f"s{name}", {"x": noise(3000)})])
+        # The pages of the holes are used again before the file grows.
+        assert path.stat().st_size == length
+        assert {name: states for name, states in holding(log).items() if name != "more"} == held
+        assert log.audit().breaches == []
+    assert offline.verify(str(path), subdir=False) == []
+    with Log.open(path) as log:
+        assert {name: states for name, states in holding(log).items() if name != "more"} == held
+
+
+@pytest.mark.usefixtures("punching")
+@pytest.mark.parametrize("how", ["close", "seal", "seal one"])
+def test_who_gives_back(path: Path, how: str) -> None:
+    """Closing a log that was written gives back what is free, and so does sealing."""
+    with unsealing(path) as log:
+        unused(log)
+        occupied = taken(path)
+        if how != "close":
+            log.seal("t0" if how == "seal one" else None)
+            assert taken(path) < occupied // 2
+    assert taken(path) < occupied // 2
+    assert offline.verify(str(path), subdir=False) == []
+
+
+@pytest.mark.usefixtures("punching")
+def test_room_is_given_back_in_the_background(path: Path) -> None:
+    """A background sealing gives back what is free if it is a quarter of the file, and leaves a little."""
+    with unsealing(path) as log:
+        unused(log, threads=16)
+        least = taken(path) // 4
+    # Closing gave it back: fill the holes again.
+    with unsealing(path) as log:
+        unused(log, threads=16)
+        occupied = taken(path)
+        log.storage.give_back(1 << 40, in_background=True)
+        log.storage.give_back(1 << 40)
+        assert taken(path) == occupied
+        given = log.storage.give_back(1 << 16, in_background=True)
+        assert given >= least
+        assert log.storage.give_back(1 << 16, in_background=True) == 0
+        assert log.storage.give_back() > 0
+    with Log.open(path, seal_after_events=50) as log:
+        held = unused(log, threads=16)
+        occupied = taken(path)
+        for name in range(60):
+            log.thread("t0").append([step(f"n{name}", {"x": noise()})])
+        deadline = time.monotonic() + 20
+        while taken(path) > occupied - (1 << 20) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert taken(path) <= occupied - (1 << 20)
+        assert {name: states for name, states in holding(log).items() if name != "t0"} == {
+            name: states for name, states in held.items() if name != "t0"
+        }
+        assert log.audit().breaches == []
+
+
+@pytest.mark.usefixtures("punching")
+def test_appends_go_on_while_room_is_given_back(path: Path) -> None:
+    """Threads that append and read while holes are made lose nothing and see nothing else."""
+    with unsealing(path) as log:
+        held = unused(log)
+        done = threading.Event()
+        failed: list[BaseException] = []
+
+        def give_back() -> None:
+            try:
+                while not done.is_set():
+                    log.storage.give_back()
+                    log.storage.give_back(in_background=True)
+            except BaseException as error:
+                failed.append(error)
+
+        workers = [threading.Thread(target=give_back) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for number in range(60):
+            log.thread(f"u{number}").append([step(f"s{name}", {"x": noise(3000)}) for name in range(4)])
+            log.thread(f"u{number - 2}").delete()
+            if number % 10 == 0:
+                assert holding(log).items() >= held.items()
+        done.set()
+        for worker in workers:
+            worker.join()
+        assert failed == []
+        assert log.audit().breaches == []
+    assert offline.verify(str(path), subdir=False) == []
+
+
+@pytest.mark.usefixtures("punching")
+def test_a_reader_keeps_its_pages(path: Path) -> None:
+    """What another process still reads is not given back, and the same as before; then it is."""
+    script = """
+        import lmdb
+        env = lmdb.open(path, subdir=False, readonly=True, max_dbs=30)
+        names = [key for key, _ in env.begin().cursor()]
+        tables = [env.open_db(name, create=False) for name in names]
+        transaction = env.begin()
+        def seen():
+            return [row for table in tables for row in transaction.cursor(table)]
+        first = seen()
+        print(len(first), flush=True)
+        sys.stdin.readline()
+        assert seen() == first
+        transaction.abort()
+        print("ended", flush=True)
+        sys.stdin.readline()
+    """
+    with unsealing(path) as log:
+        for name in range(100):
+            log.thread("t").append([step(f"s{name}", {"x": noise(3000)})])
+        log.storage.give_back()
+        with start(script, path) as child:
+            assert child.stdin
+            assert child.stdout
+            assert int(child.stdout.readline()) > 100
+            log.thread("t").delete()
+            for name in range(5):
+                log.thread("u").append([step(f"s{name}")])
+            assert log.storage.give_back() < 1 << 17
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "ended\n"
+            assert log.storage.give_back() > 100 * 3000
+            output, errors = child.communicate("\n", timeout=60)
+            assert (child.returncode, output, errors) == (0, "", "")
+        assert log.audit().breaches == []
+
+
+@pytest.mark.usefixtures("punching")
+def test_a_killed_reader_keeps_nothing(path: Path) -> None:
+    """The slot of a reader that was killed is cleared before it is asked who reads."""
+    script = """
+        import lmdb, signal
+        env = lmdb.open(path, subdir=False, readonly=True, max_dbs=30)
+        transaction = env.begin()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with unsealing(path) as log:
+        log.thread("t").append([step("s0")])
+        with start(script, path) as child:
+            child.communicate(timeout=60)
+        unused(log)
+        assert log.storage.give_back() > 1 << 20
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO, errno.ENOSPC, None])
+def test_where_no_holes_can_be_made(path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None) -> None:
+    """A system or a file system that refuses makes no difference to anything but the room."""
+    calls = 0
+
+    def fallocate(*_: int) -> int:
+        nonlocal calls
+        calls += 1
+        ctypes.set_errno(code or 0)
+        return -1
+
+    monkeypatch.setattr(freepages, "_fallocate", None if code is None else fallocate)
+    with unsealing(path) as log:
+        held = unused(log, threads=4, kept=1)
+        occupied = taken(path)
+        assert log.storage.give_back() == 0
+        assert log.storage.give_back(in_background=True) == 0
+        log.seal("t0")
+        assert holding(log) == held
+        assert taken(path) >= occupied
+        assert log.audit().breaches == []
+    assert calls == {None: 0, errno.EOPNOTSUPP: 1, errno.ENOSYS: 1}.get(code, calls)
+    with Log.open(path) as log:
+        assert holding(log) == held
+
+
+@pytest.mark.usefixtures("punching")
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [
+        ("oldest_readers", UnclearError("nobody knows")),
+        ("oldest_readers", []),
+        ("before", UnclearError("nobody knows")),
+        ("before", OSError(errno.EIO, "the disk fails")),
+    ],
+)
+def test_nothing_is_given_back_in_doubt(
+    path: Path, monkeypatch: pytest.MonkeyPatch, function: str, answer: Exception | list[int]
+) -> None:
+    """Where the readers or the free pages cannot be told, nothing is done, and no caller hears of it."""
+
+    def doubtful(*_: object) -> list[int]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with unsealing(path) as log:
+        held = unused(log, threads=4, kept=1)
+        monkeypatch.setattr(freepages, function, doubtful)
+        occupied = taken(path)
+        assert log.storage.give_back() == 0
+        assert taken(path) == occupied
+        log.seal()
+        assert holding(log) == held
+
+
+@pytest.mark.usefixtures("punching")
+def test_a_file_that_was_replaced_is_left_alone(path: Path) -> None:
+    """Whoever has an old file open makes no holes in the one that stands at its path now."""
+    with unsealing(path) as log:
+        unused(log, threads=4, kept=1)
+        copy = path.with_name("copy")
+        shutil.copy(path, copy)
+        os.replace(copy, path)
+        whole = path.read_bytes()
+        assert log.storage.give_back() == 0
+        assert path.read_bytes() == whole
+
+
+def test_giving_back_needs_an_open_log(path: Path) -> None:
+    """A log that is only read, or in memory, gives nothing back; one that is closed says so."""
+    with unsealing(path) as log:
+        unused(log, threads=4, kept=1)
+    with Log.open(path, read_only=True) as log:
+        assert log.storage.give_back() == 0
+    with pytest.raises(ClosedError):
+        log.storage.give_back()
+    with Log.open(":memory:") as log:
+        unused(log, threads=2, kept=1)
+        assert log.storage.give_back() == 0
+    with pytest.raises(ClosedError):
+        log.storage.give_back()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from building import FailingStorage, noise, set_record, step, wrote
+from building import FailingStorage, get_record, loose, noise, set_record, step, wrote
 from stepwell import ConflictError, CorruptionError, Log, Snapshot, Thread, UsageError, pruning
 from stepwell.events import StepCommitted, ThreadPruned, WritesRecorded
 from stepwell.patch import Merge, Splice
@@ -347,13 +347,13 @@ def test_damage(damaged_log: Log) -> None:
     """A pruning that would need a damaged event changes nothing."""
     thread = damaged_log.thread("t")
     places = built(thread, 4)
-    record = damaged_log.storage.read(1, [places["s1"]])[places["s1"]]
+    record = get_record(damaged_log.storage, 1, places["s1"])
     set_record(damaged_log.storage, 1, places["s1"], record[:-1] + bytes((record[-1] ^ 1,)))
-    before = damaged_log.storage.scan(1, 0, 1 << 62, 1000, reverse=False)
+    before = loose(damaged_log.storage, 1)
     with pytest.raises(CorruptionError) as caught:
         thread.prune([places["s3"]])
     assert caught.value.sequence == places["s1"]
-    assert damaged_log.storage.scan(1, 0, 1 << 62, 1000, reverse=False) == before
+    assert loose(damaged_log.storage, 1) == before
 
 
 def test_empty_patches(log: Log) -> None:

@@ -14,7 +14,7 @@ from stepwell.events import Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import EMPTY, State
 from stepwell.patch import Array, Blob, Keep, Map, Merge, New, Ref, Splice
 from stepwell.reader import Payloads, Reader
-from stepwell.storage import Found
+from stepwell.storage import Branches, Found
 from stepwell.storage.memory import MemoryStorage
 
 
@@ -26,13 +26,17 @@ class Counting(FailingStorage):
         self.asked: list[str] = []
         self.records = 0
 
-    def branches(self, thread: int, sequences: object, known: frozenset[int]) -> dict[int, bytes]:
+    def branches(self, thread: int, sequences: object, known: frozenset[int]) -> Branches:
         self.asked.append("branches")
         found = super().branches(thread, sequences, known)  # type: ignore[arg-type]
-        self.records += len(found)
+        self.records += len(found.records)
         return found
 
-    def read(self, thread: int, sequences: object) -> dict[int, bytes]:
+    def payloads(self, thread: int, sequences: object) -> dict[int, memoryview]:
+        self.asked.append("payloads")
+        return super().payloads(thread, sequences)  # type: ignore[arg-type]
+
+    def read(self, thread: int, sequences: object) -> dict[int, codec.Record]:
         self.asked.append("read")
         found = super().read(thread, sequences)  # type: ignore[arg-type]
         self.records += len(found)
@@ -202,7 +206,7 @@ def test_payloads() -> None:
         contents[1][10:30],
         contents[0][10:30],
     ]
-    assert storage.asked == ["read"]
+    assert storage.asked == ["payloads"]
     assert payloads.read(Ref(5, 0, 300)) == contents[2]
 
 
@@ -273,4 +277,4 @@ def test_writes_that_are_none(memory_log: Log) -> None:
         reader.writes(memory_log.storage, 1, [3])
     with pytest.raises(CorruptionError, match="missing"):
         reader.writes(memory_log.storage, 1, [9])
-    assert codec.header_of(1, 4, memory_log.storage.read(1, [4])[4]).kind == fmt.KIND_WRITES
+    assert memory_log.storage.read(1, [4])[4].header.kind == fmt.KIND_WRITES

@@ -11,23 +11,59 @@ from typing import Any
 
 import pytest
 
-from building import all_rows, append, noise, step, wrote
-from stepwell import ClosedError, ConflictError, codec
+from building import (
+    all_rows,
+    append,
+    drop_bases,
+    get_row,
+    loose,
+    noise,
+    sealing,
+    set_record,
+    set_row,
+    step,
+    wrote,
+)
+from stepwell import ClosedError, ConflictError, CorruptionError, codec
 from stepwell import format as fmt
 from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
-from stepwell.storage import Append, Committed, Copy, Delete, Entry, FeedRow, Found, Operation, Rewrite, ThreadRow
+from stepwell.reader import Reader
+from stepwell.storage import (
+    Append,
+    Branches,
+    Committed,
+    Copy,
+    Delete,
+    Entry,
+    FeedRow,
+    Found,
+    Operation,
+    Outcome,
+    Rewrite,
+    ThreadRow,
+)
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.tables import EVENTS, SEGMENTS
 
 KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 
 
 def done(storage: TableStorage, operation: Operation) -> Committed:
-    """Carry out one operation that is not refused."""
+    """Carry out one operation that is not refused; what an append says of loose events is checked and taken off."""
     (outcome,) = storage.commit([operation])
     assert isinstance(outcome, Committed)
-    return outcome
+    if isinstance(operation, Append) and outcome.commit:
+        records = loose(storage, outcome.number)
+        assert (outcome.loose_events, outcome.loose_bytes) == (len(records), sum(map(len, records.values())))
+    return bare(outcome)
+
+
+def bare(outcome: Outcome) -> Committed:
+    """An outcome without what it says about loose events."""
+    assert isinstance(outcome, Committed)
+    return outcome._replace(loose_events=0, loose_bytes=0)
 
 
 def row_of(storage: TableStorage, thread_id: str = "t") -> ThreadRow:
@@ -39,18 +75,18 @@ def row_of(storage: TableStorage, thread_id: str = "t") -> ThreadRow:
 
 def header(storage: TableStorage, sequence: int, thread: int = 1) -> fmt.Header:
     """The header of the record at a place."""
-    return codec.header_of(thread, sequence, storage.read(thread, [sequence])[sequence])
+    return storage.read(thread, [sequence])[sequence].header
 
 
 def events(storage: TableStorage, thread: int = 1) -> list[object]:
     """All events of a thread."""
     page = storage.scan(thread, 0, 1 << 62, 1000, reverse=False)
-    return [codec.decode(thread, sequence, record).event for sequence, record in page]
+    return [codec.decode(thread, record) for record in page]
 
 
-def sequences(page: list[tuple[int, bytes]]) -> list[int]:
+def sequences(page: list[codec.Record]) -> list[int]:
     """Where the records of a page stand."""
-    return [sequence for sequence, _ in page]
+    return [record.sequence for record in page]
 
 
 # --- append ---
@@ -64,12 +100,13 @@ def test_empty(storage: TableStorage) -> None:
     assert storage.lanes(1, 0, 10) == []
     assert storage.lane_names(1, {1, 2}) == {}
     assert storage.read(1, [1, 2]) == {}
-    assert storage.branches(1, [1], frozenset()) == {}
+    assert storage.payloads(1, [1, 2]) == {}
+    assert storage.branches(1, [1], frozenset()) == Branches({}, {})
     assert storage.scan(1, 0, 1 << 62, 10, reverse=False) == []
     assert storage.scan(1, 0, 1 << 62, 10, reverse=True) == []
     assert storage.steps(1, None, 0, 10) == []
     assert storage.find(1, 1, [KEYS["s0"]]) == [Found(0, 0, False, b"", ())]
-    assert storage.ancestry(1, 1, KEYS["s0"]) == []
+    assert storage.ancestry(1, 1, KEYS["s0"], 9) == []
     assert storage.feed(0, 10) == []
     assert list(storage.derived()) == []
     assert storage.event_threads() == []
@@ -93,8 +130,10 @@ def test_records_are_chained(storage: TableStorage) -> None:
         done(storage, append("t", step(f"s{number}"), wrote(f"s{number}")))
         done(storage, append("other", step("s0")))
     chain = fmt.CHAIN_SEED
-    for sequence, record in storage.scan(1, 0, 1 << 62, 100, reverse=False):
-        chain = codec.open_record(1, sequence, record, chain)[0].chain
+    for record in storage.scan(1, 0, 1 << 62, 100, reverse=False):
+        digest = fmt.body_digest(record.body)
+        chain = fmt.chain_after(1, record.sequence, record.header, digest, chain)
+        assert record.header.chain == chain
     assert row_of(storage).chain == chain
 
 
@@ -105,7 +144,7 @@ def test_thread_row(storage: TableStorage) -> None:
     row = row_of(storage)
     assert (row.number, row.first, row.last, row.lanes, row.steps, row.writes) == (1, 1, 8, 2, 2, 1)
     assert (row.created_at, row.updated_at, row.deleted) == (5, 9, False)
-    assert row.stored_bytes == sum(len(r) for _, r in storage.scan(1, 0, 1 << 62, 100, reverse=False))
+    assert row.stored_bytes == sum(map(len, loose(storage, 1).values()))
 
 
 def test_empty_append(storage: TableStorage) -> None:
@@ -167,7 +206,7 @@ def test_base_in_a_new_thread(storage: TableStorage) -> None:
 def test_base_from_the_same_group(storage: TableStorage) -> None:
     """A step can be based on one that an earlier operation of the same group appended."""
     outcomes = storage.commit([append("t", step("s0")), append("t", step("s1", base=3))])
-    assert outcomes == [Committed(1, 1, (3,)), Committed(1, 2, (4,))]
+    assert [bare(outcome) for outcome in outcomes] == [Committed(1, 1, (3,)), Committed(1, 2, (4,))]
 
 
 def test_refused_operations_leave_their_neighbours(storage: TableStorage) -> None:
@@ -261,7 +300,7 @@ def test_hidden_steps(storage: TableStorage) -> None:
     done(storage, append("t", step("s2", parent="s1", base=4)))
     assert sequences(storage.steps(1, 1, 0, 10)) == sequences(storage.steps(1, None, 0, 10)) == [5, 3]
     assert storage.find(1, 1, [KEYS["s1"]]) == [Found(4, 4, True, KEYS["s0"], ())]
-    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"])] == [KEYS["s1"], KEYS["s0"]]
+    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"], 9)] == [KEYS["s1"], KEYS["s0"]]
     _, lane_row = storage.lane(1, "") or (0, None)
     assert lane_row is not None
     assert (lane_row.head, lane_row.steps) == (5, 2)
@@ -289,18 +328,20 @@ def test_find(storage: TableStorage) -> None:
 def test_ancestry(storage: TableStorage) -> None:
     """The parents of a step are found as far as they are in the log, whatever their order in it."""
     done(storage, append("t", step("s2", parent="s1"), step("s0"), step("s1", parent="s0"), step("s4", parent="x")))
-    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"])] == [KEYS["s1"], KEYS["s0"]]
-    assert [found.step for _, found in storage.ancestry(1, 1, KEYS["s2"])] == [5, 4]
-    assert storage.ancestry(1, 1, KEYS["s0"]) == storage.ancestry(1, 1, KEYS["s4"]) == []
+    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"], 9)] == [KEYS["s1"], KEYS["s0"]]
+    assert [found.step for _, found in storage.ancestry(1, 1, KEYS["s2"], 9)] == [5, 4]
+    assert storage.ancestry(1, 1, KEYS["s0"], 9) == storage.ancestry(1, 1, KEYS["s4"], 9) == []
 
 
 def test_ancestry_of_a_loop(storage: TableStorage) -> None:
-    """A chain of parents that leads back to itself ends."""
+    """A chain of parents that leads back to itself comes round again, as far as was asked for."""
     done(storage, append("t", step("s0", parent="s2"), step("s1", parent="s0"), step("s2", parent="s1")))
-    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s2"])] == [KEYS["s1"], KEYS["s0"]]
+    s0, s1, s2 = (KEYS[name] for name in ("s0", "s1", "s2"))
+    assert [key for key, _ in storage.ancestry(1, 1, s2, 7)] == [s1, s0, s2, s1, s0, s2, s1]
     done(storage, append("t", step("s3", parent="s3"), step("s4", parent="s2")))
-    assert storage.ancestry(1, 1, KEYS["s3"]) == []
-    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s4"])] == [KEYS["s2"], KEYS["s1"], KEYS["s0"]]
+    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s3"], 2)] == [KEYS["s3"]] * 2
+    assert [key for key, _ in storage.ancestry(1, 1, KEYS["s4"], 4)] == [s2, s1, s0, s2]
+    assert storage.ancestry(1, 1, s2, 0) == []
 
 
 def test_branches(storage: TableStorage) -> None:
@@ -308,11 +349,11 @@ def test_branches(storage: TableStorage) -> None:
     done(storage, append("t", step("s0")))
     for number, base in enumerate((3, 4, 3, 6), 1):
         done(storage, append("t", step(f"s{number}", base=base)))
-    assert sorted(storage.branches(1, [5, 7], frozenset())) == [3, 4, 5, 6, 7]
-    assert sorted(storage.branches(1, [5], frozenset())) == [3, 4, 5]
-    assert sorted(storage.branches(1, [5, 7], frozenset([4, 6]))) == [5, 7]
-    assert sorted(storage.branches(1, [99, 3], frozenset())) == [3]
-    assert storage.branches(1, [], frozenset()) == {}
+    assert sorted(storage.branches(1, [5, 7], frozenset()).records) == [3, 4, 5, 6, 7]
+    assert sorted(storage.branches(1, [5], frozenset()).records) == [3, 4, 5]
+    assert sorted(storage.branches(1, [5, 7], frozenset([4, 6])).records) == [5, 7]
+    assert sorted(storage.branches(1, [99, 3], frozenset()).records) == [3]
+    assert storage.branches(1, [], frozenset()) == Branches({}, {})
 
 
 # --- pages ---
@@ -348,9 +389,9 @@ def test_pages(filled: TableStorage, limit: int) -> None:
     lanes = paged(lambda after: filled.lanes(1, after, limit), 0, lambda row: row[0], limit)
     assert [(number, name) for number, name, _ in lanes] == [(n + 1, str(n)) for n in range(20)]
     last = row_of(filled, "t0").last
-    forwards = paged(lambda a: filled.scan(1, a, 1 << 62, limit, reverse=False), 0, lambda row: row[0], limit)
+    forwards = paged(lambda a: filled.scan(1, a, 1 << 62, limit, reverse=False), 0, lambda row: row.sequence, limit)
     assert sequences(forwards) == list(range(1, last + 1))
-    backwards = paged(lambda b: filled.scan(1, 0, b, limit, reverse=True), 1 << 62, lambda row: row[0], limit)
+    backwards = paged(lambda b: filled.scan(1, 0, b, limit, reverse=True), 1 << 62, lambda row: row.sequence, limit)
     assert backwards == forwards[::-1]
     feed = paged(lambda after: filled.feed(after, limit), 0, lambda row: row.commit, limit)
     assert [row.commit for row in feed] == [n for n in range(1, 132) if n not in (105, 129)]
@@ -360,10 +401,9 @@ def test_pages(filled: TableStorage, limit: int) -> None:
 def test_pages_of_steps(filled: TableStorage, limit: int) -> None:
     """Steps come newest first, each where it was committed first, in one lane and over all."""
     shown = [
-        sequence
-        for sequence, record in filled.scan(1, 0, 1 << 62, 1000, reverse=True)
-        if (head := fmt.read_header(record)).kind == fmt.KIND_STEP
-        and not head.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN)
+        record.sequence
+        for record in filled.scan(1, 0, 1 << 62, 1000, reverse=True)
+        if (head := record.header).kind == fmt.KIND_STEP and not head.flags & (fmt.FLAG_REPLACES | fmt.FLAG_HIDDEN)
     ]
     assert len(shown) > 70
 
@@ -397,7 +437,8 @@ def test_scan_bounds(filled: TableStorage) -> None:
         expected = [n for n in range(1, row_of(filled, "t0").last + 1) if after < n < before]
         assert sequences(filled.scan(1, after, before, 1000, reverse=False)) == expected
         assert sequences(filled.scan(1, after, before, 1000, reverse=True)) == expected[::-1]
-    assert filled.scan(1, 0, 1 << 62, 0, reverse=False) == []
+    assert filled.scan(1, 0, 1 << 62, 0, reverse=False) == filled.scan(1, 0, 1 << 62, 0, reverse=True) == []
+    assert filled.steps(1, None, 0, 0) == filled.steps(1, 1, 0, 0) == []
 
 
 def test_lane_names(filled: TableStorage) -> None:
@@ -446,7 +487,7 @@ def test_an_id_can_be_used_again(storage: TableStorage) -> None:
     """A deleted thread's id opens a new thread with a number of its own, also within one group."""
     done(storage, append("t", step("s0"), step("s1")))
     outcomes = storage.commit([Delete("t", 1), append("t", step("s0")), Delete("t", 1), append("t", step("s2"))])
-    assert outcomes == [
+    assert [bare(outcome) for outcome in outcomes] == [
         Committed(1, 2, (5,)),
         Committed(2, 3, (3,)),
         Committed(2, 4, (4,)),
@@ -468,7 +509,7 @@ def test_copy(storage: TableStorage) -> None:
     keys = [*KEYS.values(), fmt.id_key("h")]
     for lane in (1, 2):
         assert storage.find(2, lane, keys) == storage.find(1, lane, keys)
-        assert storage.ancestry(2, lane, KEYS["s2"]) == storage.ancestry(1, lane, KEYS["s2"])
+        assert storage.ancestry(2, lane, KEYS["s2"], 9) == storage.ancestry(1, lane, KEYS["s2"], 9)
         assert sequences(storage.steps(2, lane, 0, 10)) == sequences(storage.steps(1, lane, 0, 10))
     assert events(storage, 2)[1:-1] == events(storage, 1)[1:]
     assert events(storage, 2)[0] == ThreadOpened("u", 7)
@@ -570,8 +611,154 @@ def test_copy_of_a_restarted_thread(storage: TableStorage) -> None:
     done(storage, restart(storage, step("s1")))
     done(storage, append("t", step("s2", base=7)))
     done(storage, Copy("t", "u", 1))
-    assert sorted(storage.branches(2, [8], frozenset())) == [7, 8]
+    assert sorted(storage.branches(2, [8], frozenset()).records) == [7, 8]
     assert isinstance(events(storage, 2)[0], ThreadPruned)
+
+
+# --- seal ---
+
+
+def grown(storage: TableStorage) -> None:
+    """Thread 1 with 12 events: steps at 3 to 8 in a line, writes, and a step in another lane."""
+    done(storage, append("t", step("s0")))
+    for number in range(1, 6):
+        done(storage, append("t", step(f"s{number % 5}", parent=f"s{number - 1}", base=number + 2)))
+    done(storage, append("t", wrote("s0"), step("s0", lane="sub"), wrote("s1", [noise(), noise()])))
+
+
+def answers(storage: TableStorage) -> object:
+    """All that sealing must not change."""
+    keys = list(KEYS.values())
+    return (
+        storage.scan(1, 0, 1 << 62, 100, reverse=False)[::-1] == storage.scan(1, 0, 1 << 62, 100, reverse=True),
+        events(storage),
+        storage.payloads(1, range(20)),
+        [sequences(storage.steps(1, lane, before, 100)) for lane in (None, 1, 2) for before in range(15)],
+        [storage.find(1, lane, keys) for lane in (1, 2)],
+        [storage.ancestry(1, lane, key, 9) for lane in (1, 2) for key in keys],
+        [sorted(storage.branches(1, [at], frozenset()).records) for at in range(15)],
+        [each.sequence for each in storage.survey(1, 0, 100)],
+        storage.feed(0, 10),
+        list(storage.event_threads()),
+    )
+
+
+def test_seal(storage: TableStorage) -> None:
+    """The oldest loose events move into a segment, whole; nothing that is asked for changes, nor the chain."""
+    grown(storage)
+    before, row = answers(storage), row_of(storage)
+    for first, last in ((1, 4), (5, 5), (6, 12)):
+        operation = sealing(storage, "t", last)
+        assert storage.commit([operation]) == [Committed(1, 0, ())]
+        assert sorted(loose(storage, 1)) == [*range(last + 1, 13)]
+        assert storage.segments(1)[-1] == (first, last, len(operation.segment))
+        assert answers(storage) == before
+        now = row_of(storage)
+        assert now.sealed == last
+        assert now.loose_bytes == sum(map(len, loose(storage, 1).values()))
+        assert now.stored_bytes == now.loose_bytes + sum(size for _, _, size in storage.segments(1))
+        assert (now.chain, now.last, now.updated_at) == (row.chain, row.last, row.updated_at)
+    (outcome,) = storage.commit([append("t", step("s4", base=8), now=9)])
+    assert outcome == Committed(1, 8, (13,), 1, len(loose(storage, 1)[13]))
+
+
+def test_seal_what_is_not_loose(storage: TableStorage) -> None:
+    """Events that are sealed already, are gone, or are not the oldest ones, are not sealed, without an error."""
+    grown(storage)
+    early, late = sealing(storage, "t", 4), sealing(storage, "t", 9)
+    nothing = Committed(0, 0, ())
+    for operation in (
+        early._replace(thread_id="none"),
+        early._replace(number=2),
+        early._replace(first=2),
+        early._replace(first=0),
+        early._replace(last=13),
+    ):
+        before = all_rows(storage)
+        assert storage.commit([operation]) == [nothing]
+        assert all_rows(storage) == before
+    assert storage.commit([early, late, early]) == [Committed(1, 0, ()), nothing, nothing]
+    done(storage, restart(storage, step("s0")))
+    before = all_rows(storage)
+    assert storage.commit([early, late]) == [nothing, nothing]
+    assert all_rows(storage) == before
+    assert storage.segments(1) == []
+
+
+def test_seal_within_a_group(storage: TableStorage) -> None:
+    """A sealing stands among other operations, and sees what those before it did."""
+    grown(storage)
+    operation = sealing(storage, "t")
+    outcomes = storage.commit(
+        [append("t", step("s4", base=8)), operation, Copy("t", "u", 1), Delete("t", 1), operation]
+    )
+    assert [bare(outcome) for outcome in outcomes] == [
+        Committed(1, 8, (13,)),
+        Committed(1, 0, ()),
+        Committed(2, 9, (14,)),
+        Committed(1, 10, (14,)),
+        Committed(0, 0, ()),
+    ]
+    assert [span[:2] for span in storage.segments(2)] == [(1, 12)]
+    assert sorted(loose(storage, 2)) == [13, 14]
+    assert storage.segments(1) == []
+    assert sequences(storage.steps(2, 1, 0, 10)) == [7, 6, 5, 4, 3]
+
+
+def test_seal_over_a_lost_event(storage: TableStorage) -> None:
+    """If one of the events is not there, the sealing fails and changes nothing."""
+    grown(storage)
+    operation = sealing(storage, "t")
+    record = loose(storage, 1)[7]
+    set_record(storage, 1, 7, None)
+    before = all_rows(storage)
+    with pytest.raises(CorruptionError) as caught:
+        storage.commit([operation])
+    assert (caught.value.thread, caught.value.sequence) == ("t", 7)
+    assert all_rows(storage) == before
+    set_record(storage, 1, 7, record)
+
+
+def test_branches_begin_at_bases(storage: TableStorage) -> None:
+    """A branch is followed down to the first state that is kept, and not beyond."""
+    grown(storage)
+    reader = Reader(storage)
+    bases = {at: codec.encode_base(1, at, reader.state(1, at)) for at in (4, 7)}
+    storage.commit([sealing(storage, "t", 8, bases)])
+    assert storage.bases(1) == bases
+    for at, records, base in ((8, [8], 7), (7, [], 7), (6, [5, 6], 4), (4, [], 4), (3, [3], 0), (11, [11], 0)):
+        found = storage.branches(1, [at], frozenset())
+        assert (sorted(found.records), found.bases) == (records, {base: bases[base]} if base else {})
+    both = storage.branches(1, [8, 6], frozenset([5]))
+    assert (sorted(both.records), both.bases) == ([6, 8], {7: bases[7]})
+    assert drop_bases(storage) == 2
+    assert sorted(storage.branches(1, [8], frozenset()).records) == [3, 4, 5, 6, 7, 8]
+    assert {at: Reader(storage).state(1, at) for at in range(3, 9)} == {at: reader.state(1, at) for at in range(3, 9)}
+
+
+def test_survey_of_damage(storage: TableStorage) -> None:
+    """A damaged segment is told once, where it ends, a damaged loose record in its place; the others are there."""
+    grown(storage)
+    storage.commit([sealing(storage, "t", 4)])
+    storage.commit([sealing(storage, "t", 8)])
+    rows = {SEGMENTS: fmt.event_key(1, 8), EVENTS: fmt.event_key(1, 10)}
+    sound = {table: get_row(storage, table, key) or b"" for table, key in rows.items()}
+    for table, key in rows.items():
+        set_row(storage, table, key, sound[table][:-1])
+    found = storage.survey(1, 0, 100)
+    assert [(each.sequence, isinstance(each.record, CorruptionError)) for each in found] == [
+        *((sequence, False) for sequence in (1, 2, 3, 4)),
+        (8, True),
+        (9, False),
+        (10, True),
+        (11, False),
+        (12, False),
+    ]
+    assert [each.loose_bytes > 0 for each in found] == [each.sequence > 8 for each in found]
+    assert [each.sequence for each in storage.survey(1, 2, 3)] == [3, 4, 8]
+    assert [each.sequence for each in storage.survey(1, 6, 2)] == [8, 9]
+    for table, key in rows.items():
+        set_row(storage, table, key, sound[table])
 
 
 # --- rewrite ---
@@ -644,7 +831,7 @@ def test_large_records(storage: TableStorage) -> None:
     """A record of many pages comes back as it was written."""
     big = noise(3_000_000)
     done(storage, append("t", step("s0", {"x": big})))
-    assert codec.payload_of_record(1, 3, storage.read(1, [3])[3]) == big
+    assert storage.read(1, [3])[3].payload == storage.payloads(1, [3])[3] == big
 
 
 def test_log_id(storage: TableStorage) -> None:
@@ -668,11 +855,15 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.lanes(1, 0, 1),
         lambda: storage.lane_names(1, {1}),
         lambda: storage.read(1, [1]),
+        lambda: storage.payloads(1, [1]),
+        lambda: storage.survey(1, 0, 1),
+        lambda: storage.segments(1),
+        lambda: storage.bases(1),
         lambda: storage.branches(1, [1], frozenset()),
         lambda: storage.scan(1, 0, 9, 1, reverse=False),
         lambda: storage.steps(1, 1, 0, 1),
         lambda: storage.find(1, 1, [KEYS["s0"]]),
-        lambda: storage.ancestry(1, 1, KEYS["s0"]),
+        lambda: storage.ancestry(1, 1, KEYS["s0"], 9),
         lambda: storage.feed(0, 1),
         lambda: list(storage.derived()),
         lambda: storage.event_threads(),

@@ -4,8 +4,9 @@ Each method is one round trip and sees one consistent moment of the log; none le
 it.  `lmdb.py` is the engine for files, `memory.py` the small one for `:memory:`, and one contract suite
 (tests/unit/test_storage.py) holds the two against each other.
 
-Storage knows records by their header alone.  It numbers threads and lanes, gives each event its sequence
-and each append its commit number, and keeps the derived tables in step with the events.
+Storage knows records by their header, and a step by the parent that it names.  It numbers threads and
+lanes, gives each event its sequence and each append its commit number, and keeps the derived tables in step
+with the events.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ class Entry(NamedTuple):
         created_at: Unix time in nanoseconds.
         base: For a step, the step that its patch applies to.
         step_key: For a step and for writes, the step's id in its fixed-width form.
-        parent_key: For a step, its parent's id in that form; empty if it has none.
         hidden: For a step, that lists pass over it.
     """
 
@@ -45,7 +45,6 @@ class Entry(NamedTuple):
     created_at: int
     base: int = 0
     step_key: bytes = b""
-    parent_key: bytes = b""
     hidden: bool = False
 
 
@@ -215,14 +214,12 @@ class Found(NamedTuple):
         step: The newest event that commits it; 0 if there is none.
         original: The first event that commits it.
         hidden: Whether that event is hidden.
-        parent_key: The parent's id in fixed-width form; empty if it has none.
         writes: The events that record writes for it, in commit order.
     """
 
     step: int
     original: int
     hidden: bool
-    parent_key: bytes
     writes: tuple[int, ...]
 
 
@@ -365,6 +362,20 @@ class Storage(Protocol):
 
     def event_threads(self) -> list[int]:
         """The numbers of all threads that have events, found from the events themselves; for audit."""
+
+    def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
+        """Give room that the log does not need any more back to the file system; what it holds stays as it is.
+
+        Room that a reader may still look at stays.  Where the system cannot do it, nothing happens.
+
+        Args:
+            least_bytes: Do nothing unless there is so much to give back.
+            in_background: Do nothing unless it is a quarter of what the log takes, let those who append go first,
+                and leave a little for what they append next.
+
+        Returns:
+            How many bytes were given back.
+        """
 
     def close(self) -> None:
         """Give back what the engine holds.  Closing twice is harmless."""

@@ -32,7 +32,7 @@ from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
 from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
 from stepwell.storage.records import Records
-from stepwell.storage.segments import pack
+from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
     EVENTS,
     INDEX,
@@ -190,7 +190,7 @@ class Commit:
                 lane_row.head = lane_row.tip = sequence
                 lane_row.steps += 1
                 row.steps += 1
-        found = IndexRow(entry.parent_key, sequence, sequence, entry.hidden)
+        found = IndexRow(sequence, sequence, entry.hidden)
         add_step(self._tables, row.number, lane, entry.step_key, found)
         return sequence
 
@@ -297,7 +297,7 @@ class Commit:
                 if sequence in ends:
                     kept = {each.sequence: bases[each.sequence] for each in sealing if each.sequence in bases}
                     segment, group = pack(row.number, sealing, kept, group)
-                    self._tables.put(SEGMENTS, fmt.event_key(row.number, row.last), segment)
+                    self._put_segment(row.number, row.last, segment)
                     row.sealed = row.last
                     row.stored_bytes += len(segment)
                     sealing.clear()
@@ -321,11 +321,15 @@ class Commit:
             self._tables.delete(EVENTS, key)
             row.loose_bytes -= len(stored)
             row.stored_bytes -= len(stored)
-        self._tables.put(SEGMENTS, fmt.event_key(row.number, operation.last), operation.segment)
+        self._put_segment(row.number, operation.last, operation.segment)
         row.sealed = operation.last
         row.stored_bytes += len(operation.segment)
         self._changed[row.number] = row
         return Committed(row.number, 0, ())
+
+    def _put_segment(self, thread: int, last: int, segment: bytes) -> None:
+        for key, part in cut(thread, last, segment):
+            self._tables.put(SEGMENTS, key, part)
 
     def _copy_derived(self, source: int, target: int) -> None:
         self._flush_lanes()
@@ -427,4 +431,4 @@ def _entry(event: Event, lane: str | None, created_at: int) -> Entry:
 
 def _plain_entry(event: Event, created_at: int) -> Entry:
     entry = _entry(event, None, created_at)
-    return entry._replace(body=codec.decompress(entry.body)) if entry.form == fmt.FORM_ZSTD else entry
+    return entry._replace(body=codec.plain_body(entry.body, entry.form), form=fmt.FORM_PLAIN)

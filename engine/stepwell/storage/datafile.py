@@ -21,12 +21,12 @@ from typing import Final, NamedTuple
 
 from stepwell.errors import NotALogError, UsageError
 
-_PAGE_HEADER_BYTES: Final = 16
+PAGE_HEADER_BYTES: Final = 16
 _META = struct.Struct("=II16xI92xQQ")  # magic, format, page size, last page, transaction
-_META_BYTES: Final = _PAGE_HEADER_BYTES + _META.size
-_MAGIC: Final = 0xBEEFC0DE
-_FORMAT: Final = 1
-_PAGE_SIZES: Final = frozenset(1 << bits for bits in range(9, 17))
+_META_BYTES: Final = PAGE_HEADER_BYTES + _META.size
+MAGIC: Final = 0xBEEFC0DE
+FORMAT: Final = 1
+PAGE_SIZES: Final = frozenset(1 << bits for bits in range(9, 17))
 
 
 class Finding(Enum):
@@ -75,9 +75,9 @@ def inspect(path: str, real_path: str) -> Finding:
 def _read_meta(path: str, page: bytes) -> _Meta:
     if len(page) < _META_BYTES:
         raise NotALogError(f"{path!r} is not a stepwell log; it was left as it is")
-    magic, format_, page_bytes, last_page, transaction = _META.unpack_from(page, _PAGE_HEADER_BYTES)
-    if magic != _MAGIC or page_bytes not in _PAGE_SIZES:
+    magic, format_, page_bytes, last_page, transaction = _META.unpack_from(page, PAGE_HEADER_BYTES)
+    if magic != MAGIC or page_bytes not in PAGE_SIZES:
         raise NotALogError(f"{path!r} is not a stepwell log; it was left as it is")
-    if format_ != _FORMAT:
-        raise NotALogError(f"{path!r} has LMDB format {format_}; a log has format {_FORMAT} (engine 0.9)")
+    if format_ != FORMAT:
+        raise NotALogError(f"{path!r} has LMDB format {format_}; a log has format {FORMAT} (engine 0.9)")
     return _Meta(page_bytes, last_page, transaction)

@@ -18,8 +18,10 @@ from stepwell.storage.tables import AFTER_ALL, FEED, Tables
 # On disk: never change it.
 COMMITS_IN_ROW: Final = 64
 
+_Entry = tuple[int, int, int, int]  # commit modulo the above, thread, first sequence, last minus first
+
 _encoder = msgspec.msgpack.Encoder()
-_entries = msgspec.msgpack.Decoder(list[tuple[int, int, int, int]])
+_entries = msgspec.msgpack.Decoder(list[_Entry])
 
 
 def row_number(commit: int) -> int:
@@ -29,19 +31,20 @@ def row_number(commit: int) -> int:
 
 def pack_feed(rows: Several[FeedRow]) -> bytes:
     """The appends of one row as bytes."""
-    return _encoder.encode([(row.commit % COMMITS_IN_ROW, row.thread, row.first, row.last - row.first) for row in rows])
-
-
-def unpack_feed(number: int, data: bytes) -> list[FeedRow]:
-    """Inverse of `pack_feed`."""
-    start = number * COMMITS_IN_ROW
-    return [FeedRow(start + place, thread, first, first + more) for place, thread, first, more in _entries.decode(data)]
+    return _encoder.encode([_entry(row) for row in rows])
 
 
 def scan(tables: Tables, after: int) -> Iterator[FeedRow]:
     """The appends with commit numbers above `after`, in order."""
     for key, data in tables.scan(FEED, fmt.number_key(row_number(after + 1)), AFTER_ALL):
-        yield from (row for row in unpack_feed(fmt.read_number(key), data) if row.commit > after)
+        start = fmt.read_number(key) * COMMITS_IN_ROW
+        for place, thread, first, more in _entries.decode(data):
+            if start + place > after:
+                yield FeedRow(start + place, thread, first, first + more)
+
+
+def _entry(row: FeedRow) -> _Entry:
+    return row.commit % COMMITS_IN_ROW, row.thread, row.first, row.last - row.first
 
 
 class Feed:
@@ -53,40 +56,44 @@ class Feed:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._rows: dict[int, list[FeedRow]] = {}
+        self._rows: dict[int, list[_Entry]] = {}
+        self._changed: set[int] = set()
         self.last = 0
         newest = next(tables.scan_back(FEED, b"", AFTER_ALL), None)
         if newest is not None:
             number = fmt.read_number(newest[0])
-            self._rows[number] = unpack_feed(number, newest[1])
-            self.last = self._rows[number][-1].commit
+            self._rows[number] = _entries.decode(newest[1])
+            self.last = number * COMMITS_IN_ROW + self._rows[number][-1][0]
 
     def append(self, row: FeedRow) -> None:
         """Add an append; commit numbers rise."""
-        self._row(row_number(row.commit)).append(row)
+        number = row_number(row.commit)
+        self._row(number).append(_entry(row))
+        self._changed.add(number)
         self.last = row.commit
 
     def remove(self, commits: Iterable[int]) -> None:
         """Take appends out whose events are gone."""
         doomed: dict[int, set[int]] = {}
         for commit in commits:
-            doomed.setdefault(row_number(commit), set()).add(commit)
-        for number, gone in doomed.items():
-            kept = [row for row in self._row(number) if row.commit not in gone]
-            self._rows[number][:] = kept
+            doomed.setdefault(row_number(commit), set()).add(commit % COMMITS_IN_ROW)
+        for number, places in doomed.items():
+            row = self._row(number)
+            row[:] = [entry for entry in row if entry[0] not in places]
+        self._changed.update(doomed)
 
     def flush(self) -> None:
         """Write what was changed."""
-        for number, rows in self._rows.items():
+        for number in self._changed:
             key = fmt.number_key(number)
-            if rows:
-                self._tables.put(FEED, key, pack_feed(rows))
+            if self._rows[number]:
+                self._tables.put(FEED, key, _encoder.encode(self._rows[number]))
             else:
                 self._tables.delete(FEED, key)
-        self._rows.clear()
+        self._changed.clear()
 
-    def _row(self, number: int) -> list[FeedRow]:
+    def _row(self, number: int) -> list[_Entry]:
         if number not in self._rows:
             data = self._tables.get(FEED, fmt.number_key(number))
-            self._rows[number] = [] if data is None else unpack_feed(number, data)
+            self._rows[number] = [] if data is None else _entries.decode(data)
         return self._rows[number]

@@ -23,14 +23,12 @@ class IndexRow(msgspec.Struct, array_like=True):
     """What the index says of a step id.
 
     Attributes:
-        parent_key: The parent's id in fixed-width form, of the newest event that counts; empty if it has none.
         original: The first event that commits the id; 0 if there is none.
         step: The newest one.
         hidden: Whether these are hidden steps, which count only where there are no others.
         writes: The first events that record writes for it.
     """
 
-    parent_key: bytes = b""
     original: int = 0
     step: int = 0
     hidden: bool = False
@@ -57,14 +55,14 @@ def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
     key = fmt.index_key(thread, lane, step_key)
     data = tables.get(INDEX, key)
     if data is None:
-        return Found(0, 0, False, b"", ())
+        return Found(0, 0, False, ())
     row = _row.decode(data)
     writes = row.writes
     if len(writes) == WRITES_IN_ROW:
         # The id's own row comes first, and has been read.
         for _, more in tables.scan(INDEX, key + b"\0", prefix_end(key)):
             writes += _sequences.decode(more)
-    return Found(row.step, row.original, row.hidden, row.parent_key, writes)
+    return Found(row.step, row.original, row.hidden, writes)
 
 
 def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: IndexRow) -> None:
@@ -75,7 +73,7 @@ def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: Ind
         thread: Number of the thread.
         lane: Number of the lane.
         step_key: The id in fixed-width form.
-        found: The event as `step` and `original`, its parent, and whether it is hidden.
+        found: The event as `step` and `original`, and whether it is hidden.
     """
     key = fmt.index_key(thread, lane, step_key)
     data = tables.get(INDEX, key)
@@ -86,7 +84,6 @@ def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: Ind
             return
         same_sort = before.step and before.hidden == found.hidden
         row = IndexRow(
-            found.parent_key,
             before.original if same_sort else found.original,
             found.step,
             found.hidden,

@@ -12,9 +12,10 @@ import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 import lmdb
@@ -35,8 +36,9 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import Operation, Outcome
+from stepwell.storage import Operation, Outcome, freepages
 from stepwell.storage.datafile import Finding, inspect
+from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, META, Tables
 
@@ -47,6 +49,11 @@ _LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 _COMMITS_BETWEEN_READER_CHECKS: Final = 32
+_WORTH_A_TURN_BYTES: Final = 1 << 16
+_OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file takes is worth giving back
+_FEWEST_PAGES: Final = 4  # in the background: in a row
+_RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
+_HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -102,6 +109,10 @@ class LmdbStorage(TableStorage):
         environment = self._open_environment()
         with environment.transaction(write=True) as transaction:
             yield _LmdbTables(transaction, environment.tables)
+
+    def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
+        environment = self._open_environment()
+        return 0 if self.read_only else environment.give_back(least_bytes, in_background)
 
     def _open_environment(self) -> _Environment:
         environment = self._environment
@@ -179,6 +190,7 @@ class _Environment:
         self._closed = False
         self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
+        self._punches = freepages.can_punch()
         _check_file(path, real_path, read_only)
         self._env, self.tables, self.log_id = self._open(read_only)
         self._identity = _identity(real_path)
@@ -299,6 +311,74 @@ class _Environment:
                 f"the log {self.path!r} needs a map of {size or 'more'} bytes, and the address space has no room "
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
             ) from error
+
+    def give_back(self, least_bytes: int, in_background: bool) -> int:
+        """See `Storage.give_back`."""
+        if not self._punches:
+            return 0
+        given = 0
+        # What cannot be told, or cannot be done, leaves the file larger than it need be: that is no failure.
+        with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self._identity) as file:
+            now, later = self._look(file, in_background)
+            if in_background:
+                least_bytes, later = max(least_bytes, file.occupied_bytes // _OCCUPIED_SHARE), 0
+            if not now + later or now + later < least_bytes:
+                return 0
+            try:
+                for part in self._punch(file, in_background):
+                    given += part
+                if later >= _WORTH_A_TURN_BYTES:
+                    self._turn()
+                    for part in self._punch(file, in_background):
+                        given += part
+            except UnableError:
+                self._punches = False
+        return given
+
+    def _look(self, file: PageFile, in_background: bool) -> tuple[int, int]:
+        """How many bytes can be given back now, and how many more after another commit; nobody waits for it."""
+        with self.transaction(write=False) as transaction:
+            self._env.reader_check()
+            newest = transaction.id()
+            readers = freepages.oldest_readers(self._env.readers())
+            if newest not in readers:
+                raise UnclearError("the table of readers does not show this reader")
+            readers.remove(newest)
+            lists = file.free(newest)
+            fewest, reserve = _sparing(in_background)
+            totals = [
+                sum(extent.length for extent in file.occupied(freepages.before(lists, limit, reserve), fewest))
+                for limit in (min([newest, *readers]), min([newest + 1, *readers]))
+            ]
+            return totals[0], totals[1] - totals[0]
+
+    def _punch(self, file: PageFile, in_background: bool) -> Iterator[int]:
+        """Give back what can be given back now, with pauses in the background; yields how many bytes each time."""
+        fewest, reserve = _sparing(in_background)
+        complete = False
+        while not complete:
+            given = 0
+            began = time.monotonic()
+            # Writing, so that nobody takes pages, or frees any, until the holes are made.
+            with self.transaction(write=True) as transaction:
+                try:
+                    newest = transaction.id() - 1
+                    oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
+                    extents = file.occupied(freepages.before(file.free(newest), oldest, reserve), fewest)
+                    # At least half of the time is spent on holes, however long the list is.
+                    stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
+                    for extent in extents:
+                        if in_background and time.monotonic() > stop:
+                            break
+                        file.punch(extent)
+                        given += extent.length
+                    else:
+                        complete = True
+                finally:
+                    transaction.abort()
+            yield given
+            if not complete:
+                time.sleep(_HOLD_SECONDS)
 
     def is_gone(self) -> bool:
         """Whether the path names another file by now, or none."""
@@ -510,6 +590,11 @@ def _create_tables(env: lmdb.Environment, path: str) -> None:
 
 def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
+
+
+def _sparing(in_background: bool) -> tuple[int, int]:
+    """Of how many pages in a row a hole is made, and how many pages stay as they are."""
+    return (_FEWEST_PAGES, _RESERVED_PAGES) if in_background else (1, 0)
 
 
 def _identity(real_path: str) -> tuple[int, int]:

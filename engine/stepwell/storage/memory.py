@@ -47,6 +47,10 @@ class MemoryStorage(TableStorage):
                 raise
             tables.keep()
 
+    def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
+        with self._reading():
+            return 0  # Python takes back what is deleted at once
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ForkedError(f"the log in memory belongs to process {self._pid}, which this process was forked from")

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Final
 
+from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import ConflictError
@@ -150,10 +151,11 @@ class TableStorage(ABC):
         size = 0
         with self._reading() as tables:
             records = Records(tables, self._held)
-            for record in (records.scan_back if reverse else records.scan)(thread, after, before):
+            scan = records.scan_back if reverse else records.scan
+            for record in islice(scan(thread, after, before), limit):
                 found.append(record)
                 size += record.size
-                if len(found) >= limit or size > PAGE_BYTES:
+                if size > PAGE_BYTES:
                     break
         return found
 
@@ -170,10 +172,10 @@ class TableStorage(ABC):
         found: list[Record] = []
         with self._reading() as tables:
             size = 0
-            for record in self._steps(tables, thread, lane, before):
+            for record in islice(self._steps(tables, thread, lane, before), limit):
                 found.append(record)
                 size += record.size
-                if len(found) >= limit or size > PAGE_BYTES:
+                if size > PAGE_BYTES:
                     break
         return found
 
@@ -210,13 +212,16 @@ class TableStorage(ABC):
     def ancestry(self, thread: int, lane: int, step_key: bytes, limit: int) -> list[tuple[bytes, Found]]:
         found: list[tuple[bytes, Found]] = []
         with self._reading() as tables:
-            following = find_step(tables, thread, lane, step_key).parent_key
-            while following and len(found) < limit:
-                step = find_step(tables, thread, lane, following)
-                if not step.step:
+            records = Records(tables, self._held)
+            step = find_step(tables, thread, lane, step_key)
+            while step.step and len(found) < limit:
+                parent_id = codec.parent_of(thread, records.existing(thread, step.step))
+                if parent_id is None:
                     break
-                found.append((following, step))
-                following = step.parent_key
+                parent_key = fmt.id_key(parent_id)
+                step = find_step(tables, thread, lane, parent_key)
+                if step.step:
+                    found.append((parent_key, step))
         return found
 
     def feed(self, after: int, limit: int) -> list[FeedRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Final
 
 from stepwell import codec
 from stepwell import format as fmt
@@ -14,6 +15,8 @@ from stepwell.storage import Group, Surveyed
 from stepwell.storage.held import Held
 from stepwell.storage.segments import Segment, first_of, unpack
 from stepwell.storage.tables import EVENTS, SEGMENTS, Tables
+
+_AFTER_ALL: Final = 1 << 63  # of all sequences
 
 
 class Records:
@@ -85,18 +88,17 @@ class Records:
 
     def survey(self, thread: int, after: int) -> Iterator[Surveyed]:
         """The records after a sequence, or what is wrong with them; a damaged segment stands for all that it held."""
-        start, stop = fmt.event_key(thread, after + 1), fmt.event_key(thread + 1, 0)
-        while (key := self._tables.next_key(SEGMENTS, start, stop)) is not None:
-            last = fmt.read_event_key(key)[1]
+        start = after + 1
+        for last in self._lasts(thread, start, _AFTER_ALL):
             try:
-                segment = self._load(thread, key)
+                segment = self._load(thread, last)
             except (CorruptionError, NewerFormatError) as error:
                 yield Surveyed(last, 0, error)
             else:
-                for sequence in range(max(segment.first, fmt.read_event_key(start)[1]), last + 1):
+                for sequence in range(max(segment.first, start), last + 1):
                     yield Surveyed(sequence, 0, segment.record(sequence))
-            start = fmt.event_key(thread, last + 1)
-        for key, stored in self._tables.scan(EVENTS, fmt.event_key(thread, after + 1), stop):
+            start = last + 1
+        for key, stored in self._tables.scan(EVENTS, fmt.event_key(thread, after + 1), fmt.event_key(thread + 1, 0)):
             sequence = fmt.read_event_key(key)[1]
             try:
                 record: Record | StepwellError = codec.open_record(thread, sequence, stored)
@@ -106,8 +108,9 @@ class Records:
 
     def sealed(self, thread: int) -> Iterator[tuple[int, int, int]]:
         """First sequence, last sequence and bytes of each segment of a thread, in order, as they say themselves."""
-        for key, data in self._tables.scan(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0)):
-            yield first_of(data), fmt.read_event_key(key)[1], len(data)
+        for last in self._lasts(thread, 0, _AFTER_ALL):
+            data = self._stored(thread, last)
+            yield first_of(data), last, len(data)
 
     def payloads(self, thread: int, sequences: Iterable[int]) -> dict[int, memoryview]:
         """The payloads of some events; those that are not there are left out."""
@@ -130,30 +133,28 @@ class Records:
 
     def bases(self, thread: int) -> Iterator[tuple[int, memoryview]]:
         """The states that are kept of a thread, by sequence; those of damaged segments are left out."""
-        for key, _ in self._tables.scan(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0)):
+        for last in self._lasts(thread, 0, _AFTER_ALL):
             with suppress(CorruptionError, NewerFormatError):
-                yield from self._load(thread, key).bases.items()
+                yield from self._load(thread, last).bases.items()
 
     def last_group(self, thread: int) -> Group:
         """The last segments of a thread, as far as they are one group."""
-        key = self._tables.previous_key(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread + 1, 0))
-        if key is None:
+        segment = self._segment_before(thread, _AFTER_ALL)
+        if segment is None:
             return Group()
-        segment = self._load(thread, key)
         before = self._blocks(thread, segment.group, segment.first) if segment.group < segment.first else b""
         return Group(segment.group, before + segment.plain)
 
     def _segments_of(self, thread: int, wanted: list[int]) -> list[Segment]:
         """The segments that hold any of some events."""
         found: list[Segment] = []
-        stop = fmt.event_key(thread + 1, 0)
         index = 0
         while index < len(wanted):
-            key = self._tables.next_key(SEGMENTS, fmt.event_key(thread, wanted[index]), stop)
-            if key is None:
+            segment = self._segment_from(thread, wanted[index])
+            if segment is None:
                 break  # this event is loose, and so are all that follow it
-            found.append(self._load(thread, key))
-            index = bisect_left(wanted, found[-1].last + 1)
+            found.append(segment)
+            index = bisect_left(wanted, segment.last + 1)
         return found
 
     def _open(self, thread: int, sequence: int, stored: bytes) -> Record:
@@ -166,8 +167,8 @@ class Records:
 
     def _segment_from(self, thread: int, sequence: int) -> Segment | None:
         """The first segment that does not end before a sequence."""
-        key = self._tables.next_key(SEGMENTS, fmt.event_key(thread, sequence), fmt.event_key(thread + 1, 0))
-        return None if key is None else self._load(thread, key)
+        last = next(self._lasts(thread, sequence, _AFTER_ALL), None)
+        return None if last is None else self._load(thread, last)
 
     def _segment_before(self, thread: int, sequence: int) -> Segment | None:
         """The last segment that begins before a sequence."""
@@ -175,16 +176,26 @@ class Records:
         if segment is not None and segment.first < sequence:
             return segment
         key = self._tables.previous_key(SEGMENTS, fmt.event_key(thread, 0), fmt.event_key(thread, sequence))
-        return None if key is None else self._load(thread, key)
+        return None if key is None else self._load(thread, fmt.read_event_key(key)[1])
 
-    def _load(self, thread: int, key: bytes) -> Segment:
-        last = fmt.read_event_key(key)[1]
+    def _lasts(self, thread: int, start: int, stop: int) -> Iterator[int]:
+        """The last sequences of the segments that end from one sequence up to another, which is excluded."""
+        end = fmt.event_key(thread, stop)
+        while (key := self._tables.next_key(SEGMENTS, fmt.event_key(thread, start), end)) is not None:
+            last = fmt.read_event_key(key)[1]
+            yield last
+            start = last + 1
+
+    def _load(self, thread: int, last: int) -> Segment:
         segment = self._held.segments.get(thread, last)
         if segment is not None:
             return segment
-        data = self._tables.get(SEGMENTS, key)
-        assert data is not None  # its key was met in this very transaction
+        data = self._stored(thread, last)
         return self._unpack(thread, last, data, lambda group: self._blocks(thread, group, first_of(data)))
+
+    def _stored(self, thread: int, last: int) -> bytes:
+        parts = self._tables.scan(SEGMENTS, fmt.event_key(thread, last), fmt.event_key(thread, last + 1))
+        return b"".join(part for _, part in parts)
 
     def _unpack(self, thread: int, last: int, data: bytes, before: Callable[[int], bytes]) -> Segment:
         segment = unpack(thread, last, data, before)
@@ -195,10 +206,9 @@ class Records:
     def _blocks(self, thread: int, start: int, stop: int) -> bytes:
         """The plain blocks of the segments from one sequence up to another, which is the first of the next."""
         blocks: list[bytes] = []
-        for key, data in self._tables.scan(SEGMENTS, fmt.event_key(thread, start), fmt.event_key(thread, stop)):
-            last = fmt.read_event_key(key)[1]
+        for last in self._lasts(thread, start, stop):
             segment = self._held.segments.get(thread, last)
             if segment is None:
-                segment = self._unpack(thread, last, data, lambda group: b"".join(blocks))
+                segment = self._unpack(thread, last, self._stored(thread, last), lambda group: b"".join(blocks))
             blocks.append(segment.plain)
         return b"".join(blocks)

@@ -22,15 +22,17 @@ checksums prove all records at once; their hashes follow from their content and 
 Segments that follow each other form groups: each is compressed with the plain blocks of those before it in its
 group as dictionary, as if the group were one block, without any of them being written again.  A group ends with
 the segment that brings it to `GROUP_BYTES`: so a reader of one segment unpacks no more than that before it.
+
+On disk a segment is cut into parts of `PART_BYTES`, and the rest into smaller ones that share pages.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 from stepwell import codec
@@ -40,6 +42,8 @@ from stepwell.errors import CorruptionError, NewerFormatError
 from stepwell.storage import Group
 
 GROUP_BYTES: Final = 1 << 20
+PART_BYTES: Final = 4096 - 16  # fills one page of LMDB, so that any free page will do and none is filled in part
+SMALL_PART_BYTES: Final = 474  # with key and place, eight fill a page
 _HEAD = struct.Struct(f">B3xII4xQQ{fmt.CHAIN_BYTES}s")
 _BASE = struct.Struct(">QI")
 _CHECKSUM_BYTES: Final = 16
@@ -62,6 +66,8 @@ class Segment:
     """
 
     def __init__(self, first: int, count: int, bases: int, group: int, chain: bytes, plain: bytes) -> None:
+        if count * _ROW_BYTES > len(plain):
+            raise ValueError(f"{count} events do not fit into {len(plain)} bytes")
         self.first = first
         self.last = first + count - 1
         self.group = group
@@ -145,13 +151,22 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
-        plain = codec.decompress(frame, before(group) if group < first else b"")
+        # The checksum covers the size: if memory is short, that is not the segment's fault.
+        plain = codec.decompress_block(frame, before(group) if group < first else b"")
         segment = Segment(first, count, bases, group, chain, plain)
         if segment.last != last:
             raise ValueError(f"the segment ends at {segment.last}")
-    except (ValueError, struct.error, codec.DecompressionError, MemoryError) as error:
+    except (ValueError, struct.error, codec.DecompressionError) as error:
         raise CorruptionError(f"the segment is damaged: {error}", thread=thread, sequence=last) from error
     return segment
+
+
+def cut(thread: int, last: int, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """A segment as rows of the table `segments`, key and value of each."""
+    full = len(data) // PART_BYTES * PART_BYTES
+    edges = *range(0, full, PART_BYTES), *range(full, len(data), SMALL_PART_BYTES), len(data)
+    for part, (start, end) in enumerate(pairwise(edges)):
+        yield fmt.part_key(thread, last, part), data[start:end]
 
 
 def first_of(data: bytes) -> int:
