@@ -33,6 +33,7 @@ from crash.recorder import NoCompilerError, build, record
 from crash.trace import Event
 from crash.workloads import WORKLOADS, Workload, named
 
+OLD_KERNEL: Final = "3.5.0"
 WITHOUT_LENGTH: Final = Rules(length_by_fdatasync=False)
 TORN_META: Final = Rules(sector_bytes=8)
 
@@ -75,7 +76,8 @@ def record_workload(library: Path, workload: Workload, folder: Path) -> list[Eve
     files = folder / "files"
     files.mkdir(parents=True)
     command = [sys.executable, workloads.__file__, workload.label, str(files)]
-    events = record(library, files, command, folder / "trace")
+    kernel = OLD_KERNEL if "oldkernel" in workload.variants else ""
+    events = record(library, files, command, folder / "trace", kernel)
     disk = Disk()
     for event in events:
         disk.apply(event)

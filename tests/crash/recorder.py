@@ -44,7 +44,7 @@ def build(folder: Path) -> Path:
     return library
 
 
-def record(library: Path, folder: Path, command: Sequence[str], trace: Path) -> list[Event]:
+def record(library: Path, folder: Path, command: Sequence[str], trace: Path, kernel: str = "") -> list[Event]:
     """Run a command to its end; what it did to the files of `folder`, in order.
 
     Args:
@@ -52,10 +52,12 @@ def record(library: Path, folder: Path, command: Sequence[str], trace: Path) -> 
         folder: Must be there, and empty.
         command: A program and its arguments.
         trace: The file that takes the trace.
+        kernel: The release of Linux that the program is made to believe in, with ext4; empty for what there is.
     """
     (folder / NOTES).touch()
     environment = {
         **os.environ,
+        **({"RECORD_KERNEL": kernel} if kernel else {}),
         "LD_PRELOAD": str(library),
         "RECORD_FOLDER": str(folder),
         "RECORD_TRACE": str(trace),

@@ -9,13 +9,11 @@ threads of its own; what it does, it does in order.
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 import sys
 import threading
 import time
-from collections.abc import Sequence as Several
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +28,6 @@ if __name__ == "__main__":
 
 from crash.recorder import NOTES
 from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, parse
-from stepwell.storage import Operation as StorageOperation
-from stepwell.storage import Outcome
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.writer import Ticket
 
@@ -155,7 +151,7 @@ class Workload:
         pause_seconds: Between operations.
         map_bytes: The map begins so small; 0 is as it is.
         variants: `inherited`: the file is there already, made by a process that was killed at once.
-            `preallocate`: before each commit the file is made longer than it can need to be, and that is synced.
+            `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
             `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
             acknowledged: a judge that does not find it is none.
     """
@@ -205,7 +201,7 @@ WORKLOADS: Final = {
 
 
 def named(text: str) -> Workload:
-    """A workload by its name, with any of `+inherited`, `+preallocate`, `+nosync` and `+nometasync` behind it."""
+    """A workload by its name, with any of `+inherited`, `+oldkernel`, `+nosync` and `+nometasync` behind it."""
     name, *variants = text.split("+")
     return replace(WORKLOADS[name], variants=frozenset(variants))
 
@@ -281,32 +277,6 @@ class Owner:
 
 # --- the program that is recorded ---
 
-_ROOM_BYTES: Final = 1 << 20  # more than any commit of a workload writes
-
-
-class _PreallocatingStorage(LmdbStorage):
-    """Makes the file longer before a commit could: what fdatasync does about a new length is then all the same."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._resize(0)
-
-    def commit(self, operations: Several[StorageOperation]) -> list[Outcome]:
-        environment = self._open_environment()
-        needed = (environment._env.info()["last_pgno"] + 1) * mmap.PAGESIZE + _ROOM_BYTES
-        if os.path.getsize(self.path) < needed:
-            self._resize(needed + _ROOM_BYTES)
-        return super().commit(operations)
-
-    def _resize(self, length: int) -> None:
-        descriptor = os.open(self.path, os.O_RDWR)
-        try:
-            if length:
-                os.ftruncate(descriptor, length)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 class _Program:
     def __init__(self, workload: Workload, folder: Path) -> None:
@@ -330,7 +300,7 @@ class _Program:
         self._log.close()
 
     def _open(self) -> Log:
-        storage = (_PreallocatingStorage if "preallocate" in self._workload.variants else LmdbStorage)(self._path)
+        storage = LmdbStorage(self._path)
         if self._workload.map_bytes:
             environment = storage._open_environment()
             with environment._alone():
