@@ -521,7 +521,10 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
         try:
             breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
-        except offline.VerifyError as error:
+            if not breaches and freepages.can_read():
+                # Of a value that takes several pages the verification has looked at the first alone.
+                breaches = [f"page {page} is missing" for page in freepages.missing_pages(real_path)]
+        except (offline.VerifyError, UnclearError) as error:
             breaches = [str(error)]
         if breaches:
             raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
