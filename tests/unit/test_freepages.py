@@ -319,7 +319,8 @@ def test_free_pages_are_not_missed(path: Path) -> None:
         for _ in range(4):
             fill(env, range(1), 10)  # what stood at the end moves to where there is room before
         last, newest = env.info()["last_pgno"], env.info()["last_txnid"]
-        free = freepages.before(page_file(path).free(newest), newest + 1)
+        with page_file(path) as file:
+            free = freepages.before(file.free(newest), newest + 1)
     at_the_end = next(count for count in range(last) if last - count not in free)
     assert at_the_end > 0
     os.truncate(path, (last + 1 - at_the_end) * PAGE)
