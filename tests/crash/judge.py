@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -99,7 +99,8 @@ def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> Shown
     found = {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads(prefix=f"owner{number}/")}
     done, begun = promise.done[number], promise.begun[number]
     allowed = owner.shown[done : max(done, begun) + 1]
-    _demand(found in allowed, f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
+    if found not in allowed:
+        raise Failure(f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
     return found
 
 
@@ -150,12 +151,7 @@ def _check_going_on(log: Log, thread_id: str) -> None:
 
 
 def judge_all(
-    workload: Workload,
-    events: Sequence[Event],
-    rules: Rules,
-    chosen: Sequence[Choice],
-    folder: Path,
-    progress: Callable[[Verdict], None] = lambda _: None,
+    workload: Workload, events: Sequence[Event], rules: Rules, chosen: Sequence[Choice], folder: Path
 ) -> list[Verdict]:
     """Judge images in as many processes as there are processors.
 
@@ -165,31 +161,31 @@ def judge_all(
         rules: What is assumed of the disk.
         chosen: The images.
         folder: Takes the files of those that are lost.
-        progress: Told of each.
     """
     count = max(1, min(len(os.sched_getaffinity(0)), len(chosen)))
     pipes: list[Connection] = []
     workers = []
-    for number in range(count):
-        # In the order of points, so that each worker goes through the trace once.
-        share = sorted(chosen[number::count])
-        pipe, theirs = processes.Pipe(duplex=False)
-        worker = processes.Process(target=_work, args=(workload, events, rules, share, folder, theirs))
-        worker.start()
-        theirs.close()
-        pipes.append(pipe)
-        workers.append(worker)
-    try:
-        verdicts = []
-        for verdict in _received(pipes):
-            verdicts.append(verdict)
-            progress(verdict)
-        assert len(verdicts) == len(chosen), "a worker ended before its work did"
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join()
-            worker.close()
+    # Nothing is synced here for the sake of durability: where there is a file system in memory, it is used.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="stepwell-crash-", dir=memory) as scratch:
+        for number in range(count):
+            # In the order of points, so that each worker goes through the trace once.
+            share = sorted(chosen[number::count])
+            pipe, theirs = processes.Pipe(duplex=False)
+            arguments = (workload, events, rules, share, Path(scratch) / str(number), folder, theirs)
+            worker = processes.Process(target=_work, args=arguments)
+            worker.start()
+            theirs.close()
+            pipes.append(pipe)
+            workers.append(worker)
+        try:
+            verdicts = list(_received(pipes))
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+                worker.close()
+    assert len(verdicts) == len(chosen), "a worker ended before its work did"
     return verdicts
 
 
@@ -206,31 +202,37 @@ def _received(pipes: list[Connection]) -> Iterator[Verdict]:
 
 
 def _work(
-    workload: Workload, events: list[Event], rules: Rules, chosen: list[Choice], folder: Path, pipe: Connection
+    workload: Workload,
+    events: list[Event],
+    rules: Rules,
+    chosen: list[Choice],
+    scratch: Path,
+    folder: Path,
+    pipe: Connection,
 ) -> None:
     owners = [Owner(workload, number) for number in range(workload.owners)]
     promised = promises(events, workload.owners)
-    # Nothing is synced here for the sake of durability: where there is a file system in memory, it is used.
-    scratch = Path(
-        tempfile.mkdtemp(prefix="stepwell-crash-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    )
     judged: set[tuple[bytes, Promise]] = set()
     gc.freeze()  # children share what is not touched
-    try:
-        for choice, files in images(events, rules, chosen):
-            promise = promised[choice.point]
-            key = hashlib.blake2b(b"".join(b for _, b in sorted(files.items())), digest_size=16).digest(), promise
-            if key in judged:
-                pipe.send(Verdict(choice, REPEATED))
-                continue
-            judged.add(key)
-            _lay_out(scratch, files, random.Random(choice.seed))
-            verdict = _in_own_process(choice, scratch / FILE, promise, owners)
-            if verdict.outcome == LOST:
-                _lay_out(folder / f"image-{'-'.join(map(str, choice))}", files, random.Random(choice.seed))
-            pipe.send(verdict)
-    finally:
-        shutil.rmtree(scratch)
+    for choice, files in images(events, rules, chosen):
+        promise = promised[choice.point]
+        key = _digest(files), promise
+        if key in judged:
+            pipe.send(Verdict(choice, REPEATED))
+            continue
+        judged.add(key)
+        _lay_out(scratch, files, random.Random(choice.seed))
+        verdict = _in_own_process(choice, scratch / FILE, promise, owners)
+        if verdict.outcome == LOST:
+            _lay_out(folder / f"image-{'-'.join(map(str, choice))}", files, random.Random(choice.seed))
+        pipe.send(verdict)
+
+
+def _digest(files: dict[str, bytes]) -> bytes:
+    hashed = hashlib.blake2b(digest_size=16)
+    for path, content in sorted(files.items()):
+        hashed.update(b"%d %d " % (len(path), len(content)) + path.encode() + content)
+    return hashed.digest()
 
 
 def _lay_out(folder: Path, files: dict[str, bytes], rng: random.Random) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -90,12 +90,12 @@ def record_workload(library: Path, workload: Workload, folder: Path) -> list[Eve
 def sample(
     events: Sequence[Event], owners: int, rules: Rules, count: int, rng: random.Random
 ) -> tuple[int, list[Choice]]:
-    """How many images there are to choose from, and some of them: a quarter from before the log was opened."""
+    """How many images there are to choose from, and some of them: an eighth from before the log was opened."""
     promised = promises(events, owners)
     possible = list(choices(events, rules, rng))
     early = [choice for choice in possible if not promised[choice.point].opened]
     late = [choice for choice in possible if promised[choice.point].opened]
-    chosen = rng.sample(early, min(len(early), count // 4))
+    chosen = rng.sample(early, min(len(early), count // 8))
     return len(possible), chosen + rng.sample(late, min(len(late), count - len(chosen)))
 
 
@@ -106,7 +106,6 @@ def run(
     count: int,
     seed: int,
     folder: Path,
-    progress: Callable[[Verdict], None] = lambda _: None,
 ) -> Result:
     """Record a workload and judge some of its images.
 
@@ -117,13 +116,12 @@ def run(
         count: How many images.
         seed: Decides which of the possible images; the trace itself depends on the machine where threads run.
         folder: Takes the trace, and the files of images that are lost.
-        progress: Told of each verdict.
     """
     rng = random.Random(f"{seed} {workload.name}")
     events = record_workload(library, workload, folder)
     possible, chosen = sample(events, workload.owners, rules, count, rng)
     start = time.perf_counter()
-    verdicts = judge_all(workload, events, rules, chosen, folder, progress)
+    verdicts = judge_all(workload, events, rules, chosen, folder)
     return Result(workload.label, possible, verdicts, time.perf_counter() - start)
 
 

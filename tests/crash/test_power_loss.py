@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from crash.disk import TODAY, Rules
-from crash.power_loss import WITHOUT_LENGTH, Result, run
-from crash.recorder import NoCompilerError, build, record
+from crash.disk import PAGE_BYTES, TODAY, Rules
+from crash.images import Promise
+from crash.judge import Failure, judge
+from crash.power_loss import WITHOUT_LENGTH, Result, record_workload, run
+from crash.recorder import NOTES, NoCompilerError, build, record
 from crash.trace import (
     Met,
     Noted,
@@ -26,7 +28,11 @@ from crash.trace import (
     Written,
     Zeroed,
 )
-from crash.workloads import WORKLOADS, named
+from crash.workloads import FILE, WORKLOADS, Delete, Owner, carried_out, named
+from crash.workloads import run as run_workload
+from stepwell import Log, StepCommitted, changes
+from stepwell.storage import freepages
+from stepwell.storage.lmdb import LmdbStorage
 
 SEED_VARIABLE = "STEPWELL_CRASH_SEED"
 
@@ -58,6 +64,55 @@ def test_nothing_that_was_acknowledged_is_lost_when_the_power_goes(library: Path
         result = judged(library, name, TODAY, images, seed, tmp_path)
         assert result.lost == []
         assert result.judged >= images // 2
+
+
+def test_workloads_do_what_they_are_for(library: Path, tmp_path: Path) -> None:
+    """The traces hold commits of sealings, a map that grew, a file that grew in a commit, and holes that are filled."""
+    for name in ("sealing", "map-growth", "growth", "reuse"):
+        events = record_workload(library, WORKLOADS[name], tmp_path / name)
+        with Log.open(tmp_path / name / "files" / FILE) as log:
+            rows = [log.thread(each.thread_id).row() for each in log.threads()]
+            assert isinstance(log.storage, LmdbStorage)
+            used = log.storage._open_environment()._env.info()["last_pgno"] * PAGE_BYTES
+        if name == "sealing":
+            assert max(row.sealed for row in rows if row is not None) > 8
+        elif name == "map-growth":
+            assert used > 2 * WORKLOADS[name].map_bytes
+        elif name == "growth":
+            assert max(len(event.content) for event in events if isinstance(event, Written)) > 200_000
+        elif freepages.can_punch():
+            holes = [(at, event) for at, event in enumerate(events) if isinstance(event, Zeroed)]
+            assert any(
+                isinstance(later, Written) and hole.offset <= later.offset < hole.offset + hole.length
+                for at, hole in holes
+                for later in events[at:]
+            )
+
+
+def test_what_the_judge_lets_pass(tmp_path: Path) -> None:
+    """What was acknowledged and what was begun, whole; nothing less, nothing else, and nothing that is not in order."""
+    workload = WORKLOADS["append"]
+    (tmp_path / NOTES).touch()
+    run_workload(workload, tmp_path)
+    path, owner = tmp_path / FILE, Owner(workload, 0)
+    there = len(owner.operations)
+
+    def judged_with(done: int, begun: int) -> tuple[str, str]:
+        copied = tmp_path / "copied"
+        copied.write_bytes(path.read_bytes())
+        return judge(copied, Promise(True, (done,), (begun,)), [owner])
+
+    assert judged_with(there, there) == judged_with(there - 3, there) == ("whole", "")
+    changing = max(n for n in range(1, there + 1) if owner.shown[n] != owner.shown[n - 1])
+    with pytest.raises(Failure, match="acknowledged"):
+        judged_with(0, changing - 1)
+    owner.shown += [carried_out(owner.shown[-1], Delete("owner0/first"))]
+    with pytest.raises(Failure, match="thread owner0/first is there"):
+        judged_with(there + 1, there + 1)
+    with Log.open(path) as log:
+        log.thread("stranger").append([StepCommitted("s", None, changes({}), changes({}))])
+    with pytest.raises(Failure, match=r"nobody opened: .*stranger"):
+        judged_with(there, there)
 
 
 @pytest.mark.parametrize("variant", ["nosync", "nometasync"])
