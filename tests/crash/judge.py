@@ -25,7 +25,7 @@ from lmdb import verify as offline
 from crash.disk import Choice, Rules
 from crash.images import Promise, images, promises
 from crash.trace import Event
-from crash.workloads import FILE, Owner, Shown, Step, Workload
+from crash.workloads import FILE, LOCK_SUFFIX, Owner, Shown, Step, Workload
 from stepwell import Log, StepCommitted, StepwellError, changes
 from stepwell.patch import Ref, payload_of
 
@@ -236,14 +236,15 @@ def _digest(files: dict[str, bytes]) -> bytes:
 
 
 def _lay_out(folder: Path, files: dict[str, bytes], rng: random.Random) -> None:
-    """The files of an image.  What the lock file holds is written by no call, and may be anything or nothing."""
+    """The files of an image, and a lock file: it is written by no call, and may hold anything, or not be there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path, content in files.items():
-        name = os.path.basename(path)
-        if name.endswith("-lock"):
-            content = rng.choice([b"", bytes(_LOCK_BYTES), rng.randbytes(_LOCK_BYTES), rng.randbytes(1000)])
-        (folder / name).write_bytes(content)
+        (folder / os.path.basename(path)).write_bytes(content)
+    noise = rng.randbytes(_LOCK_BYTES)
+    lock = rng.choice([None, b"", bytes(_LOCK_BYTES), noise, noise[:1000]])
+    if lock is not None:
+        (folder / (FILE + LOCK_SUFFIX)).write_bytes(lock)
 
 
 def _in_own_process(choice: Choice, path: Path, promise: Promise, owners: Sequence[Owner]) -> Verdict:

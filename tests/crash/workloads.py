@@ -32,6 +32,7 @@ from stepwell.storage.lmdb import LmdbStorage
 from stepwell.writer import Ticket
 
 FILE: Final = "agents.stepwell"
+LOCK_SUFFIX: Final = "-lock"
 OPENED: Final = "opened"
 BEGAN: Final = "began"
 DONE: Final = "done"
