@@ -9,6 +9,9 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
 
+BENCH_WORKLOADS := research-1000,research-300,research-4000,chat-200,deepagents,deepagents-1000,react-100,threads-200
+BENCH_RESULTS := bench/results/savers.json
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test check format bench bench-quick bench-micro kill crash agents clean
@@ -40,12 +43,13 @@ crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was 
 agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
 	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)
 
-bench: $(DEV_READY) ## measure against other savers, and put the table into README.md
-	$(PY) bench/run.py --workload research-300,research-1000,chat-200 --contenders stepwell,sqlite,memory,lmdb --rounds 3 --json bench/results/savers.json $(ARGS)
-	$(PY) bench/report.py bench/results/savers.json --write README.md
+bench: $(DEV_READY) ## measure against other savers for an hour, and put tables and pictures into README.md and bench/results
+	$(PY) bench/run.py --workload $(BENCH_WORKLOADS) --contenders all --rounds 3 --minutes 50 --json $(BENCH_RESULTS) $(ARGS)
+	$(PY) bench/plots.py $(BENCH_RESULTS)
+	$(PY) bench/report.py $(BENCH_RESULTS) --write README.md --full bench/results/README.md
 
 bench-quick: $(DEV_READY) ## a short look at the same
-	$(PY) bench/run.py --workload research-300,chat-200 --rounds 1 $(ARGS)
+	$(PY) bench/run.py --workload research-300,chat-200 --contenders stepwell,sqlite,memory --rounds 1 --reopenings 1 $(ARGS)
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)

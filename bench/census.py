@@ -15,13 +15,13 @@ Ids of checkpoints, versions, names, metadata and task paths are not counted, al
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import zstandard
 from langchain_core.messages import BaseMessage
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -41,6 +41,7 @@ class Counts:
         whole_states_bytes: The leaves of every checkpoint in full, summed: what storing each state costs.
         final_state_bytes: The leaves of the last checkpoint.
         final_digest: Of the newest messages, see `digest`.
+        digests: Of some states of the main graph, by position, see `state_digest`.
     """
 
     puts: int
@@ -51,6 +52,7 @@ class Counts:
     whole_states_bytes: int
     final_state_bytes: int
     final_digest: str
+    digests: dict[int, str]
 
 
 class Newest(BaseCheckpointSaver[str]):
@@ -77,11 +79,20 @@ class Census(BaseCheckpointSaver[str]):
     """A saver that counts, over one that keeps what the run reads.
 
     Unless `exact`, a leaf that stands where it stood in the previous put is not encoded again: right where
-    nothing changes after it was first put.
+    nothing changes after it was first put.  Of the states of the main graph at `digested` positions it takes digests.
     """
 
-    def __init__(self, kept: BaseCheckpointSaver[Any] | None = None, *, exact: bool = False) -> None:
+    def __init__(
+        self,
+        kept: BaseCheckpointSaver[Any] | None = None,
+        *,
+        exact: bool = False,
+        digested: Container[int] = (),
+    ) -> None:
         super().__init__()
+        self._digested = digested
+        self._states = 0
+        self._digests: dict[int, str] = {}
         self._kept = kept or Newest()
         self._exact = exact
         self._lock = threading.Lock()  # sub-agents put in parallel
@@ -115,6 +126,10 @@ class Census(BaseCheckpointSaver[str]):
                 self._channel((*place, channel), value) for channel, value in checkpoint["channel_values"].items()
             )
             self._whole_bytes += self._state_bytes
+            if not place[1]:
+                if self._states in self._digested:
+                    self._digests[self._states] = state_digest(checkpoint, metadata)
+                self._states += 1
         return self._kept.put(config, checkpoint, metadata, new_versions)
 
     def put_writes(self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = "") -> None:
@@ -136,6 +151,7 @@ class Census(BaseCheckpointSaver[str]):
             whole_states_bytes=self._whole_bytes,
             final_state_bytes=self._state_bytes,
             final_digest=digest(newest, self.serde),
+            digests=dict(self._digests),
         )
 
     def _channel(self, place: tuple[str, str, str], value: Any) -> int:
@@ -169,6 +185,18 @@ def digest(messages: Sequence[Any], serde: SerializerProtocol | None = None) -> 
     for message in messages:
         hashed.update(serde.dumps_typed(message)[1])
     return hashed.hexdigest()
+
+
+def state_digest(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> str:
+    """A digest of the step, the channels that have a value, and the content of the messages.
+
+    Other channels hold times of day, and ids that are drawn at random, in some workloads.
+    """
+    values = checkpoint["channel_values"]
+    messages = values.get("messages", ())
+    if isinstance(messages, _DeltaSnapshot):
+        messages = messages.value
+    return digest([metadata["step"], sorted(values), *messages])
 
 
 def _leaves(value: Any) -> Iterator[Any]:

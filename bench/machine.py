@@ -9,13 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import postgres
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "langgraph",
     "langgraph-checkpoint",
     "langgraph-checkpoint-sqlite",
+    "langgraph-checkpoint-postgres",
     "langgraph-checkpoint-lmdb",
     "langchain-core",
+    "deepagents",
+    "aiosqlite",
+    "psycopg",
     "lmdb",
     "msgspec",
     "ormsgpack",
@@ -39,8 +45,12 @@ def machine(directory: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, SQLite and every package that takes part."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    """Versions of Python, the databases and every package that takes part."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "postgres": postgres.version(),
+    }
     for package in PACKAGES:
         found[package] = None
         with suppress(metadata.PackageNotFoundError):

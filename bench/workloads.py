@@ -1,22 +1,26 @@
 """The workloads, by name."""
 
-from collections.abc import Callable, Sequence
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
-
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from typing import Any, Protocol
 
 import replay
 import script
 import threads
+from stores import OnLoop, Saver
 
 SEED = 20_250_601
 
-Saver = BaseCheckpointSaver[Any]
-Drive = Callable[[Saver], None]
 Read = Callable[[Saver], Sequence[Any]]
+
+
+class Drive(Protocol):
+    """Makes the calls of a run: the blocking ones, or on a loop the asynchronous ones."""
+
+    def __call__(self, saver: Saver, loop: AbstractEventLoop | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class Workload:
     `reader` makes what reading needs; the function that it returns then reads the newest messages.
 
     Attributes:
+        puts: How many puts it makes, those of sub-agents included.
         reads_back: Whether the run reads more than the newest checkpoint: earlier ones, pending writes.
+        aplay: The same calls by a graph on an event loop, where a graph makes them.
+        puts_below: How many of the puts are sub-agents'.
     """
 
     name: str
@@ -37,10 +44,25 @@ class Workload:
     play: Callable[[Any, Saver], None]
     reader: Callable[[], Read]
     reads_back: bool = False
+    aplay: Callable[[Any, Saver], Coroutine[Any, Any, None]] | None = None
+    puts_below: int = 0
+
+    @property
+    def states(self) -> int:
+        """How many states of the main graph there will be."""
+        return self.puts - self.puts_below
 
     def prepare(self) -> Drive:
         """Make the content now; the function returned makes the calls, once."""
-        return partial(self.play, self.write())
+        content = self.write()
+
+        def drive(saver: Saver, loop: AbstractEventLoop | None = None) -> None:
+            if loop is not None and self.aplay is not None:
+                loop.run_until_complete(self.aplay(content, saver))
+            else:
+                self.play(content, saver if loop is None else OnLoop(saver, loop))
+
+        return drive
 
 
 def reader_of(*thread_ids: str) -> Read:
@@ -96,6 +118,8 @@ def _office(name: str, rounds: int) -> Workload:
         _later("scripted", "play"),
         _later("deep", "reader"),
         reads_back=True,
+        aplay=_later("scripted", "aplay"),
+        puts_below=2 * 17 * rounds,
     )
 
 
@@ -108,6 +132,7 @@ def _deep(supersteps: int) -> Workload:
         _later("scripted", "play"),
         _later("deep", "reader"),
         reads_back=True,
+        aplay=_later("scripted", "aplay"),
     )
 
 
@@ -119,6 +144,7 @@ def _react(supersteps: int) -> Workload:
         _later("react", "agent", supersteps, SEED),
         _later("scripted", "play"),
         partial(reader_of, "react"),
+        aplay=_later("scripted", "aplay"),
     )
 
 

@@ -17,10 +17,11 @@ import logging
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
@@ -41,6 +42,7 @@ _PAGE_EVENTS: Final = 8
 _PAUSE_SECONDS: Final = 0.0005
 FEWEST_FOLDED_STEPS: Final = 32
 SHARE: Final = 8
+_MOST_CARRIED: Final = 8  # threads
 _LEAST_GIVEN_BACK_BYTES: Final = 1 << 20
 
 
@@ -67,6 +69,7 @@ class Folding:
         self._sealing = threading.RLock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._ends: OrderedDict[str, _Ends] = OrderedDict()
         self._pid = os.getpid()
 
     def notice(self, thread_id: str, committed: Committed) -> None:
@@ -129,10 +132,17 @@ class Folding:
         sealed = 0
         while True:
             with self._sealing:
-                operation = self._plan(thread_id, only_full)
-                if operation is None or not self._submit(operation).result().number:
+                run = self._plan(thread_id, only_full)
+                if run is None or not self._submit(run.operation()).result().number:
                     return sealed  # nothing is left, or somebody else was faster
-            sealed += operation.last - operation.first + 1
+                self._carry(thread_id, run.ends())
+            sealed += len(run.records)
+
+    def _carry(self, thread_id: str, ends: _Ends) -> None:
+        """Remember where the lanes of a thread stand, so that its next sealing need not read it."""
+        self._ends[thread_id] = ends
+        while len(self._ends) > _MOST_CARRIED:
+            self._ends.popitem(last=False)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -140,26 +150,23 @@ class Folding:
         with self._sealing:
             yield
 
-    def _plan(self, thread_id: str, only_full: bool) -> Seal | None:
-        """The sealing of a thread's oldest loose events, as many as make a segment."""
+    def _plan(self, thread_id: str, only_full: bool) -> _Run | None:
+        """A thread's oldest loose events, as many as make a segment."""
         row = self._storage.thread(thread_id)
         if row is None:
             return None
         first = max(row.sealed, row.first - 1) + 1
         if first > row.last or (only_full and not self._is_full(row.last - first + 1, row.loose_bytes)):
             return None
-        run = _Run(self._storage, self._reader, row.number)
+        ends = self._ends.pop(thread_id, None)
+        run = _Run(self._storage, self._reader, thread_id, row.number, ends)
         size = 0
         for record in self._records(row, first, politely=only_full):
             run.add(record)
             size += record.size
             if size >= self._after_bytes:
                 break
-        if not run.records:
-            return None
-        last = run.records[-1].sequence
-        segment, _ = pack(row.number, run.records, run.bases(), self._storage.last_group(row.number))
-        return Seal(thread_id, row.number, first, last, segment)
+        return run if run.records else None
 
     def _records(self, row: ThreadRow, first: int, *, politely: bool) -> Iterator[Record]:
         """The loose records that one segment may hold."""
@@ -178,37 +185,88 @@ class Folding:
         return events >= self._after_events or size >= self._after_bytes
 
 
-class _Run:
-    """Consecutive events on their way into a segment, folded as they come."""
+class _Ends(NamedTuple):
+    """Where lanes of a thread stood after its last segment.
 
-    def __init__(self, storage: Storage, read: reader.Reader, thread: int) -> None:
+    Attributes:
+        thread: Number of the thread.
+        states: By lane, the state after its newest step.
+        depths: By lane, steps from there down to the nearest state that is kept.
+    """
+
+    thread: int
+    states: dict[int, State]
+    depths: dict[int, int]
+
+
+class _Run:
+    """Consecutive events on their way into a segment, folded as they come.
+
+    Attributes:
+        records: The records so far.
+
+    Args:
+        storage: Where the log is kept.
+        read: Reads the states that lanes stood at before, unless they are known.
+        thread_id: The thread.
+        thread: Its number.
+        before: Where some lanes stood before.
+    """
+
+    def __init__(
+        self, storage: Storage, read: reader.Reader, thread_id: str, thread: int, before: _Ends | None
+    ) -> None:
         self.records: list[Record] = []
         self._storage = storage
         self._reader = read
+        self._thread_id = thread_id
         self._thread = thread
+        self._before = before if before is not None and before.thread == thread else _Ends(thread, {}, {})
         self._states: dict[int, State] = {}  # by lane: the state after its newest step in the run
-        self._depths: dict[int, int] = {}  # by lane: steps from there down to the nearest base
+        self._depths: dict[int, int] = {}  # by lane: steps from there down to the nearest state that is kept
 
     def add(self, record: Record) -> None:
+        """Take the next record."""
         self.records.append(record)
         if record.header.kind == fmt.KIND_STEP and not record.header.flags & fmt.FLAG_HIDDEN:
             lane, base = record.header.lane, record.header.base
-            state = self._states.get(lane)
-            if state is None or state.sequence != base:
-                state = self._reader.state(self._thread, base) if base else EMPTY
-                self._depths[lane] = len(self._storage.branches(self._thread, [base], frozenset()).records)
+            state = self._at(lane, base)
             event = codec.decode(self._thread, record)
             assert isinstance(event, StepCommitted)
             self._states[lane] = reader.folded(state, event, self._thread, record.sequence)
             self._depths[lane] += 1
 
-    def bases(self) -> dict[int, bytes]:
-        """The states of lanes that are worth keeping."""
-        return {
-            state.sequence: codec.encode_base(state)
-            for lane, state in self._states.items()
-            if self._depths[lane] >= max(FEWEST_FOLDED_STEPS, _pieces(state) / SHARE)
-        }
+    def _at(self, lane: int, base: int) -> State:
+        """The state that a step of a lane is based on; its depth is noted."""
+        state = self._states.get(lane)
+        if state is not None and state.sequence == base:
+            return state
+        state = self._before.states.get(lane)
+        if state is not None and state.sequence == base:
+            self._depths[lane] = self._before.depths[lane]
+            return state
+        self._depths[lane] = len(self._storage.branches(self._thread, [base], frozenset()).records)
+        return self._reader.state(self._thread, base) if base else EMPTY
+
+    def operation(self) -> Seal:
+        """The sealing of the records."""
+        group = self._storage.last_group(self._thread)
+        segment, _ = pack(self._thread, self.records, self._kept(), group)
+        first, last = self.records[0].sequence, self.records[-1].sequence
+        return Seal(self._thread_id, self._thread, first, last, segment)
+
+    def ends(self) -> _Ends:
+        """Where the lanes of the run stand after it."""
+        depths = {lane: 0 if self._is_worth_keeping(lane) else depth for lane, depth in self._depths.items()}
+        return _Ends(self._thread, self._states, depths)
+
+    def _kept(self) -> dict[int, bytes]:
+        """The states of lanes that are worth keeping, by sequence."""
+        states = (state for lane, state in self._states.items() if self._is_worth_keeping(lane))
+        return {state.sequence: codec.encode_base(state) for state in states}
+
+    def _is_worth_keeping(self, lane: int) -> bool:
+        return self._depths[lane] >= max(FEWEST_FOLDED_STEPS, _pieces(self._states[lane]) / SHARE)
 
 
 def _pieces(state: State) -> int:

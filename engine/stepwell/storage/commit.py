@@ -147,11 +147,18 @@ class Commit:
             return  # its entries refer to each other: with `expected_head` the caller knows where they will stand
         if not entry.base:
             return
+        if row is not None and self._is_head(row.number, entry):
+            return  # as nearly always; the record need not be read
         header = None if row is None else self._records.header(row.number, entry.base)
         if row is None or header is None:
             raise _gone(operation.thread_id, f"there is no event {entry.base} to base a step on")
         if header.kind != fmt.KIND_STEP or header.lane != self._lane_number(row.number, entry.lane or ""):
             raise _gone(operation.thread_id, f"event {entry.base} is not a step of lane {entry.lane!r}")
+
+    def _is_head(self, thread: int, entry: Entry) -> bool:
+        """Whether an entry is based on the head of its lane."""
+        lane = self._lane_number(thread, entry.lane or "")
+        return lane is not None and self._lane_row(thread, lane).head == entry.base
 
     def _add(self, row: ThreadRow, entry: Entry) -> int:
         if entry.lane is None:

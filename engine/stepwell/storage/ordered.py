@@ -150,7 +150,7 @@ class TableStorage(ABC):
         found: list[Record] = []
         size = 0
         with self._reading() as tables:
-            records = Records(tables, self._held)
+            records = Records(tables, self._held, once=True)
             scan = records.scan_back if reverse else records.scan
             for record in islice(scan(thread, after, before), limit):
                 found.append(record)
@@ -166,7 +166,8 @@ class TableStorage(ABC):
 
     def last_group(self, thread: int) -> Group:
         with self._reading() as tables:
-            return Records(tables, self._held).last_group(thread)
+            # Who seals writes, and need not hold what only readers ask for.
+            return Records(tables, Held()).last_group(thread)
 
     def steps(self, thread: int, lane: int | None, before: int, limit: int) -> list[Record]:
         found: list[Record] = []

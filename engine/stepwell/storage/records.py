@@ -28,12 +28,14 @@ class Records:
         tables: The tables within one transaction.
         held: What was read before.
         committed: Whether all that the transaction shows is in the log for good.
+        once: Whether loose records are read this once, and not worth holding.
     """
 
-    def __init__(self, tables: Tables, held: Held, *, committed: bool = True) -> None:
+    def __init__(self, tables: Tables, held: Held, *, committed: bool = True, once: bool = False) -> None:
         self._tables = tables
         self._held = held
         self._committed = committed
+        self._holds_loose = committed and not once
 
     def get(self, thread: int, sequence: int) -> Record | None:
         """The record at a sequence, or None.
@@ -161,7 +163,7 @@ class Records:
         record = self._held.records.get(thread, sequence) if self._committed else None
         if record is None:
             record = codec.open_record(thread, sequence, stored)
-            if self._committed:
+            if self._holds_loose:
                 self._held.records.put(thread, sequence, record, record.size)
         return record
 
