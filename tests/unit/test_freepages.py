@@ -297,6 +297,36 @@ def test_fewest_and_reserve(env: lmdb.Environment, path: Path) -> None:
     assert rest >= 32 * PAGE
 
 
+def test_missing_pages(path: Path) -> None:
+    """A file that ends within a value lacks its pages, which a verification does not find."""
+    with opened(path) as env:
+        fill(env, range(3), 40_000)
+    whole, last = path.stat().st_size, path.stat().st_size // PAGE - 1
+    assert freepages.missing_pages(str(path)) == []
+    for count in (1, 5, 9):
+        os.truncate(path, whole - count * PAGE + 100)
+        assert freepages.missing_pages(str(path)) == list(range(last - count + 1, last + 1))
+        assert offline.verify(str(path), subdir=False) == [], "if it finds this, we need not look"
+        os.truncate(path, whole)
+
+
+def test_free_pages_are_not_missed(path: Path) -> None:
+    """A file that ends before pages that are free lacks nothing."""
+    with opened(path) as env:
+        fill(env, range(3))
+        fill(env, range(3, 6), 40_000)
+        empty(env, range(3, 6))
+        for _ in range(4):
+            fill(env, range(1), 10)  # what stood at the end moves to where there is room before
+        last, newest = env.info()["last_pgno"], env.info()["last_txnid"]
+        with page_file(path) as file:
+            free = freepages.before(file.free(newest), newest + 1)
+    at_the_end = next(count for count in range(last) if last - count not in free)
+    assert at_the_end > 0
+    os.truncate(path, (last + 1 - at_the_end) * PAGE)
+    assert freepages.missing_pages(str(path)) == []
+
+
 def test_runs(tmp_path: Path) -> None:
     """Consecutive pages are one extent, and holes are none."""
     path = tmp_path / "data"

@@ -85,6 +85,30 @@ def can_punch() -> bool:
     return _fallocate is not None
 
 
+def can_read() -> bool:
+    """Whether LMDB's files are laid out on this system as described here."""
+    return sys.byteorder == "little" and sys.maxsize > 1 << 32
+
+
+def missing_pages(path: str) -> list[int]:
+    """The pages that lie beyond the end of a file though they are not free: all that is missing from it.
+
+    Raises:
+        OSError: It cannot be read.
+        UnclearError: What is free cannot be told.
+    """
+    with open(path, "rb", buffering=0) as file:
+        descriptor = file.fileno()
+        page_bytes = _page_bytes(descriptor)
+        heads = [os.pread(descriptor, _META.size, page * page_bytes + PAGE_HEADER_BYTES) for page in range(_FIRST_PAGE)]
+        if len(heads[-1]) < _META.size:
+            raise UnclearError("there is no second meta page")
+        transaction, last = max((written, last) for *_, last, written in map(_META.unpack, heads))
+        free = before(_FreeDb(descriptor, transaction).lists, transaction + 1)
+        beyond = range(os.fstat(descriptor).st_size // page_bytes, last + 1)
+    return sorted(set(beyond).difference(free))
+
+
 def before(lists: list[FreeList], transaction: int, reserve: int = 0) -> list[int]:
     """The pages that are free since before a transaction, in order.
 
@@ -333,7 +357,7 @@ def _data(descriptor: int, start: int, stop: int) -> Iterator[Extent]:
 
 
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
-    if sys.platform == "linux" and sys.byteorder == "little" and sys.maxsize > 1 << 32:
+    if sys.platform == "linux" and can_read():
         with suppress(OSError, AttributeError):
             function = ctypes.CDLL(None, use_errno=True).fallocate
             function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

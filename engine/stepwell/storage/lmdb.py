@@ -191,10 +191,11 @@ class _Environment:
         self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         self._punches = freepages.can_punch()
-        new = _check_file(path, real_path, read_only)
+        _check_file(path, real_path, read_only)
         self._env, self.tables, self.log_id = self._open(read_only)
         self._identity = _identity(real_path)
-        if new:
+        if not read_only:
+            # A file that was there may have been made by a process that died before it came to this.
             _sync_directory(os.path.dirname(real_path))
 
     def _open(
@@ -390,6 +391,7 @@ class _Environment:
         """Open the file anew for writing: the first handle on it was a read-only one."""
         if not self._read_only:
             return
+        _sync_directory(os.path.dirname(self.real_path))
         with self._alone():
             self._env.close()
             try:
@@ -506,8 +508,8 @@ if hasattr(os, "register_at_fork"):
 # --- opening ---
 
 
-def _check_file(path: str, real_path: str, read_only: bool) -> bool:
-    """Whether the file is to be created.  Raises if the engine must not touch what is there."""
+def _check_file(path: str, real_path: str, read_only: bool) -> None:
+    """Raise if the engine must not touch what is there."""
     try:
         found = inspect(path, real_path)
     except OSError as error:
@@ -515,16 +517,17 @@ def _check_file(path: str, real_path: str, read_only: bool) -> bool:
     if found is Finding.NOTHING:
         if read_only:
             raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it")
-        return True
-    if found is Finding.SHORT:
+    elif found is Finding.SHORT:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
         try:
             breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
-        except offline.VerifyError as error:
+            if not breaches and freepages.can_read():
+                # Of a value that takes several pages the verification has looked at the first alone.
+                breaches = [f"page {page} is missing" for page in freepages.missing_pages(real_path)]
+        except (offline.VerifyError, UnclearError) as error:
             breaches = [str(error)]
         if breaches:
             raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
-    return False
 
 
 def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
@@ -603,13 +606,17 @@ def _identity(real_path: str) -> tuple[int, int]:
 
 
 def _sync_directory(directory: str) -> None:
-    """Make the new file's name durable; a synced file without a name would be lost."""
-    if os.name == "posix":
+    """Make the file's name durable; a synced file without a name would be lost."""
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:
+        return  # who may pass through a directory but not read it cannot sync it either
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # --- errors ---

@@ -1,0 +1,277 @@
+"""Whether a log that lies on an image of a crashed disk shows what was promised, and goes on.
+
+Each image is opened by a process of its own, forked from one that has loaded everything and opened nothing: an
+image that ends its process is seen, and is a failure like any other.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lmdb import verify as offline
+
+from crash.disk import Choice, Rules
+from crash.images import Promise, images, promises
+from crash.trace import Event
+from crash.workloads import FILE, LOCK_SUFFIX, Owner, Shown, Step, Workload
+from stepwell import Log, StepCommitted, StepwellError, changes
+from stepwell.patch import Ref, payload_of
+
+_DEADLINE_SECONDS: Final = 60
+_LOCK_BYTES: Final = 32768
+
+WHOLE: Final = "whole"
+REFUSED: Final = "refused"
+LOST: Final = "lost"
+REPEATED: Final = "repeated"
+
+processes = multiprocessing.get_context("forkserver")
+
+
+class Verdict(NamedTuple):
+    """What became of one image.
+
+    Attributes:
+        choice: The image.
+        outcome: WHOLE; REFUSED, by an error of ours while nothing was promised; LOST; or REPEATED, if an equal
+            image with an equal promise was judged before.
+        reason: What is wrong.
+    """
+
+    choice: Choice
+    outcome: str
+    reason: str = ""
+
+
+class Failure(Exception):
+    """An image does not show what it must."""
+
+
+# --- one image ---
+
+
+def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, str]:
+    """Open a log as after a crash, and use it.
+
+    Returns:
+        WHOLE, or REFUSED and why.
+
+    Raises:
+        Failure: Something is lost, half there, or does not go on.
+    """
+    try:
+        log = Log.open(path)
+    except StepwellError as error:
+        if promise.opened:
+            raise Failure(f"it cannot be opened: {error}") from error
+        return REFUSED, str(error)
+    with log:
+        shown = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
+        others = {found.thread_id for found in log.threads()}.difference(*shown)
+        _demand(not others, f"there are threads that nobody opened: {others}")
+        _check_audit(log)
+        for thread_id in ("after the crash", *sorted(shown[0])[:1]):
+            _check_going_on(log, thread_id)
+    problems = offline.verify(str(path), subdir=False)  # type: ignore[no-untyped-call]
+    _demand(not problems, f"the file's pages are not in order: {problems[:3]}")
+    return WHOLE, ""
+
+
+def _demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Failure(otherwise)
+
+
+def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> Shown:
+    """What the owner's threads show: all that was acknowledged, and of the rest the first few, each whole."""
+    found = {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads(prefix=f"owner{number}/")}
+    done, begun = promise.done[number], promise.begun[number]
+    allowed = owner.shown[done : max(done, begun) + 1]
+    if found not in allowed:
+        raise Failure(f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
+    return found
+
+
+def _steps_of(log: Log, thread_id: str) -> list[Step]:
+    thread = log.thread(thread_id)
+    found: list[Step] = []
+    for step in thread.steps():
+        state = thread.state(step.sequence)
+        _demand(state is not None, f"step {step.step_id} of {thread_id} has no state")
+        assert state is not None
+        values = [each.write.value for each in thread.writes(step.step_id, lane=step.lane)]
+        writes = tuple(payload_of(value, _no_reference) for value in values)
+        found.append(Step(step.step_id, step.parent_id, step.lane, state.channels, writes))
+    return found[::-1]
+
+
+def _no_reference(ref: Ref) -> bytes:
+    raise AssertionError(f"a write with its content as bytes holds a reference: {ref}")
+
+
+def _difference(expected: Shown, found: Shown) -> str:
+    """The first thing that differs, in few words."""
+    for thread in sorted(expected.keys() | found.keys()):
+        wanted, there = expected.get(thread), found.get(thread)
+        if wanted is None or there is None:
+            return f"thread {thread} is {'there' if wanted is None else 'not there'}"
+        if wanted != there:
+            names = [[step.step_id for step in steps] for steps in (wanted, there)]
+            return f"thread {thread} should show the steps {names[0]} and shows {names[1]}, or their content differs"
+    return "nothing differs from what was acknowledged"
+
+
+def _check_audit(log: Log) -> None:
+    breaches = log.audit().breaches
+    _demand(not breaches, f"the audit finds {len(breaches)} breaches: {breaches[:3]}")
+
+
+def _check_going_on(log: Log, thread_id: str) -> None:
+    """One more step can be appended, and read."""
+    thread = log.thread(thread_id)
+    channels = {"later": ("text", thread_id.encode() * 200)}
+    sequence = thread.append([StepCommitted("one more", None, changes(channels), changes({}), "later")])
+    state = thread.state(lane="later")
+    _demand(state is not None and (state.sequence, state.channels) == (sequence, channels), "what is appended is lost")
+
+
+# --- many images ---
+
+
+def judge_all(
+    workload: Workload, events: Sequence[Event], rules: Rules, chosen: Sequence[Choice], folder: Path
+) -> list[Verdict]:
+    """Judge images in as many processes as there are processors.
+
+    Args:
+        workload: What was recorded.
+        events: The trace.
+        rules: What is assumed of the disk.
+        chosen: The images.
+        folder: Takes the files of those that are lost.
+    """
+    count = max(1, min(len(os.sched_getaffinity(0)), len(chosen)))
+    pipes: list[Connection] = []
+    workers = []
+    # Nothing is synced here for the sake of durability: where there is a file system in memory, it is used.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="stepwell-crash-", dir=memory) as scratch:
+        for number in range(count):
+            # In the order of points, so that each worker goes through the trace once.
+            share = sorted(chosen[number::count])
+            pipe, theirs = processes.Pipe(duplex=False)
+            arguments = (workload, events, rules, share, Path(scratch) / str(number), folder, theirs)
+            worker = processes.Process(target=_work, args=arguments)
+            worker.start()
+            theirs.close()
+            pipes.append(pipe)
+            workers.append(worker)
+        try:
+            verdicts = list(_received(pipes))
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+                worker.close()
+    assert len(verdicts) == len(chosen), "a worker ended before its work did"
+    return verdicts
+
+
+def _received(pipes: list[Connection]) -> Iterator[Verdict]:
+    open_pipes = list(pipes)
+    while open_pipes:
+        for pipe in wait(open_pipes):
+            assert isinstance(pipe, Connection)
+            try:
+                yield pipe.recv()
+            except EOFError:
+                open_pipes.remove(pipe)
+                pipe.close()
+
+
+def _work(
+    workload: Workload,
+    events: list[Event],
+    rules: Rules,
+    chosen: list[Choice],
+    scratch: Path,
+    folder: Path,
+    pipe: Connection,
+) -> None:
+    owners = [Owner(workload, number) for number in range(workload.owners)]
+    promised = promises(events, workload.owners)
+    judged: set[tuple[bytes, Promise]] = set()
+    gc.freeze()  # children share what is not touched
+    for choice, files in images(events, rules, chosen):
+        promise = promised[choice.point]
+        key = _digest(files), promise
+        if key in judged:
+            pipe.send(Verdict(choice, REPEATED))
+            continue
+        judged.add(key)
+        _lay_out(scratch, files, random.Random(choice.seed))
+        verdict = _in_own_process(choice, scratch / FILE, promise, owners)
+        if verdict.outcome == LOST:
+            _lay_out(folder / f"image-{'-'.join(map(str, choice))}", files, random.Random(choice.seed))
+        pipe.send(verdict)
+
+
+def _digest(files: dict[str, bytes]) -> bytes:
+    hashed = hashlib.blake2b(digest_size=16)
+    for path, content in sorted(files.items()):
+        hashed.update(b"%d %d " % (len(path), len(content)) + path.encode() + content)
+    return hashed.digest()
+
+
+def _lay_out(folder: Path, files: dict[str, bytes], rng: random.Random) -> None:
+    """The files of an image, and a lock file: it is written by no call, and may hold anything, or not be there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path, content in files.items():
+        (folder / os.path.basename(path)).write_bytes(content)
+    noise = rng.randbytes(_LOCK_BYTES)
+    lock = rng.choice([None, b"", bytes(_LOCK_BYTES), noise, noise[:1000]])
+    if lock is not None:
+        (folder / (FILE + LOCK_SUFFIX)).write_bytes(lock)
+
+
+def _in_own_process(choice: Choice, path: Path, promise: Promise, owners: Sequence[Owner]) -> Verdict:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            gc.disable()
+            signal.alarm(_DEADLINE_SECONDS)
+            os.close(reading)
+            try:
+                answer = judge(path, promise, owners)
+            except Failure as failure:
+                answer = LOST, str(failure)
+            except BaseException:
+                answer = LOST, traceback.format_exc()[-4000:]
+            os.write(writing, "\0".join(answer).encode()[:32768])
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        outcome, _, reason = pipe.read().decode().partition("\0")
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Verdict(choice, LOST, f"the process that opened it ended with {name}")
+    return Verdict(choice, outcome, reason)

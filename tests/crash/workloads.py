@@ -1,0 +1,378 @@
+"""What the recorded program does to a log, and what the log must show after each of its operations.
+
+Every operation and every byte follows from the names of the workload and of the owner, so that who judges an
+image knows what was promised without having been told.  An owner is one thread of execution with agent
+threads of its own; what it does, it does in order.
+
+    python tests/crash/workloads.py NAME FOLDER    runs one, on FOLDER/agents.stepwell
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+from unittest.mock import patch
+
+import lmdb
+import msgspec
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
+
+from crash.recorder import NOTES
+from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell.storage.lmdb import LmdbStorage
+from stepwell.writer import Ticket
+
+FILE: Final = "agents.stepwell"
+LOCK_SUFFIX: Final = "-lock"
+OPENED: Final = "opened"
+BEGAN: Final = "began"
+DONE: Final = "done"
+
+Channels: TypeAlias = dict[str, tuple[str, bytes]]
+
+
+# --- operations, and what they lead to ---
+
+
+class Step(NamedTuple):
+    """A step as it must be read."""
+
+    step_id: str
+    parent_id: str | None
+    lane: str
+    channels: Channels
+    writes: tuple[bytes, ...] = ()
+
+
+class Append(NamedTuple):
+    """Append a step, and what its task wrote if anything.
+
+    Attributes:
+        alone: Its patches are based on nothing, so that it need not wait for the append before it.
+    """
+
+    thread: str
+    step: Step
+    alone: bool = False
+
+
+class Record(NamedTuple):
+    """Append what a task wrote for a step that is there."""
+
+    thread: str
+    step_id: str
+    lane: str
+    write: bytes
+
+
+class Prune(NamedTuple):
+    """Keep the newest steps."""
+
+    thread: str
+    keep: int
+
+
+class Delete(NamedTuple):
+    """Remove a thread."""
+
+    thread: str
+
+
+class Copy(NamedTuple):
+    """Copy a thread."""
+
+    thread: str
+    target: str
+
+
+class Seal(NamedTuple):
+    """Seal a thread; nothing that can be read changes."""
+
+    thread: str
+
+
+class Reopen(NamedTuple):
+    """Close the log and open it again."""
+
+
+Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | Reopen
+Shown: TypeAlias = dict[str, list[Step]]
+"""By thread, its steps in commit order."""
+
+
+def carried_out(shown: Shown, operation: Operation) -> Shown:
+    """What is to be read after one more operation."""
+    shown = {thread: list(steps) for thread, steps in shown.items()}
+    match operation:
+        case Append(thread, step):
+            shown.setdefault(thread, []).append(step)
+        case Record(thread, step_id, lane, write):
+            steps = shown[thread]
+            at = next(i for i, step in enumerate(steps) if (step.step_id, step.lane) == (step_id, lane))
+            steps[at] = steps[at]._replace(writes=tuple(sorted((*steps[at].writes, write), key=_task_of)))
+        case Prune(thread, keep):
+            shown[thread] = shown[thread][-keep:]
+        case Delete(thread):
+            shown.pop(thread, None)
+        case Copy(thread, target):
+            shown[target] = list(shown[thread])
+        case Seal() | Reopen():
+            pass
+    return shown
+
+
+def _task_of(write: bytes) -> str:
+    """The task that wrote it: a log gives the writes of a step in the order of their tasks."""
+    return write[:8].hex()
+
+
+# --- workloads ---
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One way to use a log.
+
+    Attributes:
+        name: Decides every byte.
+        operations: How many each owner carries out.
+        owners: Threads of execution.
+        kinds: What they do, by weight.
+        sizes: Of a step's new content, in bytes.
+        seal_after_events: As for `Log.open`.
+        pause_seconds: Between operations.
+        map_bytes: The map begins so small; 0 is as it is.
+        variants: `inherited`: the file is there already, made by a process that was killed at once.
+            `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
+            `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
+            acknowledged: a judge that does not find it is none.
+    """
+
+    name: str
+    operations: int = 30
+    owners: int = 1
+    kinds: dict[str, int] = field(default_factory=lambda: {"append": 6, "fork": 1, "record": 2})
+    sizes: tuple[int, ...] = (40, 300, 1500, 5000)
+    seal_after_events: int = 1000
+    pause_seconds: float = 0.0
+    map_bytes: int = 0
+    variants: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """What `named` takes."""
+        return "+".join((self.name, *sorted(self.variants)))
+
+
+WORKLOADS: Final = {
+    workload.name: workload
+    for workload in (
+        Workload("append", kinds={"append": 6, "fork": 1, "record": 2, "reopen": 1}),
+        Workload("groups", operations=9, owners=6, kinds={"append": 2, "record": 1, "alone": 4}),
+        Workload("sealing", operations=36, seal_after_events=8, pause_seconds=0.006),
+        Workload("growth", operations=8, sizes=(30_000, 100_000, 250_000)),
+        Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=1 << 17),
+        Workload("prune", kinds={"append": 6, "record": 2, "prune": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
+        Workload("delete", kinds={"append": 8, "record": 2, "delete": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
+        Workload(
+            "reuse",
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 4, "reopen": 1},
+            sizes=(3000, 20_000, 60_000),
+        ),
+        Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
+        Workload(
+            "everything",
+            operations=12,
+            owners=3,
+            kinds={"append": 6, "fork": 1, "record": 2, "alone": 2, "prune": 1, "copy": 1, "delete": 1},
+            seal_after_events=8,
+            pause_seconds=0.003,
+        ),
+    )
+}
+
+
+def named(text: str) -> Workload:
+    """A workload by its name, with any of `+inherited`, `+oldkernel`, `+nosync` and `+nometasync` behind it."""
+    name, *variants = text.split("+")
+    return replace(WORKLOADS[name], variants=frozenset(variants))
+
+
+class Owner:
+    """The operations of one owner, and what there is to see after each.
+
+    Attributes:
+        operations: In order.
+        shown: What its threads show after none of them, after the first, ...
+    """
+
+    def __init__(self, workload: Workload, number: int) -> None:
+        self._rng = random.Random(f"{workload.name} {number}")
+        self._workload = workload
+        self._name = f"owner{number}"
+        self._made = 0
+        self._messages: list[str] = []
+        self.operations: list[Operation] = []
+        self.shown: list[Shown] = [{}]
+        for _ in range(workload.operations):
+            operation = self._operation(self.shown[-1])
+            self.operations.append(operation)
+            self.shown.append(carried_out(self.shown[-1], operation))
+
+    def _operation(self, shown: Shown) -> Operation:
+        rng = self._rng
+        (kind,) = rng.choices([*self._workload.kinds], [*self._workload.kinds.values()])
+        thread = rng.choice([f"{self._name}/first", f"{self._name}/first", f"{self._name}/second"])
+        steps = shown.get(thread, [])
+        if not steps or kind == "append":
+            return Append(thread, self._step(steps, rng.choice(["", "", "", "sub"])))
+        if kind == "alone":
+            return Append(thread, self._step(steps, ""), alone=True)
+        target = rng.choice(steps)
+        match kind:
+            case "fork":
+                return Append(thread, self._step([target], target.lane))
+            case "record":
+                return Record(thread, target.step_id, target.lane, self._content())
+            case "prune":
+                return Prune(thread, rng.randint(1, 3))
+            case "delete":
+                return Delete(thread)
+            case "copy":
+                self._made += 1
+                return Copy(thread, f"{self._name}/copy{self._made}")
+            case "seal":
+                return Seal(thread)
+            case "reopen":
+                return Reopen()
+        raise AssertionError(kind)
+
+    def _step(self, before: list[Step], lane: str) -> Step:
+        rng = self._rng
+        self._made += 1
+        parent = next((step for step in reversed(before) if step.lane == lane), None)
+        # A list that grows by an element or two, a text that changes, and bytes that do not compress.
+        self._messages += [f"message {self._made} " + "stone " * rng.randint(1, 40) for _ in range(rng.randint(1, 2))]
+        channels = {
+            "messages": ("msgpack", msgspec.msgpack.encode(self._messages[-12:])),
+            "note": ("text", b"note %d" % self._made),
+            "noise": ("bytes", self._content()),
+        }
+        if parent is not None and rng.random() < 0.3:
+            channels["noise"] = parent.channels["noise"]
+        writes = (self._content(),) if rng.random() < 0.3 else ()
+        return Step(f"step{self._made}", parent.step_id if parent else None, lane, channels, writes)
+
+    def _content(self) -> bytes:
+        return self._rng.randbytes(self._rng.choice(self._workload.sizes))
+
+
+# --- the program that is recorded ---
+
+
+class _Program:
+    def __init__(self, workload: Workload, folder: Path) -> None:
+        self._workload = workload
+        self._path = folder / FILE
+        self._notes = os.open(folder / NOTES, os.O_WRONLY)
+        self._log = self._open()
+        self._note(OPENED)
+
+    def run(self) -> None:
+        """All owners, each in its thread."""
+        numbers = range(self._workload.owners)
+        if self._workload.owners == 1:
+            self._run_owner(0)
+        else:
+            threads = [threading.Thread(target=self._run_owner, args=(number,)) for number in numbers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self._log.close()
+
+    def _open(self) -> Log:
+        storage = LmdbStorage(self._path)
+        if self._workload.map_bytes:
+            environment = storage._open_environment()
+            with environment._alone():
+                environment._resize(self._workload.map_bytes)
+        return Log(storage, seal_after_events=self._workload.seal_after_events)
+
+    def _note(self, *words: object) -> None:
+        os.write(self._notes, " ".join(map(str, words)).encode())
+
+    def _run_owner(self, number: int) -> None:
+        waiting: list[tuple[int, list[Ticket]]] = []
+        for position, operation in enumerate(Owner(self._workload, number).operations):
+            alone = isinstance(operation, Append) and operation.alone
+            if not alone or len(waiting) == 4:
+                self._wait(number, waiting)
+            self._note(BEGAN, number, position)
+            waiting.append((position, self._begin(operation)))
+            if not alone:
+                self._wait(number, waiting)
+                time.sleep(self._workload.pause_seconds)
+        self._wait(number, waiting)
+
+    def _wait(self, number: int, waiting: list[tuple[int, list[Ticket]]]) -> None:
+        for position, tickets in waiting:
+            for ticket in tickets:
+                ticket.result()
+            self._note(DONE, number, position)
+        waiting.clear()
+
+    def _begin(self, operation: Operation) -> list[Ticket]:
+        """Carry out an operation, or begin to: it is done when the tickets are."""
+        log = self._log
+        match operation:
+            case Append(thread_id, step, alone):
+                thread = log.thread(thread_id)
+                base = None if alone or step.parent_id is None else thread.state(step.parent_id, lane=step.lane)
+                change = changes(step.channels, base.values if base else None)
+                base_sequence = base.sequence if base else Sequence(0)
+                committed = StepCommitted(step.step_id, step.parent_id, change, changes({}), step.lane, base_sequence)
+                recorded = (_record(step.step_id, step.lane, write) for write in step.writes)
+                return [thread.begin_append([committed, *recorded])]
+            case Record(thread_id, step_id, lane, write):
+                return [log.thread(thread_id).begin_append([_record(step_id, lane, write)])]
+            case Prune(thread_id, keep):
+                thread = log.thread(thread_id)
+                thread.prune([step.sequence for step in thread.steps()][:keep])
+            case Delete(thread_id):
+                log.thread(thread_id).delete()
+            case Copy(thread_id, target):
+                log.thread(thread_id).copy_to(target)
+            case Seal(thread_id):
+                log.seal(thread_id)
+            case Reopen():
+                log.close()
+                self._log = self._open()
+        return []
+
+
+def _record(step_id: str, lane: str, write: bytes) -> WritesRecorded:
+    return WritesRecorded(step_id, _task_of(write), "", (Write(0, "noise", parse("bytes", write)),), lane)
+
+
+def run(workload: Workload, folder: Path) -> None:
+    """Run a workload on the file of a folder that holds an empty file for notes."""
+    sync, metasync = ("nosync" not in workload.variants, "nometasync" not in workload.variants)
+    if "inherited" in workload.variants:
+        lmdb.open(str(folder / FILE), subdir=False).close()
+    with patch.object(lmdb, "open", partial(lmdb.open, sync=sync, metasync=metasync)):
+        _Program(workload, folder).run()
+
+
+if __name__ == "__main__":
+    label, folder = sys.argv[1:]
+    run(named(label), Path(folder))
