@@ -43,9 +43,7 @@ class Messages:
         if content is None:
             return self._decode(data)
         try:
-            module, name, fields, _ = ormsgpack.unpackb(
-                content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS
-            )
+            module, name, fields, _ = ormsgpack.unpackb(content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
             own = _SHAPES[name](fields)
             # All of this at once: it is asked of every message.
             shape = None if own is None else (module, name, fields["type"], *fields, *map(type, fields.values()), *own)
@@ -80,7 +78,7 @@ class MessagePattern:
 
 
 _Plan = tuple[tuple[int, Any, "dict[Any, Any] | list[Any]"], ...]
-"""The dicts and lists within a dict: in which of them each stands (0 is the dict itself) and where, outer ones first."""
+"""The dicts and lists within a dict: in which of them (0: the dict itself) and where each stands, outer ones first."""
 
 
 def _plan_of(fields: dict[str, Any]) -> _Plan | None:

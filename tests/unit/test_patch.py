@@ -232,7 +232,9 @@ def test_map_references_visits_every_reference() -> None:
     """Every reference of a patch, however deep and in whatever it is joined with, is replaced, and nothing else."""
     both = Joined((b"before", Ref(3, 0, 2), Ref(4, 5, 1), b"after"))
     inner = Map("", False, {"list": Array("", False, 1, (New((4,), Ref(1, 0, 4)),)), "text": Blob("", Ref(2, 0, 1))})
-    patch = Merge(("x",), {"a": inner, "b": Splice((Keep(0, 1), New((14,), both))), "c": Merge((), {"d": Blob("", b"d")})})
+    patch = Merge(
+        ("x",), {"a": inner, "b": Splice((Keep(0, 1), New((14,), both))), "c": Merge((), {"d": Blob("", b"d")})}
+    )
     places = [Ref(1, 0, 4), Ref(2, 0, 1), Ref(3, 0, 2), Ref(4, 5, 1)]
     assert list(references(patch)) == places
     moved = map_references(patch, lambda ref: Ref(ref.sequence + 10, ref.start, ref.length))
