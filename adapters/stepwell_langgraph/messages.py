@@ -39,24 +39,44 @@ class Messages:
 
     def decode(self, data: bytes | memoryview) -> Any:
         """What the serializer makes of these bytes."""
-        content = model_content(data) if self._hook is not None else None
-        if content is None:
+        parts = self._take_apart(data)
+        if parts is None:
             return self._decode(data)
-        try:
-            module, name, fields, _ = ormsgpack.unpackb(content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
-            own = _SHAPES[name](fields)
-            # All of this at once: it is asked of every message.
-            shape = None if own is None else (module, name, fields["type"], *fields, *map(type, fields.values()), *own)
-            kind = self._known.get(shape) if shape is not None else None
-        except (ormsgpack.MsgpackDecodeError, TypeError, ValueError, KeyError, AttributeError):
-            shape = kind = None
+        shape, module, name, fields = parts
+        kind = self._known.get(shape)
         if kind is not None:
             return kind.put_together(fields)
         item = self._decode(data)
-        if shape is not None and shape not in self._known and len(self._known) < _MOST_SHAPES:
+        if shape not in self._known and len(self._known) < _MOST_SHAPES:
             known = _is_settled(module, name, fields) and _is_just(item, fields)
             self._known[shape] = _Kind(type(item), set(fields)) if known else None
         return item
+
+    def pattern(self, data: bytes | memoryview) -> MessagePattern | None:
+        """A pattern of what `decode` makes of these bytes; None if that is no message of a known shape."""
+        parts = self._take_apart(data)
+        kind = None if parts is None else self._known.get(parts[0])
+        if parts is None or kind is None:
+            return None
+        plan = _plan_of(parts[3])
+        return None if plan is None else MessagePattern(kind, parts[3], plan)
+
+    def _take_apart(self, data: bytes | memoryview) -> tuple[_Shape, str, str, dict[str, Any]] | None:
+        """Shape, module, name and fields of a message; None if it is none, or one that has to be validated."""
+        content = model_content(data) if self._hook is not None else None
+        if content is None:
+            return None
+        try:
+            module, name, fields, _ = ormsgpack.unpackb(content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
+            own = _SHAPES[name](fields)
+            if own is None:
+                return None
+            # All of this at once: it is asked of every message.
+            shape = (module, name, fields["type"], *fields, *map(type, fields.values()), *own)
+            hash(shape)
+        except (ormsgpack.MsgpackDecodeError, TypeError, ValueError, KeyError, AttributeError):
+            return None
+        return shape, module, name, fields
 
     def _decode(self, data: bytes | memoryview) -> Any:
         return self._serde.loads_typed((_TYPE, data))  # type: ignore[arg-type]

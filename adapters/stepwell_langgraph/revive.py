@@ -47,7 +47,8 @@ class Revival:
         self._decode: Callable[[bytes | memoryview], Any] = _unexpected
         self._by_element = isinstance(serde, JsonPlusSerializer) and type(serde).loads_typed is _LOADS_TYPED
         if isinstance(serde, JsonPlusSerializer):
-            self._decode = Messages(serde).decode
+            self._messages = Messages(serde)
+            self._decode = self._messages.decode
             self._wrap = type(self._decode(wrapped(b"\x90")))  # around an empty list: LangGraph's _DeltaSnapshot
         # By thread and place.  Of an element that was decoded once, None: taking it apart pays only if it is asked
         # for again.
@@ -112,20 +113,25 @@ class Revival:
     def _content(self, content: Content, payloads: Payloads, often: bool) -> Any:
         if not isinstance(content, Ref):
             return self._decode(read_content(content, payloads.read))
-        known = self._patterns.setdefault(payloads.thread, {})
+        known = self._patterns.get(payloads.thread, {})
         pattern = known.get(content)
         if pattern is not None:
             return pattern.make()
         data = payloads.view(content)
-        item = self._decode(data)
-        if content in known:
-            known[content] = self._pattern(item, data)
-        else:
+        if content not in known:
             self._make_room(content.length)
-            known[content] = self._pattern(item, data) if often else None
-        return item
+            known = self._patterns.setdefault(payloads.thread, {})
+            if not often:
+                known[content] = None
+                return self._decode(data)
+        pattern = known[content] = self._pattern(data)
+        return pattern.make()
 
-    def _pattern(self, item: Any, data: memoryview) -> _Pattern:
+    def _pattern(self, data: memoryview) -> _Pattern:
+        pattern = self._messages.pattern(data)
+        if pattern is not None:
+            return pattern
+        item = self._decode(data)
         if type(item) in IMMUTABLE_TYPES:
             return _Immutable(item)
         return pattern_of(item, data) or _Encoded(bytes(data), self._decode)
@@ -136,13 +142,15 @@ class Revival:
             try:
                 thread = next(iter(self._patterns))
                 known = self._patterns[thread]
-                ref = next(iter(known), None)
-                if ref is None:
-                    del self._patterns[thread]
-                else:
+                if known:
+                    ref = next(iter(known))
                     del known[ref]
                     self._size -= ref.length
-            except (StopIteration, KeyError, RuntimeError):
+                else:
+                    del self._patterns[thread]
+            except StopIteration:
+                self._size = length  # all is forgotten, also what was remembered by a thread that came in between
+            except (KeyError, RuntimeError):
                 return  # another thread is making room
 
 

@@ -510,7 +510,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         address = read_address(config)
-        return self._retrying(address.thread_id, lambda: self._history(address, channels))
+        with paused():
+            return self._retrying(address.thread_id, lambda: self._history(address, channels))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
