@@ -8,11 +8,15 @@ What cannot be judged in this way has no fingerprint and is encoded to be compar
 
 from __future__ import annotations
 
-from operator import is_
-from typing import Final
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, Final
 
 import ormsgpack
 from pydantic import BaseModel
+
+from stepwell.patch import array_header
 
 IMMUTABLE: Final = "immutable"
 """The fingerprint of an object that cannot change."""
@@ -68,6 +72,51 @@ class Fingerprint:
         fields = model.__dict__
         changeable = [fields[name] for name in self._changeable]
         return ormsgpack.packb((changeable, model.__pydantic_extra__), default=refuse, option=OPTIONS)
+
+
+class Fingerprints:
+    """What several pydantic models were like: the fingerprint of each, compared all at once.
+
+    That costs a fraction of comparing one after the other, and is as exact.
+    """
+
+    __slots__ = ("_changeable", "_extras", "_fields", "_kinds", "_models", "_names", "_packed", "_sizes", "_values")
+
+    def __init__(self, models: Sequence[object], fingerprints: Sequence[Fingerprint]) -> None:
+        self._models = models
+        self._kinds = [one._kind for one in fingerprints]
+        # Where a model's fields and extra fields are kept now; what they must be like, the fingerprints say.
+        self._fields = list(map(_fields_of, models))
+        self._extras = list(map(_extra_of, models))
+        self._sizes = [len(one._names) for one in fingerprints]
+        self._names = [name for one in fingerprints for name in one._names]
+        self._values = [value for one in fingerprints for value in one._values]
+        self._changeable = [
+            ([value for value in one._values if type(value) not in IMMUTABLE_TYPES], extra)
+            for one, extra in zip(fingerprints, self._extras, strict=True)
+        ]
+        self._packed = array_header(len(models)) + b"".join(one._packed for one in fingerprints)
+
+    def match(self) -> bool:
+        """Whether all of them are what they were.  If not, they have to be looked at one by one."""
+        fields = self._fields
+        try:
+            return (
+                all(map(is_, map(type, self._models), self._kinds))
+                and all(map(is_, map(_fields_of, self._models), fields))
+                and all(map(is_, map(_extra_of, self._models), self._extras))
+                and list(map(len, fields)) == self._sizes
+                and list(chain.from_iterable(fields)) == self._names
+                and all(map(is_, chain.from_iterable(map(_values_of, fields)), self._values))
+                and ormsgpack.packb(self._changeable, default=refuse, option=OPTIONS) == self._packed
+            )
+        except (ormsgpack.MsgpackEncodeError, TypeError, AttributeError, RuntimeError):
+            return False  # or another thread is changing one of them
+
+
+_fields_of: Final[attrgetter[dict[str, Any]]] = attrgetter("__dict__")
+_extra_of: Final[attrgetter[dict[str, Any] | None]] = attrgetter("__pydantic_extra__")
+_values_of: Final = dict.values
 
 
 def fingerprint(value: object) -> Fingerprint | str | None:

@@ -44,6 +44,7 @@ class LaneMemory:
         versions: The version of each channel.
         checkpoint: The checkpoint without its values, with content as bytes.
         metadata: Its metadata, with content as bytes.
+        fields_size: Bytes of both, roughly.
         fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
         turn: Number of puts so far.
     """
@@ -51,6 +52,7 @@ class LaneMemory:
     __slots__ = (
         "channels",
         "checkpoint",
+        "fields_size",
         "fresh",
         "incarnation",
         "metadata",
@@ -68,6 +70,7 @@ class LaneMemory:
         self.versions: Mapping[str, str | int | float] = {}
         self.checkpoint: Value | None = None
         self.metadata: Value | None = None
+        self.fields_size = 0
         self.fresh = True
         self.turn = 0
 
@@ -81,8 +84,7 @@ class LaneMemory:
     @property
     def size(self) -> int:
         """Bytes of the encoded state, roughly: what holding its objects may cost."""
-        fields = sum(size_of(value) for value in (self.checkpoint, self.metadata) if value is not None)
-        return sum(channel.size for channel in self.channels.values()) + fields
+        return sum(channel.size for channel in self.channels.values()) + self.fields_size
 
 
 class Memories:
@@ -253,6 +255,7 @@ def recall_step(
     if state.fields:
         memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
         memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
+        memory.fields_size = size_of(memory.checkpoint) + size_of(memory.metadata)
         payload = payloads.payload(memory.checkpoint)
         memory.versions = serde.loads_typed((memory.checkpoint.type, payload))["channel_versions"]
     return memory

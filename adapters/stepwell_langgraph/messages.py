@@ -13,7 +13,7 @@ A message that is asked for again is copied instead, after a pattern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final
 
 import ormsgpack
@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from stepwell_langgraph.fingerprint import IMMUTABLE_TYPES, OPTIONS, encodes_to, model_content, refuse
 
 _MOST_SHAPES: Final = 1024
-_CALL: Final = ("name", "args", "id", "type")
 _STATUSES: Final = ("success", "error")
 _TYPE: Final = "msgpack"
 
@@ -36,59 +35,98 @@ class Messages:
     def __init__(self, serde: JsonPlusSerializer) -> None:
         self._serde = serde
         self._hook: Callable[[int, bytes], Any] | None = getattr(serde, "_unpack_ext_hook", None)
-        self._known: dict[_Shape, type[BaseModel] | None] = {}
+        self._known: dict[_Shape, _Kind | None] = {}
 
     def decode(self, data: bytes | memoryview) -> Any:
         """What the serializer makes of these bytes."""
-        content = model_content(data) if self._hook is not None else None
-        if content is None:
+        parts = self._take_apart(data)
+        if parts is None:
             return self._decode(data)
-        try:
-            parts = ormsgpack.unpackb(content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
-            module, name, fields, _ = parts
-            shape = _shape(module, name, fields)
-        except (ormsgpack.MsgpackDecodeError, TypeError, ValueError, KeyError, AttributeError):
-            shape = None
-        if shape is None:
-            return self._decode(data)
+        shape, module, name, fields = parts
         kind = self._known.get(shape)
         if kind is not None:
-            return _put_together(kind, fields, set(fields))
+            return kind.put_together(fields)
         item = self._decode(data)
         if shape not in self._known and len(self._known) < _MOST_SHAPES:
-            self._known[shape] = type(item) if _is_just(item, fields) else None
+            known = _is_settled(module, name, fields) and _is_just(item, fields)
+            self._known[shape] = _Kind(type(item), set(fields)) if known else None
         return item
+
+    def pattern(self, data: bytes | memoryview) -> MessagePattern | None:
+        """A pattern of what `decode` makes of these bytes; None if that is no message of a known shape."""
+        parts = self._take_apart(data)
+        kind = None if parts is None else self._known.get(parts[0])
+        if parts is None or kind is None:
+            return None
+        plan = _plan_of(parts[3])
+        return None if plan is None else MessagePattern(kind, parts[3], plan)
+
+    def _take_apart(self, data: bytes | memoryview) -> tuple[_Shape, str, str, dict[str, Any]] | None:
+        """Shape, module, name and fields of a message; None if it is none, or one that has to be validated."""
+        content = model_content(data) if self._hook is not None else None
+        if content is None:
+            return None
+        try:
+            module, name, fields, _ = ormsgpack.unpackb(content, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
+            own = _SHAPES[name](fields)
+            if own is None:
+                return None
+            # All of this at once: it is asked of every message.
+            shape = (module, name, fields["type"], *fields, *map(type, fields.values()), *own)
+            hash(shape)
+        except (ormsgpack.MsgpackDecodeError, TypeError, ValueError, KeyError, AttributeError):
+            return None
+        return shape, module, name, fields
 
     def _decode(self, data: bytes | memoryview) -> Any:
         return self._serde.loads_typed((_TYPE, data))  # type: ignore[arg-type]
 
 
 class MessagePattern:
-    """A message taken apart into what may be shared (texts, numbers) and what may not (lists, dicts)."""
+    """A message that is never handed out, and which parts of it have to be copied."""
 
-    __slots__ = ("_empty", "_fields", "_filled", "_kind", "_names")
+    __slots__ = ("_fields", "_kind", "_plan")
 
-    def __init__(self, message: BaseModel, changeable: dict[str, Any], filled: bytes) -> None:
-        self._kind = type(message)
-        self._names = _FIELD_SETS.setdefault(frozenset(message.__pydantic_fields_set__), set(message.__dict__))
-        self._fields = {name: None if name in changeable else value for name, value in message.__dict__.items()}
-        self._empty = tuple((name, type(value)) for name, value in changeable.items() if not value)
-        self._filled = filled
+    def __init__(self, kind: _Kind, fields: dict[str, Any], plan: _Plan) -> None:
+        self._kind = kind
+        self._fields = fields
+        self._plan = plan
 
     def make(self) -> BaseModel:
         """A message that shares with others only what cannot change."""
-        fields = self._fields.copy()
-        for name, container in self._empty:
-            fields[name] = container()
-        if self._filled:
-            fields.update(ormsgpack.unpackb(self._filled, option=ormsgpack.OPT_NON_STR_KEYS))
-        return _put_together(self._kind, fields, self._names.copy())
+        return self._kind.put_together(_copied(self._fields, self._plan))
 
 
-_FIELD_SETS: Final[dict[frozenset[str], set[str]]] = {}
+_Plan = tuple[tuple[int, Any, "dict[Any, Any] | list[Any]"], ...]
+"""The dicts and lists within a dict: in which of them (0: the dict itself) and where each stands, outer ones first."""
 
 
-def pattern_of(item: Any, data: memoryview) -> MessagePattern | None:
+def _plan_of(fields: dict[str, Any]) -> _Plan | None:
+    """How a dict is copied; None if it holds what cannot be copied."""
+    plan: list[tuple[int, Any, Any]] = []
+    containers: list[Any] = [fields]
+    for index, container in enumerate(containers):  # which grows meanwhile
+        for key, value in container.items() if type(container) is dict else enumerate(container):
+            if type(value) in (dict, list):
+                plan.append((index, key, value))
+                containers.append(value)
+            elif type(value) not in IMMUTABLE_TYPES:
+                return None
+    return tuple(plan)
+
+
+def _copied(fields: dict[str, Any], plan: _Plan) -> dict[str, Any]:
+    copies: list[Any] = [fields.copy()]
+    for index, key, container in plan:
+        copy = copies[index][key] = container.copy()
+        copies.append(copy)
+    return copies[0]  # type: ignore[no-any-return]
+
+
+_KINDS: Final[dict[tuple[type[BaseModel], frozenset[str]], _Kind]] = {}
+
+
+def pattern_of(item: Any, data: bytes | memoryview) -> MessagePattern | None:
     """The pattern of a message that was decoded from some bytes; None if its copies would not be just like it.
 
     They are if the message encodes to these very bytes, field by field.
@@ -99,27 +137,39 @@ def pattern_of(item: Any, data: memoryview) -> MessagePattern | None:
         return None
     if not encodes_to(item, data):
         return None
-    changeable = {name: value for name, value in item.__dict__.items() if type(value) not in IMMUTABLE_TYPES}
-    if any(type(value) not in (list, dict) for value in changeable.values()):
+    plan = _plan_of(item.__dict__)
+    if plan is None:
         return None
-    filled = {name: value for name, value in changeable.items() if value}
-    packed = ormsgpack.packb(filled, default=refuse, option=OPTIONS) if filled else b""
-    if packed and ormsgpack.unpackb(packed, option=ormsgpack.OPT_NON_STR_KEYS) != filled:
-        return None
-    return MessagePattern(item, changeable, packed)
+    # The message itself belongs to whoever asked for it.
+    fields = _copied(item.__dict__, plan)
+    plan = _plan_of(fields)
+    assert plan is not None
+    names = item.__pydantic_fields_set__
+    kind = _KINDS.setdefault((type(item), frozenset(names)), _Kind(type(item), set(names)))
+    return MessagePattern(kind, fields, plan)
+
+
+class _Kind:
+    """A class of messages, with the fields that were set."""
+
+    __slots__ = ("_allows_extra", "_class", "_names")
+
+    def __init__(self, class_: type[BaseModel], names: set[str]) -> None:
+        self._class = class_
+        self._names = names
+        self._allows_extra = class_.model_config.get("extra") == "allow"
+
+    def put_together(self, fields: dict[str, Any]) -> BaseModel:
+        """A model of these very fields, which become part of it, with nothing beside them."""
+        model = _new(self._class)
+        _set(model, "__dict__", fields)
+        _set(model, "__pydantic_fields_set__", self._names.copy())
+        _set(model, "__pydantic_extra__", {} if self._allows_extra else None)
+        _set(model, "__pydantic_private__", None)
+        return model
 
 
 _new, _set = object.__new__, object.__setattr__
-
-
-def _put_together(kind: type[BaseModel], fields: dict[str, Any], names: set[str]) -> BaseModel:
-    """A model of these very fields, with nothing beside them; both arguments become part of it."""
-    model = _new(kind)
-    _set(model, "__dict__", fields)
-    _set(model, "__pydantic_fields_set__", names)
-    _set(model, "__pydantic_extra__", {} if kind.model_config.get("extra") == "allow" else None)
-    _set(model, "__pydantic_private__", None)
-    return model
 
 
 def _has_nothing_beside(model: BaseModel) -> bool:
@@ -141,70 +191,82 @@ def _is_just(item: Any, fields: dict[str, Any]) -> bool:
     return same and item.__dict__ == fields and item.__pydantic_fields_set__ == set(fields)
 
 
-def _shape(module: str, name: str, fields: dict[str, Any]) -> _Shape | None:
-    """All that validation looks at; None if it has to look itself."""
-    of_kind = _SHAPES.get((module, name))
-    if of_kind is None:
-        return None
-    content = fields["content"]
-    if type(content) is not str and not (type(content) is list and all(type(part) in (str, dict) for part in content)):
-        return None
-    if type(fields["additional_kwargs"]) is not dict or type(fields["response_metadata"]) is not dict:
-        return None
-    if type(fields["name"]) not in _TEXTS or type(fields["id"]) not in _TEXTS:
-        return None
-    own = of_kind(fields)
-    return None if own is None else (module, name, fields["type"], type(content), tuple(fields), own)
-
-
-_TEXTS: Final = (str, type(None))
+# What validation looks at beside the names and types of the fields, and that differs between messages with the
+# same ones; None if it has to look itself.
 
 
 def _plain(fields: dict[str, Any]) -> _Shape | None:
-    return ()
+    content = fields["content"]
+    return _NO_MORE if type(content) is str or set(map(type, content)) <= _PARTS else None
 
 
 def _answer(fields: dict[str, Any]) -> _Shape | None:
     calls = fields["tool_calls"]
-    if fields["invalid_tool_calls"] != [] or type(calls) is not list or not all(map(_is_call, calls)):
-        return None
-    if not calls and fields["additional_kwargs"].get("tool_calls"):
+    if fields["invalid_tool_calls"] or (not calls and fields["additional_kwargs"].get("tool_calls")):
         return None  # tool calls are read from there
+    for call in calls:
+        if (*call, *map(type, call.values())) not in _CALLS or call["type"] != "tool_call":
+            return None
+        if not set(map(type, call["args"])) <= _TEXT:
+            return None
     usage = fields["usage_metadata"]
-    return (bool(calls), None if usage is None else _counts(usage))
+    if _plain(fields) is None:
+        return None
+    return (bool(calls), *usage, *_counts(usage)) if usage else (bool(calls),)
 
 
-def _is_call(call: Any) -> bool:
-    return (
-        type(call) is dict
-        and tuple(call) == _CALL
-        and type(call["name"]) is str
-        and type(call["args"]) is dict
-        and all(type(key) is str for key in call["args"])
-        and type(call["id"]) in _TEXTS
-        and call["type"] == "tool_call"
-    )
-
-
-def _counts(usage: dict[str, Any]) -> _Shape:
-    """Names of numbers, in order, all the way down; raises TypeError for anything else."""
-    shape: list[Hashable] = []
-    for key, count in usage.items():
-        shape.append(key)
+def _counts(usage: dict[str, Any]) -> Iterator[Hashable]:
+    """Types of numbers, and in their place names and types of those that a dict holds; TypeError if there is more."""
+    for count in usage.values():
         if type(count) is dict:
-            shape.append(_counts(count))
+            if not set(map(type, count.values())) <= _NUMBER:
+                raise TypeError
+            yield tuple(count)
         elif type(count) is not int:
             raise TypeError
-    return tuple(shape)
+        else:
+            yield int
 
 
 def _result(fields: dict[str, Any]) -> _Shape | None:
-    return () if type(fields["tool_call_id"]) is str and fields["status"] in _STATUSES else None
+    return _plain(fields) if fields["status"] in _STATUSES else None
 
 
-_SHAPES: Final[dict[tuple[str, str], Callable[[dict[str, Any]], _Shape | None]]] = {
-    ("langchain_core.messages.human", "HumanMessage"): _plain,
-    ("langchain_core.messages.system", "SystemMessage"): _plain,
-    ("langchain_core.messages.ai", "AIMessage"): _answer,
-    ("langchain_core.messages.tool", "ToolMessage"): _result,
+_NO_MORE: Final[_Shape] = ()
+_PARTS: Final = {str, dict}
+_TEXT: Final = {str}
+_NUMBER: Final = {int}
+_CALLS: Final = {("name", "args", "id", "type", str, dict, kind, str) for kind in (str, type(None))}
+
+_SHAPES: Final[dict[str, Callable[[dict[str, Any]], _Shape | None]]] = {
+    "HumanMessage": _plain,
+    "SystemMessage": _plain,
+    "AIMessage": _answer,
+    "ToolMessage": _result,
 }
+_MODULES: Final = {
+    "HumanMessage": "langchain_core.messages.human",
+    "SystemMessage": "langchain_core.messages.system",
+    "AIMessage": "langchain_core.messages.ai",
+    "ToolMessage": "langchain_core.messages.tool",
+}
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "content": (str, list),
+    "additional_kwargs": (dict,),
+    "response_metadata": (dict,),
+    "name": (str, type(None)),
+    "id": (str, type(None)),
+    "type": (str,),
+    "tool_calls": (list,),
+    "invalid_tool_calls": (list,),
+    "usage_metadata": (dict, type(None)),
+    "tool_call_id": (str,),
+    "status": (str,),
+}
+
+
+def _is_settled(module: str, name: str, fields: dict[str, Any]) -> bool:
+    """Whether validation leaves all values of these types as it leaves these."""
+    return _MODULES[name] == module and all(
+        type(value) in _TYPES[field] for field, value in fields.items() if field in _TYPES
+    )

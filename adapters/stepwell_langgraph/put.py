@@ -133,6 +133,7 @@ class Put:
     def _fields(self, memory: LaneMemory) -> Merge:
         core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}
         changes: dict[str, Patch] = {}
+        memory.fields_size = 0
         for name, old, value in (
             (CHECKPOINT, memory.checkpoint, core),
             (METADATA, memory.metadata, self._metadata),
@@ -143,4 +144,5 @@ class Put:
             if patch is not None:
                 changes[name] = patch
             setattr(memory, name, new)
+            memory.fields_size += len(payload)
         return Merge((), changes)

@@ -11,13 +11,13 @@ that it came from, field by field.  Everything else is decoded each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from stepwell.patch import Array, Blob, Content, Map, New, Ref, Value, array_header, read_content, wrapped
+from stepwell.patch import Array, Blob, Content, Map, New, Ref, Value, array_header, read_content, references, wrapped
 from stepwell.reader import Payloads
 from stepwell_langgraph.fingerprint import IMMUTABLE_TYPES
 from stepwell_langgraph.messages import Messages, pattern_of
@@ -39,7 +39,7 @@ class Revival:
     """Decodes what one serializer has encoded.  Thread-safe.
 
     Remembers elements by where they stand in the log, where nothing ever changes, up to a number of bytes;
-    the one remembered first is forgotten first.
+    those of the thread that was read first are forgotten first.
     """
 
     def __init__(self, serde: SerializerProtocol) -> None:
@@ -47,11 +47,18 @@ class Revival:
         self._decode: Callable[[bytes | memoryview], Any] = _unexpected
         self._by_element = isinstance(serde, JsonPlusSerializer) and type(serde).loads_typed is _LOADS_TYPED
         if isinstance(serde, JsonPlusSerializer):
-            self._decode = Messages(serde).decode
+            self._messages = Messages(serde)
+            self._decode = self._messages.decode
             self._wrap = type(self._decode(wrapped(b"\x90")))  # around an empty list: LangGraph's _DeltaSnapshot
-        # Of an element that was decoded once, None: taking it apart pays only if it is asked for again.
-        self._patterns: dict[tuple[int, Ref], _Pattern | None] = {}
+        # By thread and place.  Of an element that was decoded once, None: taking it apart pays only if it is asked
+        # for again.
+        self._patterns: dict[int, dict[Ref, _Pattern | None]] = {}
         self._size = 0
+
+    def values(self, values: Mapping[str, Value], payloads: Payloads, *, often: bool = False) -> dict[str, Any]:
+        """New objects from stored values; see `value`."""
+        self._fetch(values.values(), payloads)
+        return {name: self._value(value, payloads, often) for name, value in values.items()}
 
     def value(self, value: Value, payloads: Payloads, *, often: bool = False) -> Any:
         """A new object from a stored value.
@@ -61,6 +68,15 @@ class Revival:
             payloads: Reads its content.
             often: Whether most of it will be asked for again soon.
         """
+        self._fetch((value,), payloads)
+        return self._value(value, payloads, often)
+
+    def _fetch(self, values: Iterable[Value], payloads: Payloads) -> None:
+        """Read the content of some values at once, but for what there are patterns of."""
+        known = self._patterns.get(payloads.thread, {})
+        payloads.fetch({ref.sequence for value in values for ref in references(value) if known.get(ref) is None})
+
+    def _value(self, value: Value, payloads: Payloads, often: bool) -> Any:
         if self._by_element and value.type == _TYPE:
             item = self._part(value, payloads, often)
             return self._wrap(item) if isinstance(value, Array | Map) and value.wrapped else item
@@ -72,11 +88,14 @@ class Revival:
         if isinstance(value, Map):
             return {key: self._part(item, payloads, often) for key, item in value.entries.items()}
         items: list[Any] = []
+        known = self._patterns.get(payloads.thread, {})
         for piece in value.pieces:
-            if len(piece.lengths) == 1:
-                items.append(self._content(piece.content, payloads, often))
-            else:
+            if len(piece.lengths) > 1:
                 items.extend(self._run(piece, payloads, often))
+                continue
+            content = piece.content
+            pattern = known.get(content) if type(content) is Ref else None
+            items.append(self._content(content, payloads, often) if pattern is None else pattern.make())
         return items
 
     def _run(self, piece: New, payloads: Payloads, often: bool) -> list[Any]:
@@ -94,20 +113,25 @@ class Revival:
     def _content(self, content: Content, payloads: Payloads, often: bool) -> Any:
         if not isinstance(content, Ref):
             return self._decode(read_content(content, payloads.read))
-        key = (payloads.thread, content)
-        pattern = self._patterns.get(key)
+        known = self._patterns.get(payloads.thread, {})
+        pattern = known.get(content)
         if pattern is not None:
             return pattern.make()
         data = payloads.view(content)
-        item = self._decode(data)
-        if key not in self._patterns:
+        if content not in known:
             self._make_room(content.length)
-            self._patterns[key] = self._pattern(item, data) if often else None
-        else:
-            self._patterns[key] = self._pattern(item, data)
-        return item
+            known = self._patterns.setdefault(payloads.thread, {})
+            if not often:
+                known[content] = None
+                return self._decode(data)
+        pattern = known[content] = self._pattern(data)
+        return pattern.make()
 
-    def _pattern(self, item: Any, data: memoryview) -> _Pattern:
+    def _pattern(self, data: memoryview) -> _Pattern:
+        pattern = self._messages.pattern(data)
+        if pattern is not None:
+            return pattern
+        item = self._decode(data)
         if type(item) in IMMUTABLE_TYPES:
             return _Immutable(item)
         return pattern_of(item, data) or _Encoded(bytes(data), self._decode)
@@ -116,11 +140,18 @@ class Revival:
         self._size += length
         while self._size > _REMEMBERED_BYTES:
             try:
-                key = next(iter(self._patterns))
-                del self._patterns[key]
-            except (StopIteration, KeyError, RuntimeError):
+                thread = next(iter(self._patterns))
+                known = self._patterns[thread]
+                if known:
+                    ref = next(iter(known))
+                    del known[ref]
+                    self._size -= ref.length
+                else:
+                    del self._patterns[thread]
+            except StopIteration:
+                self._size = length  # all is forgotten, also what was remembered by a thread that came in between
+            except (KeyError, RuntimeError):
                 return  # another thread is making room
-            self._size -= key[1].length
 
 
 _LOADS_TYPED: Final = JsonPlusSerializer.loads_typed

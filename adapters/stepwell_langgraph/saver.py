@@ -37,12 +37,13 @@ from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch, Value, parse, references
+from stepwell.patch import Merge, Patch, Value, parse
 from stepwell.pruning import Kept
 from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
+from stepwell_langgraph.collector import paused
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
 from stepwell_langgraph.put import Put
@@ -288,7 +289,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         """
         address = read_address(config)
         self._catch_up(address)
-        return self._retrying(address.thread_id, lambda: self._get_tuple(address))
+        with paused():
+            return self._retrying(address.thread_id, lambda: self._get_tuple(address))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
@@ -326,11 +328,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     ) -> CheckpointTuple:
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
-        payloads.fetch(ref.sequence for value in state.channels.values() for ref in references(value))
-        revival = self._revival
-        checkpoint["channel_values"] = {
-            name: revival.value(value, payloads, often=often) for name, value in state.channels.items()
-        }
+        checkpoint["channel_values"] = self._revival.values(state.channels, payloads, often=often)
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
@@ -454,9 +452,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                     metadata = self.serde.loads_typed(reader.typed(state.fields, payloads)[METADATA])
                     if any(metadata.get(key) != value for key, value in filter_.items()):
                         continue
-                yield self._tuple(
-                    address.thread_id, namespace, state, found, payloads, often=address.checkpoint_id is None
-                )
+                often = address.checkpoint_id is None
+                with paused():
+                    tuple_ = self._tuple(address.thread_id, namespace, state, found, payloads, often=often)
+                yield tuple_
 
     def _pages(self, number: int, address: Address, before_id: str | None) -> Iterator[Sequence[tuple[str, Found]]]:
         """Where the checkpoints that may be asked for stand, newest first, and the names of their lanes."""
@@ -511,7 +510,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         address = read_address(config)
-        return self._retrying(address.thread_id, lambda: self._history(address, channels))
+        with paused():
+            return self._retrying(address.thread_id, lambda: self._history(address, channels))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -25,9 +25,10 @@ serializer, and for values that are neither list nor dict, the value is encoded 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, cycle
-from operator import is_
+from itertools import cycle
+from operator import is_, itemgetter
 from typing import Any, Final
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -49,7 +50,7 @@ from stepwell.patch import (
     parse_entry,
     splice_pieces,
 )
-from stepwell_langgraph.fingerprint import IMMUTABLE, Fingerprint, encodes_to, fingerprint
+from stepwell_langgraph.fingerprint import IMMUTABLE, Fingerprint, Fingerprints, encodes_to, fingerprint
 
 try:
     from langgraph.checkpoint.serde.jsonplus import _msgpack_enc as _encode_element
@@ -58,6 +59,7 @@ except ImportError:  # a private name, so it may go: everything is then encoded 
 
 ROTATION_PUTS: Final = 32
 ALWAYS_CHECKED: Final = 128
+_GROUP_ELEMENTS: Final = 16
 # A value this small is cheaper to encode than to reason about.
 _SMALL_BYTES: Final = 4096
 _SCALARS: Final = (int, float, bool, type(None))
@@ -146,13 +148,28 @@ class _Rotation:
 _turns: Final = cycle(range(ROTATION_PUTS))
 
 
-def _to_check(slots: list[_Slot], by_id: Mapping[int, _Slot], rotation: _Rotation, checks: Checks) -> Iterable[_Slot]:
-    if checks.everything:
-        return slots
-    chosen = slots[-ALWAYS_CHECKED:]
-    chosen += rotation.due(checks.turn)
-    chosen += [by_id[identity] for identity in checks.announced if identity in by_id]
-    return chosen
+class _Group:
+    """Neighbours in a list, which are checked together."""
+
+    __slots__ = ("_fingerprints", "checked", "slots")
+
+    def __init__(self, slots: list[_Slot]) -> None:
+        self.slots = slots
+        self.checked = -1
+        self._fingerprints: Fingerprints | None = None
+
+    def matches(self) -> bool:
+        """Whether all elements are certainly what is stored."""
+        if self._fingerprints is None:
+            changeable = [slot for slot in self.slots if slot.mark is not IMMUTABLE]
+            marks = [slot.mark for slot in changeable if isinstance(slot.mark, Fingerprint)]
+            if len(marks) != len(changeable):
+                return False
+            self._fingerprints = Fingerprints([slot.object for slot in changeable], marks)
+        if not self._fingerprints.match():
+            self._fingerprints = None  # those of the elements say which it is, and are then taken anew
+            return False
+        return True
 
 
 class ListChannel:
@@ -181,7 +198,8 @@ class ListChannel:
         self._objects: list[object] = []
         self._slots: list[_Slot] = []
         self._by_id: dict[int, _Slot] = {}
-        self._rotation = _Rotation()
+        self._groups: list[_Group] = []
+        self._queue: deque[tuple[int, _Group]] = deque()  # with the put at which each was checked, that one first
 
     def adopt(self, objects: list[object]) -> None:
         """Take the objects that were decoded from the stored elements as what they came from."""
@@ -215,20 +233,21 @@ class ListChannel:
             fresh = value[known:]
             # An element that is there already may have changed before it was added once more.
             again = [self._by_id[id(item)] for item in fresh if id(item) in self._by_id]
-            changed = self._changed(self._slots, checks, again)
+            changed = self._check_due(checks) | self._check(again)
             if checks.moved and not changed and not fresh:
-                changed = self._check(self._slots)
+                changed = self._check_all()
             if not changed and not again:
                 return self._appended(fresh)
             return self._rebuilt(value, changed)
         kept = [slot for slot in (self._by_id.get(id(item)) for item in value) if slot is not None]
-        return self._rebuilt(value, self._changed(kept, checks))
+        last = self._check(kept[-ALWAYS_CHECKED:])  # which need not be those that were the last
+        return self._rebuilt(value, self._check_due(checks) | last)
 
     def recheck(self) -> Patch | None:
         """The patch that stores what changed in place and was not checked by the last put."""
         if len(self._objects) != self._count:
             return None
-        changed = self._check(self._slots)
+        changed = self._check_all()
         return self._rebuilt(list(self._objects), changed) if changed else None
 
     def _appended(self, objects: list[object]) -> Patch | None:
@@ -254,13 +273,49 @@ class ListChannel:
         self._objects.append(slot.object)
         self._slots.append(slot)
         self._by_id[id(slot.object)] = slot
-        self._rotation.add(slot)
+        if len(self._slots) % _GROUP_ELEMENTS == 0:
+            self._groups.append(_Group(self._slots[-_GROUP_ELEMENTS:]))
+            self._queue.append((self._turn, self._groups[-1]))
 
-    def _changed(self, slots: list[_Slot], checks: Checks, more: Iterable[_Slot] = ()) -> dict[int, bytes]:
-        """The new encoding of every checked element that changed in place, by identity of its slot."""
-        return self._check(chain(_to_check(slots, self._by_id, self._rotation, checks), more))
+    def _check_due(self, checks: Checks) -> dict[int, bytes]:
+        """The new encoding of every element whose turn it is and that changed in place, by identity of its slot."""
+        if checks.everything:
+            return self._check_all()
+        start = max(len(self._slots) - ALWAYS_CHECKED, 0)
+        whole = -(-start // _GROUP_ELEMENTS)
+        groups = self._groups[whole:]
+        single = self._slots[start : whole * _GROUP_ELEMENTS]
+        single += [self._by_id[identity] for identity in checks.announced if identity in self._by_id]
+        share = -(-len(self._queue) // ROTATION_PUTS)
+        for _ in range(len(self._queue)):
+            put, group = self._queue[0]
+            if share <= 0 and self._turn - put < ROTATION_PUTS:
+                break
+            share -= 1
+            self._queue.popleft()
+            self._queue.append((self._turn, group))
+            groups.append(group)
+        return self._check_groups(groups) | self._check(single)
+
+    def _check_all(self) -> dict[int, bytes]:
+        return self._check_groups(self._groups)
+
+    def _check_groups(self, groups: Iterable[_Group]) -> dict[int, bytes]:
+        """Check some groups, and the last elements, which make no whole group yet."""
+        changed = self._check(self._slots[len(self._groups) * _GROUP_ELEMENTS :])
+        for group in groups:
+            if group.checked == self._turn:
+                continue
+            group.checked = self._turn
+            if group.matches():
+                for slot in group.slots:
+                    slot.checked = self._turn
+            else:
+                changed |= self._check(group.slots)
+        return changed
 
     def _check(self, slots: Iterable[_Slot]) -> dict[int, bytes]:
+        """The new encoding of every one of these elements that changed in place, by identity of its slot."""
         changed: dict[int, bytes] = {}
         for slot in slots:
             if slot.mark is IMMUTABLE or slot.checked == self._turn:
@@ -295,7 +350,7 @@ class ListChannel:
         digests = [None if id(slot) in changed else slot.digest for slot in before] or self._stored_digests
         stored_at = {digest: index for index, digest in enumerate(digests) if digest is not None}
         self._objects, self._slots, self._by_id, self._stored_digests = [], [], {}, []
-        self._rotation = _Rotation()
+        self._groups = []
         sources: list[int | bytes] = []
         for item in value:
             index = place.get(id(item))
@@ -307,6 +362,8 @@ class ListChannel:
             else:
                 self._remember(before[index])
                 sources.append(changed.get(id(before[index]), index))
+        oldest = ((min(slot.checked for slot in group.slots), group) for group in self._groups)
+        self._queue = deque(sorted(oldest, key=itemgetter(0)))
         self._count = len(value)
         self.size = sum(slot.length for slot in self._slots)
         if sources == list(range(count_before)):
@@ -339,7 +396,10 @@ class DictChannel:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         self._turn = checks.turn
         before = self._entries
-        suspects = set(map(id, _to_check(list(before.values()), {}, self._rotation, checks)))
+        slots = list(before.values())
+        if not checks.everything:
+            slots = slots[-ALWAYS_CHECKED:] + self._rotation.due(checks.turn)
+        suspects = set(map(id, slots))
         changes: dict[str, Patch] = {}
         self._entries, self._rotation = {}, _Rotation()
         for key, item in value.items():

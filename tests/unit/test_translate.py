@@ -239,10 +239,13 @@ def test_the_check_of_a_long_list_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     chain.put(messages)
     taken: list[Any] = []
     compared: list[Any] = []
-    take, compare = translate.fingerprint, translate.Fingerprint.matches
+    take, compare, compare_group = translate.fingerprint, translate.Fingerprint.matches, translate.Fingerprints.match
     monkeypatch.setattr(translate, "fingerprint", lambda item: taken.append(item) or take(item))
     monkeypatch.setattr(
         translate.Fingerprint, "matches", lambda mark, item: compared.append(item) or compare(mark, item)
+    )
+    monkeypatch.setattr(
+        translate.Fingerprints, "match", lambda group: compared.extend(group._models) or compare_group(group)
     )
     chain.put([*messages, *_messages(1, 1000)])
     assert len(taken) == 1
