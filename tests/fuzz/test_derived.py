@@ -15,7 +15,7 @@ import pytest
 
 from building import rows_of, set_row, step, wrote
 from fuzz.test_records import DAMAGES, SEEDS, THREADS, answer, made, questions
-from stepwell import Log, StepwellError
+from stepwell import Log, StepwellError, Thread
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.tables import DERIVED, FEED, INDEX
 
@@ -117,7 +117,23 @@ def test_every_byte(table: str, damaged: Callable[[Place, bytes | None], None], 
 @pytest.mark.parametrize("table", DERIVED)
 def test_other_values(table: str, damaged: Callable[[Place, bytes | None], None]) -> None:
     """Rows with any number in the place of theirs, or of any other form, bring up no other error."""
-    values: list[object] = [-1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 0, 4, b"", "text", None, [], {}, True, 1.5]
+    values: list[object] = [
+        -1,
+        1 << 31,
+        1 << 32,
+        (1 << 63) - 1,
+        1 << 63,
+        (1 << 64) - 1,
+        0,
+        4,
+        b"",
+        "text",
+        None,
+        [],
+        {},
+        True,
+        1.5,
+    ]
     place = next(place for place in SOUND if place[0] == table)
     rows: list[bytes] = [b"", b"\x00", b"\xc1", b"\x90", b"\x91" * 2000, bytes(8), b"\xff" * 8, b"\xff" * 40]
     with suppress(msgspec.DecodeError):
@@ -156,6 +172,17 @@ def test_missing_and_swapped(table: str, damaged: Callable[[Place, bytes | None]
                 assert names(table)
 
 
+CHANGES: tuple[Callable[[Log, Thread], object], ...] = (
+    lambda log, thread: thread.append([step("s2", base=5), wrote("s1"), step("s0"), step("s3", lane="other")]),
+    lambda log, thread: thread.copy_to("copy"),
+    lambda log, thread: log.seal(),
+    lambda log, thread: thread.prune([3]),
+    lambda log, thread: thread.copy_to("copy of a segment"),
+    lambda log, thread: thread.delete(),
+    lambda log, thread: thread.append([step("s0")]),
+)
+
+
 @pytest.mark.parametrize("table", DERIVED)
 def test_changes_to_a_damaged_log(table: str, rng: random.Random) -> None:
     """What is done with a log whose derived rows are damaged is done, or refused with one of the library's errors."""
@@ -169,17 +196,7 @@ def test_changes_to_a_damaged_log(table: str, rng: random.Random) -> None:
         data = damage(rows[key], rng)
         print(key.hex(), data.hex())
         set_row(log.storage, table, key, data)
-        thread = log.thread("a")
-        changes: list[Callable[[], object]] = [
-            lambda: thread.append([step("s2", base=5), wrote("s1"), step("s0"), step("s3", lane="other")]),
-            lambda: thread.copy_to("copy"),
-            lambda: log.seal(),
-            lambda: thread.prune([3]),
-            lambda: thread.copy_to("copy of a segment"),
-            lambda: thread.delete(),
-            lambda: thread.append([step("s0")]),
-        ]
-        for change in changes:
+        for change in CHANGES:
             with suppress(StepwellError):
-                change()
+                change(log, log.thread("a"))
         log.close()

@@ -17,7 +17,17 @@ import pytest
 import zstandard
 
 from building import get_record, loose, noise, set_record, step, wrote
-from stepwell import ConflictError, CorruptionError, Log, NewerFormatError, StepCommitted, codec, dictionary, diff, parse
+from stepwell import (
+    ConflictError,
+    CorruptionError,
+    Log,
+    NewerFormatError,
+    StepCommitted,
+    codec,
+    dictionary,
+    diff,
+    parse,
+)
 from stepwell import format as fmt
 from stepwell.events import Event, LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
 from stepwell.patch import Merge

@@ -567,7 +567,8 @@ def test_i2_of_a_group(broken: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -
     truth = {last: broken.read(3, [last])[last] for last in lasts}
     for damaged in lasts:
         sound = get_segment(broken, 3, damaged)
-        set_segment(broken, 3, damaged, flipped(sound, len(sound) - 20))
+        # A single bit may stand for the same block: an offset to another copy of the same bytes.
+        set_segment(broken, 3, damaged, sound[:-20] + bytes(byte ^ 0xFF for byte in sound[-20:-4]) + sound[-4:])
         group = groups[lasts.index(damaged)]
         lost = [last for last, its in zip(lasts, groups, strict=True) if its == group and last >= damaged]
         # A breach for each of them, once.

@@ -284,7 +284,15 @@ def test_parent() -> None:
         event = step("s", {"x": noise(), "y": b"y"}, parent=parent)
         assert codec.parent_of(THREAD, opened(event, codec.encode(event))) == parent
     sound = opened(step("s"), codec.encode(step("s")))
-    for skeleton in (b"", b"\xc1", b"\x92\x03\xa1s", b"\x93\x03\xa1s\x07", b"\x93\x03\xa1s\xa1\xff", b"\x80", b"\x91" * 5000):
+    for skeleton in (
+        b"",
+        b"\xc1",
+        b"\x92\x03\xa1s",
+        b"\x93\x03\xa1s\x07",
+        b"\x93\x03\xa1s\xa1\xff",
+        b"\x80",
+        b"\x91" * 5000,
+    ):
         with pytest.raises(CorruptionError, match="cannot be decoded") as caught:
             codec.parent_of(THREAD, sound._replace(skeleton=memoryview(skeleton)))
         assert (caught.value.thread, caught.value.sequence) == (THREAD, SEQUENCE)

@@ -135,18 +135,22 @@ def test_frame_that_claims_an_impossible_size() -> None:
 
 
 def test_blocks() -> None:
-    """A block is made with the carried dictionary's bytes and with what came before it, and has a checksum."""
+    """A small block is made with the carried dictionary or with what came before it, and has a checksum."""
     sizes = {}
     for before in (b"", noise(200) + PLAIN[20:] + noise(200)):
-        frame = codec.compress_block(PLAIN, before)
-        assert codec.decompress_block(frame, before) == PLAIN
+        frame, form = codec.compress_block(PLAIN, before)
+        assert codec.decompress_block(frame, form, before) == PLAIN
         assert zstandard.get_frame_parameters(frame).has_checksum
         assert zstandard.get_frame_parameters(frame).dict_id == 0
-        known = zstandard.ZstdCompressionDict(dictionary.load() + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        known = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        if not before:
+            assert form == fmt.FORM_ZSTD_DICTIONARY
+            known = zstandard.ZstdCompressionDict(dictionary.load())
         assert zstandard.ZstdDecompressor(dict_data=known).decompress(frame) == PLAIN
-        for damaged, other in ((frame[:-1] + bytes((frame[-1] ^ 1,)), before), (frame, before + b"other")):
+        others = (frame[:-1] + bytes((frame[-1] ^ 1,)), form, before), (frame, fmt.FORM_ZSTD, before + b"other")
+        for damaged, other_form, other in others:
             with pytest.raises(codec.DecompressionError):
-                codec.decompress_block(damaged, other)
+                codec.decompress_block(damaged, other_form, other)
         sizes[before] = len(frame)
     assert sorted(sizes.values(), reverse=True) == [*sizes.values()]
     assert len(framed(PLAIN, fmt.FORM_ZSTD)) > sizes[b""]

@@ -64,13 +64,16 @@ def made(count: int = 50, first: int = 100, seed: int = 3) -> list[Record]:
     return records_of(rows, first, b"chain after last")
 
 
+NO_GROUP = Group()
+
+
 def alone(group: int) -> bytes:
     """What is asked of a segment that is the first of its group: nothing."""
     raise AssertionError(f"a block of group {group} was asked for")
 
 
 def packed(
-    records: list[Record], bases: dict[int, bytes] | None = None, before: Group = Group(), *, thread: int = THREAD
+    records: list[Record], bases: dict[int, bytes] | None = None, before: Group = NO_GROUP, *, thread: int = THREAD
 ) -> bytes:
     """A segment, without the group that it ends."""
     return pack(thread, records, bases or {}, before)[0]
@@ -109,7 +112,8 @@ def test_round_trip_of_groups(
     for rows in groups:
         records = records_of(rows, sequence, bytes(16))
         last = records[-1].sequence
-        data, group = pack(THREAD, records, {last: state for state in kept.values()}, group)
+        bases = {last: [*kept.values()][-1]} if kept else {}
+        data, group = pack(THREAD, records, bases, group)
         segment = unpack(THREAD, last, data, {first: b"".join(plains)}.__getitem__)
         plains.append(segment.plain)
         assert records_in(segment) == [sealed(each, bytes(16) if each.sequence == last else b"") for each in records]
@@ -259,16 +263,17 @@ def test_newer_segment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forged(count: int, plain: bytes, last: int = 149, frame: bytes | None = None, bases: int = len(BASES)) -> bytes:
     """A segment with a sound checksum over a head and a frame that may not fit each other."""
-    frame = codec.compress_block(plain) if frame is None else frame
+    frame, form = codec.compress_block(plain) if frame is None else (frame, fmt.FORM_ZSTD)
     first = (last - count + 1).to_bytes(8)
-    head = SOUND[:4] + count.to_bytes(4) + bases.to_bytes(4) + bytes(4) + first + first + bytes(16)
+    counts = b"".join(number.to_bytes(4) for number in (count, bases, len(frame)))
+    head = bytes((1, form, 0, 0)) + counts + first + first + bytes(16)
     covered = fmt.event_key(THREAD, last) + head + frame[:16] + frame[-4:]
     return head + blake2b(covered, digest_size=16).digest() + frame
 
 
 def test_sound_checksum_over_nonsense() -> None:
     """A segment that no library wrote is refused, though its checksum be right."""
-    plain = codec.decompress_block(SOUND[HEAD_BYTES:])
+    plain = codec.decompress_block(SOUND[HEAD_BYTES:], SOUND[1])
     assert records_in(unpack(THREAD, 149, forged(50, plain), alone))[:49] == TRUTH[:49]
     for count, bases, other in (
         (0, 3, plain),

@@ -6,7 +6,7 @@
     2       2     zero
     4       4     number of events
     8       4     number of bases
-    12      4     zero
+    12      4     bytes of the frame
     16      8     sequence of the first event
     24      8     sequence of the first event of the group
     32      16    chain hash after the last event
@@ -45,7 +45,7 @@ from stepwell.storage import Group
 GROUP_BYTES: Final = 1 << 20
 PART_BYTES: Final = 4096 - 16  # fills one page of LMDB, so that any free page will do and none is filled in part
 SMALL_PART_BYTES: Final = 474  # with key and place, eight fill a page
-_HEAD = struct.Struct(f">BB2xII4xQQ{fmt.CHAIN_BYTES}s")
+_HEAD = struct.Struct(f">BB2xIIIQQ{fmt.CHAIN_BYTES}s")
 _BASE = struct.Struct(">QI")
 _CHECKSUM_BYTES: Final = 16
 _FRAME_HEAD_BYTES: Final = 16  # it says that there is a checksum, and the size
@@ -126,7 +126,9 @@ def pack(
     lengths = [_BASE.pack(sequence, len(state)) for sequence, state in bases.items()]
     plain = b"".join((*columns, *skeletons, *payloads, *lengths, *bases.values()))
     frame, form = codec.compress_block(plain, before.plain)
-    head = _HEAD.pack(fmt.FORMAT_VERSION, form, len(records), len(bases), first, before.first, last.header.chain)
+    head = _HEAD.pack(
+        fmt.FORMAT_VERSION, form, len(records), len(bases), len(frame), first, before.first, last.header.chain
+    )
     segment = head + _checksum(thread, last.sequence, head, frame) + frame
     return segment, Group(before.first, before.plain + plain)
 
@@ -145,13 +147,15 @@ def unpack(thread: int, last: int, data: bytes, before: Callable[[int], bytes]) 
         NewerFormatError: A newer version of the library wrote it.
     """
     try:
-        version, form, count, bases, first, group, chain = _HEAD.unpack_from(data)
+        version, form, count, bases, frame_bytes, first, group, chain = _HEAD.unpack_from(data)
         head, checksum = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _CHECKSUM_BYTES]
         frame = memoryview(data)[_HEAD.size + _CHECKSUM_BYTES :]
         if checksum != _checksum(thread, last, head, frame):
             raise ValueError("the checksum of the segment does not match")
         if version > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}: a segment has format {version}; upgrade stepwell")
+        if len(frame) != frame_bytes:
+            raise ValueError(f"the frame has {len(frame)} bytes, not {frame_bytes}")
         # The checksum covers the size: if memory is short, that is not the segment's fault.
         plain = codec.decompress_block(frame, form, before(group) if group < first else b"")
         segment = Segment(first, count, bases, group, chain, plain)
@@ -172,7 +176,7 @@ def cut(thread: int, last: int, data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def first_of(data: bytes) -> int:
     """The sequence that a segment says it begins with; -1 if it is too short to say."""
-    return int(_HEAD.unpack_from(data)[4]) if len(data) >= _HEAD.size else -1
+    return int(_HEAD.unpack_from(data)[5]) if len(data) >= _HEAD.size else -1
 
 
 def _checksum(thread: int, last: int, head: bytes, frame: bytes | memoryview) -> bytes:
