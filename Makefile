@@ -26,13 +26,13 @@ demo: $(DEMO_READY) ## an agent is killed and comes back (ARGS='--help' for its 
 	@$(PY) examples/demo.py $(ARGS)
 
 test: $(DEV_READY) ## run the tests (ARGS='-k name' to choose)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto $(ARGS)
 
 check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto
 
 kill: $(DEV_READY) ## kill a writer 200 times and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)

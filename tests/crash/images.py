@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from crash.disk import Choice, Disk, Rules
+from crash.recorded import BEGAN, DONE, OPENED
 from crash.trace import Event, Noted, SyncBegan
-from crash.workloads import BEGAN, DONE, OPENED
 
 _EACH_WRITE_UP_TO: Final = 12  # unsynced writes; of more, as many are chosen
 _RANDOM: Final = ("subset", "page", "sector", "torn", "torn", "sector")

@@ -24,8 +24,8 @@ from lmdb import verify as offline
 
 from crash.disk import Choice, Rules
 from crash.images import Promise, images, promises
+from crash.recorded import FILE, LOCK_SUFFIX, Owner, Shown, Step, Workload
 from crash.trace import Event
-from crash.workloads import FILE, LOCK_SUFFIX, Owner, Shown, Step, Workload
 from stepwell import Log, StepCommitted, StepwellError, changes
 from stepwell.patch import Ref, payload_of
 

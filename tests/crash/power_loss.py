@@ -24,13 +24,13 @@ from typing import Final
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
 
-from crash import workloads
+from crash import recorded
 from crash.disk import TODAY, Choice, Disk, Rules
 from crash.images import choices, promises
 from crash.judge import LOST, REFUSED, WHOLE, Verdict, judge_all
+from crash.recorded import LOCK_SUFFIX, WORKLOADS, Workload, named
 from crash.recorder import NoCompilerError, build, record
 from crash.trace import Event, Met
-from crash.workloads import LOCK_SUFFIX, WORKLOADS, Workload, named
 
 OLD_KERNEL: Final = "3.5.0"
 WITHOUT_LENGTH: Final = Rules(length_by_fdatasync=False)
@@ -76,12 +76,12 @@ def record_workload(library: Path, workload: Workload, folder: Path) -> list[Eve
     """
     files = folder / "files"
     files.mkdir(parents=True)
-    command = [sys.executable, workloads.__file__, workload.label, str(files)]
+    command = [sys.executable, recorded.__file__, workload.label, str(files)]
     kernel = OLD_KERNEL if "oldkernel" in workload.variants else ""
-    recorded = record(library, files, command, folder / "trace", kernel)
+    trace = record(library, files, command, folder / "trace", kernel)
     # The lock file is a map, which is written to by no call and synced by none: the judge makes up what it holds.
-    locks = {event.file for event in recorded if isinstance(event, Met) and event.path.endswith(LOCK_SUFFIX)}
-    events = [event for event in recorded if getattr(event, "file", None) not in locks]
+    locks = {event.file for event in trace if isinstance(event, Met) and event.path.endswith(LOCK_SUFFIX)}
+    events = [event for event in trace if getattr(event, "file", None) not in locks]
     disk = Disk()
     for event in events:
         disk.apply(event)
@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=4000, help="how many to judge (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: a new one)")
     parser.add_argument(
-        "--workloads", default=",".join(WORKLOADS), help="default: %(default)s; variants: workloads.named"
+        "--workloads", default=",".join(WORKLOADS), help="default: %(default)s; variants: recorded.named"
     )
     parser.add_argument(
         "--disk",

@@ -13,6 +13,8 @@ from crash.disk import PAGE_BYTES, TODAY, Rules
 from crash.images import Promise
 from crash.judge import Failure, judge
 from crash.power_loss import WITHOUT_LENGTH, Result, record_workload, run
+from crash.recorded import FILE, WORKLOADS, Delete, Owner, carried_out, named
+from crash.recorded import run as run_workload
 from crash.recorder import NOTES, NoCompilerError, build, record
 from crash.trace import (
     Met,
@@ -28,8 +30,6 @@ from crash.trace import (
     Written,
     Zeroed,
 )
-from crash.workloads import FILE, WORKLOADS, Delete, Owner, carried_out, named
-from crash.workloads import run as run_workload
 from stepwell import Log, StepCommitted, changes
 from stepwell.storage import freepages
 from stepwell.storage.lmdb import LmdbStorage

@@ -204,7 +204,7 @@ THREADS = ("a", "b")
 
 def made() -> Log:
     """Two threads with two lanes, forks, repetitions, lists that grow, writes, and content that is referred to."""
-    log = Log(MemoryStorage())
+    log = Log(MemoryStorage(), seal_after_events=1 << 30, seal_after_bytes=1 << 50)
     for name in THREADS:
         thread = log.thread(name)
         for lane in ("", "sub"):

@@ -139,8 +139,8 @@ class LogMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.patching = pytest.MonkeyPatch()
         # States are kept at every sealing, not only where it pays.
-        self.patching.setattr(folding, "_FEWEST_FOLDED_STEPS", 1)
-        self.patching.setattr(folding, "_SHARE", 1 << 30)
+        self.patching.setattr(folding, "FEWEST_FOLDED_STEPS", 1)
+        self.patching.setattr(folding, "SHARE", 1 << 30)
         self.log = Log.open(self.folder / "log")
         self.model: dict[str, ModelThread] = {}
         self.pending: list[tuple[Ticket, list[ModelStep | ModelWrites]]] = []

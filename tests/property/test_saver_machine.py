@@ -155,8 +155,8 @@ class SaverMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.patching = pytest.MonkeyPatch()
         # States are kept at every sealing, not only where it pays.
-        self.patching.setattr(folding, "_FEWEST_FOLDED_STEPS", 1)
-        self.patching.setattr(folding, "_SHARE", 1 << 30)
+        self.patching.setattr(folding, "FEWEST_FOLDED_STEPS", 1)
+        self.patching.setattr(folding, "SHARE", 1 << 30)
         self.saver = self._open()
         self.upstream = InMemorySaver()
         self.model = SaverModel()

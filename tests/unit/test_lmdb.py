@@ -816,7 +816,7 @@ def test_killed_reader(path: Path) -> None:
 
 def commits_beside_an_iterator(path: Path, kind: str) -> int:
     """Size of the file after 2,000 commits while an iterator of some kind is paused."""
-    with Log.open(path) as log:
+    with Log.open(path, seal_after_events=1 << 30) as log:
         thread = log.thread("t")
         thread.append([step(f"s{number}") for number in range(600)])
         iterators = {

@@ -4,7 +4,7 @@ Every operation and every byte follows from the names of the workload and of the
 image knows what was promised without having been told.  An owner is one thread of execution with agent
 threads of its own; what it does, it does in order.
 
-    python tests/crash/workloads.py NAME FOLDER    runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py NAME FOLDER    runs one, on FOLDER/agents.stepwell
 """
 
 from __future__ import annotations
