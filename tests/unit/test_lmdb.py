@@ -970,7 +970,7 @@ def test_room_is_given_back_in_the_background(path: Path) -> None:
         assert log.storage.give_back(1 << 16, in_background=True) == 0
         assert log.storage.give_back() > 0
     with Log.open(path, seal_after_events=50) as log:
-        held = unused(log, threads=16)
+        held = unused(log, threads=24)
         occupied = taken(path)
         for name in range(60):
             log.thread("t0").append([step(f"n{name}", {"x": noise()})])

@@ -184,6 +184,14 @@ def encoded(serde: JsonPlusSerializer, value: Any) -> bytes | None:
     return data if kind == "msgpack" else None
 
 
+def encoded_or_error(serde: JsonPlusSerializer, value: Any) -> bytes | str | None:
+    """`encoded`, or what the serializer says of a value that it reads but does not write."""
+    try:
+        return encoded(serde, value)
+    except TypeError as error:
+        return str(error)
+
+
 # --- single messages ---
 
 
@@ -198,7 +206,7 @@ def check_decoding(serde: JsonPlusSerializer, decode: Callable[[bytes], Any], da
     for _ in range(3):
         found = decode(data)
         alike(found, truth)
-        assert encoded(serde, found) == encoded(serde, truth)
+        assert encoded_or_error(serde, found) == encoded_or_error(serde, truth)
         shake(found)
 
 

@@ -223,13 +223,13 @@ def test_every_single_bit() -> None:
 
 
 def test_every_length() -> None:
-    """A segment that was cut anywhere is refused; one that goes on after its end says nothing else than before."""
+    """A segment that was cut anywhere is refused, and so is one that goes on after its end."""
     for length in range(len(SOUND)):
         assert refused(SOUND[:length])
         assert length == 0 or refused(SOUND[length:])
     assert refused(SOUND + b"\0")
     for more in (SOUND[-4:], SOUND):
-        refused(SOUND + more)
+        assert refused(SOUND + more)
 
 
 @given(data=st.data())
