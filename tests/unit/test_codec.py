@@ -298,6 +298,44 @@ def test_parent() -> None:
         assert (caught.value.thread, caught.value.sequence) == (THREAD, SEQUENCE)
 
 
+@pytest.mark.parametrize("length", [5000, 9000, 400_000])
+def test_want_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """If a record does not fit into memory, that is not said to be damage."""
+
+    def starved(*data: object) -> bytes:
+        raise MemoryError
+
+    event = step("s", {"x": b"x" * length})
+    record = record_of(event, codec.encode(event))
+    monkeypatch.setattr(codec, "plain_body", starved)
+    with pytest.raises(MemoryError):
+        codec.open_record(THREAD, SEQUENCE, record)
+
+
+@pytest.mark.parametrize("form", [fmt.FORM_ZSTD, fmt.FORM_ZSTD_DICTIONARY])
+def test_frame_that_claims_more_than_it_can_hold(form: int) -> None:
+    """No memory is asked for on the word of a frame whose blocks cannot hold what it claims; what they can is read."""
+    known = zstandard.ZstdCompressionDict(dictionary.load()) if form == fmt.FORM_ZSTD_DICTIONARY else None
+    compressor = zstandard.ZstdCompressor(dict_data=known, write_dict_id=False)
+    block = 1 << 17
+    for content in (b"", b"x" * block, b"x" * (block + 1), noise(block) + b"x" * 3 * block, noise(300_000)):
+        frame = compressor.compress(content)
+        assert codec.plain_body(frame, form) == content
+    # Frames that say their size in 8 bytes, of blocks of 9 bytes: raw, of one byte repeated, or compressed.
+    for kind, stored in ((0, b"x" * 9), (1, b"x"), (2, b"x" * 9)):
+        for blocks in (1, 3):
+            header = 9 << 3 | kind << 1
+            body = b"".join((header | (at == blocks - 1)).to_bytes(3, "little") + stored for at in range(blocks))
+            for size in (blocks * block + 1, fmt.MAX_BODY_BYTES):
+                claims = bytes.fromhex("28b52ffde0") + size.to_bytes(8, "little") + body
+                assert zstandard.frame_content_size(claims) == size
+                with pytest.raises(ValueError, match="impossible size"):
+                    codec.plain_body(claims, form)
+    for cut in (b"", b"\0", b"\0\0"):
+        with pytest.raises(ValueError, match="impossible size"):
+            codec.plain_body(bytes.fromhex("28b52ffde0") + (1 << 29).to_bytes(8, "little") + cut, form)
+
+
 def test_reference_beyond_the_payload() -> None:
     """A reference to more bytes than an event holds is reported as damage of that event."""
     payload = memoryview(b"0123456789")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from building import FailingStorage, noise, step, wrote
+from building import (
+    FailingStorage,
+    get_record,
+    get_segment,
+    noise,
+    set_record,
+    set_segment,
+    step,
+    wrote,
+)
 from stepwell import (
     ConflictError,
+    CorruptionError,
     DiskFullError,
     Log,
     StepCommitted,
@@ -18,7 +31,7 @@ from stepwell import (
     pruning,
 )
 from stepwell.content import ContentMemory, NotYetPlaced, Place, settle
-from stepwell.patch import Merge, Ref, diff_entries
+from stepwell.patch import Merge, Ref, diff_entries, payload_of
 from stepwell.writer import Ticket
 
 DIGEST = codec.digest_of(b"content")
@@ -160,6 +173,108 @@ def test_nothing_refers_to_what_was_pruned(memory_log: Log) -> None:
     assert grown_by(memory_log, step("s2", {"x": big})) > 5000
     assert grown_by(memory_log, step("s3", {"x": big})) < 200
     assert [shown(memory_log, "s2"), shown(memory_log, "s3")] == [big, big]
+
+
+# --- in a process that goes on with a thread ---
+
+
+MESSAGES = [msgspec.Raw(msgspec.msgpack.encode({"text": noise(400).hex(), "n": n})) for n in range(20)]
+FILES = msgspec.Raw(msgspec.msgpack.encode({f"file {n}": noise(300) for n in range(5)}))
+STATE = {"messages": msgspec.msgpack.encode(MESSAGES), "files": bytes(FILES)}
+# What a task is sent: the whole state, somewhere within a value.
+INLINED = msgspec.msgpack.encode([{"messages": MESSAGES, "files": FILES, "new": noise(50)}])
+
+
+def pending(log: Log, step_id: str) -> list[bytes]:
+    """What the writes that wait at a step hold."""
+    return [
+        payload_of(found.write.value, lambda ref: pytest.fail("a reference"))
+        for found in log.thread("t").writes(step_id)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A log that another process has written: a state with messages and files, and the thread has gone on since."""
+    path = tmp_path / "log.stepwell"
+    with Log.open(path) as log:
+        base = log.thread("t").append([step("s0", STATE)])
+        log.thread("t").append([step("s1", base=base), step("hidden", {"x": noise()}, hidden=True), wrote("s1")])
+        log.thread("other").append([step("s0")])
+    return path
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_content_of_the_newest_state_is_found_again(path: Path, sealed: bool) -> None:
+    """A write that holds the whole state within it is stored as references, though another process wrote the state."""
+    if sealed:
+        with Log.open(path) as log:
+            assert log.seal("t") > 0
+    with Log.open(path) as log:
+        assert grown_by(log, wrote("s1", [INLINED], task="sent")) < len(INLINED) // 10
+        assert pending(log, "s1") == [INLINED, b"written"]
+        # Other threads share nothing with it.
+        assert grown_by(log, wrote("s0", [INLINED], task="sent"), "other") > len(INLINED) // 2
+        assert log.audit().breaches == []
+    with Log.open(path) as log:
+        assert pending(log, "s1") == [INLINED, b"written"]
+
+
+def test_the_newest_state_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest state is read when content is first looked for within other content, and not again."""
+    with Log.open(path) as log:
+        asked: list[str] = []
+        recall = log.content._recall
+
+        def noted(thread_id: str) -> Iterable[tuple[Place, codec.Fresh]]:
+            asked.append(thread_id)
+            return recall(thread_id)
+
+        monkeypatch.setattr(log.content, "_recall", noted)
+        log.thread("t").append([wrote("s1", [noise(), b"short"], task="a")])
+        assert asked == []
+        for task in ("b", "c"):
+            log.thread("t").append([wrote("s1", [msgspec.msgpack.encode([{"x": noise(2000)}])], task=task)])
+        assert asked == ["t"]
+        log.thread("new").append([wrote("s1", [INLINED])])
+        assert asked == ["t", "new"]
+        monkeypatch.setattr(content, "_MOST_RECALLED", 1)
+        for thread in ("other", "t", "t"):
+            log.thread(thread).append([wrote("s1", [msgspec.msgpack.encode([{"x": noise(2000)}])], task="d")])
+        assert asked == ["t", "new", "other", "t"]
+        assert log.audit().breaches == []
+
+
+def test_nothing_of_a_thread_that_was_deleted_is_found_again(path: Path) -> None:
+    """What was found again of a thread is not referred to from one that has its name later."""
+    with Log.open(path) as log:
+        log.thread("t").append([wrote("s1", [INLINED], task="sent")])
+        log.thread("t").delete()
+        log.thread("t").append([step("s1"), wrote("s1", [INLINED])])
+        assert pending(log, "s1") == [INLINED]
+        assert log.audit().breaches == []
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_damaged_state_does_not_stop_appends(path: Path, sealed: bool) -> None:
+    """If the newest state cannot be read, what is appended is stored whole, and reads as it was written."""
+    with Log.open(path) as log:
+        if sealed:
+            assert log.seal("t") > 0
+            (_, last, _) = log.storage.segments(1)[0]
+            segment = get_segment(log.storage, 1, last)
+            set_segment(log.storage, 1, last, segment[:-9] + bytes(9))
+        else:
+            record = get_record(log.storage, 1, 3)
+            set_record(log.storage, 1, 3, record[:-1] + bytes((record[-1] ^ 1,)))
+    with Log.open(path) as log:
+        assert grown_by(log, wrote("new", [INLINED], task="sent")) > len(INLINED) // 2
+        assert pending(log, "new") == [INLINED]
+        log.thread("t").append([step("s2", {"x": INLINED})])
+        assert shown(log, "s2") == INLINED
+        with pytest.raises(CorruptionError):
+            log.thread("t").state("s1")
+        assert {breach.invariant for breach in log.audit().breaches} >= {"I2"}
 
 
 # --- with appends that overtake each other ---

@@ -6,6 +6,7 @@ tests/property/test_storage_machine.py holds the engines against a model of plai
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +20,16 @@ from building import (
     get_segment,
     loose,
     noise,
+    rows_of,
     sealing,
     set_record,
     set_segment,
     step,
     wrote,
 )
-from stepwell import ClosedError, ConflictError, CorruptionError, codec
+from stepwell import ClosedError, ConflictError, CorruptionError, Log, codec
 from stepwell import format as fmt
+from stepwell.audit import audit
 from stepwell.events import LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
 from stepwell.reader import Reader
 from stepwell.storage import (
@@ -43,10 +46,14 @@ from stepwell.storage import (
     Outcome,
     Rewrite,
     ThreadRow,
+    segments,
 )
+from stepwell.storage.feed import COMMITS_IN_ROW
+from stepwell.storage.index import WRITES_IN_FURTHER_ROW, WRITES_IN_ROW
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.tables import FEED, INDEX
 
 KEYS = {name: fmt.id_key(name) for name in ("s0", "s1", "s2", "s3", "s4", "x")}
 
@@ -579,6 +586,118 @@ def test_copy_of_many_events(storage: TableStorage) -> None:
     assert len(storage.steps(2, 1, 0, 2000)) == 1500
 
 
+# --- rows that hold several things ---
+
+
+def index_rows(storage: TableStorage, thread: int) -> list[int]:
+    """How many rows of writes each step id of a thread has in the index: its own, and further ones."""
+    keys = [key for key in rows_of(storage, INDEX) if key.startswith(fmt.number_key(thread))]
+    return sorted(Counter(key[: fmt.INDEX_KEY_BYTES] for key in keys).values())
+
+
+FIRST_ROWS = WRITES_IN_ROW + WRITES_IN_FURTHER_ROW
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"),
+    [
+        (1, 1),
+        (WRITES_IN_ROW - 1, 1),
+        (WRITES_IN_ROW, 1),
+        (WRITES_IN_ROW + 1, 2),
+        (FIRST_ROWS, 2),
+        (FIRST_ROWS + 1, 3),
+        (FIRST_ROWS + WRITES_IN_FURTHER_ROW, 3),
+        (FIRST_ROWS + WRITES_IN_FURTHER_ROW + 1, 4),
+    ],
+)
+def test_many_writes_on_one_step(storage: TableStorage, count: int, rows: int) -> None:
+    """All writes on a step are found in order, however many rows of the index name them, before the step and after."""
+    sequences: list[int] = []
+    # Ids beside it, and the same one in another lane, are kept apart.
+    done(storage, append("t", wrote("s1"), wrote("s0", lane="sub")))
+    early = count // 3
+    for number in range(count):
+        if number == early:
+            done(storage, append("t", step("s0", parent="x"), wrote("s1")))
+        sequences += done(storage, append("t", wrote("s0", task=str(number)))).sequences
+    (found,) = storage.find(1, 1, [KEYS["s0"]])
+    (committed,) = storage.steps(1, 1, 0, 10)
+    assert found == Found(committed.sequence, committed.sequence, False, tuple(sequences))
+    assert len(storage.find(1, 1, [KEYS["s1"]])[0].writes) == 2
+    assert len(storage.find(1, 2, [KEYS["s0"]])[0].writes) == 1
+    assert index_rows(storage, 1) == [1, 1, rows]
+    done(storage, append("t", step("s0"), step("s0", hidden=True)))
+    newest = row_of(storage).last - 1
+    assert storage.find(1, 1, [KEYS["s0"]]) == [found._replace(step=newest)]
+    assert audit(storage).breaches == []
+    done(storage, Copy("t", "u", 1))
+    assert storage.find(2, 1, [KEYS["s0"]]) == [found._replace(step=newest)]
+    assert index_rows(storage, 2) == [1, 1, rows]
+    (more,) = done(storage, append("u", wrote("s0"))).sequences
+    assert storage.find(2, 1, [KEYS["s0"]])[0].writes == (*sequences, more)
+    assert storage.find(1, 1, [KEYS["s0"]])[0].writes == tuple(sequences)
+    assert audit(storage).breaches == []
+    done(storage, Delete("t", 1))
+    assert index_rows(storage, 1) == []
+    assert storage.find(2, 1, [KEYS["s0"]])[0].writes == (*sequences, more)
+
+
+def test_many_writes_are_pruned(log: Log) -> None:
+    """A step with several rows of writes keeps all of them when others are pruned, and none when it is gone."""
+    thread = log.thread("t")
+    base = thread.append([step("s0"), step("s1")])
+    for number in range(FIRST_ROWS + 5):
+        thread.append([wrote("s0", task=f"a {number}"), wrote("s1", [b"%d" % number], task=f"b {number}")])
+    pending = thread.writes("s1")
+    assert len(pending) == FIRST_ROWS + 5
+    storage = log.storage
+    assert isinstance(storage, TableStorage)
+    assert index_rows(storage, 1) == [3, 3]
+    thread.prune([base])
+    assert thread.writes("s1") == pending
+    assert thread.writes("s0") == []
+    assert log.audit().breaches == []
+    thread.copy_to("u")
+    log.seal()
+    assert log.thread("u").writes("s1") == pending
+    thread.delete()
+    assert index_rows(storage, 1) == []
+    assert log.thread("u").writes("s1") == pending
+
+
+def test_feed_over_rows(storage: TableStorage) -> None:
+    """The feed is the same over the borders of its rows, from any place on, and with any part of it deleted."""
+    appended = {}
+    for commit in range(1, 4 * COMMITS_IN_ROW + 2):
+        # One thread fills a whole row of the feed by itself, another what stands at the borders.
+        name = "inner" if commit // COMMITS_IN_ROW == 2 else "border" if commit % COMMITS_IN_ROW in (0, 63) else "t"
+        outcome = done(storage, append(name, step(f"s{commit}")))
+        assert outcome.commit == commit
+        row = row_of(storage, name)
+        first = row.last - len(outcome.sequences) + 1 if commit > 1 and outcome.sequences[0] != 3 else 1
+        appended[commit] = FeedRow(commit, row.number, first, row.last)
+
+    def check() -> None:
+        expected = [appended[commit] for commit in sorted(appended)]
+        assert storage.feed(0, 1000) == expected
+        for after in (*range(60, 70), 126, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 1000):
+            assert storage.feed(after, 1000) == [row for row in expected if row.commit > after]
+            assert storage.feed(after, 3) == [row for row in expected if row.commit > after][:3]
+        assert {fmt.read_number(key) for key in rows_of(storage, FEED)} == {at // COMMITS_IN_ROW for at in appended}
+        assert audit(storage).breaches == []
+
+    check()
+    for name in ("inner", "border", "t"):
+        number = row_of(storage, name).number
+        outcome = done(storage, Delete(name, 1))
+        for commit in [commit for commit, row in appended.items() if row.thread == number]:
+            del appended[commit]
+        appended[outcome.commit] = FeedRow(outcome.commit, number, *outcome.sequences * 2)
+        check()
+    assert sorted(appended) == [258, 259, 260]
+
+
 # --- restart ---
 
 
@@ -748,6 +867,44 @@ def test_branches_begin_at_bases(storage: TableStorage) -> None:
     assert drop_bases(storage) == 2
     assert sorted(storage.branches(1, [8], frozenset()).records) == [3, 4, 5, 6, 7, 8]
     assert {at: Reader(storage).state(1, at) for at in range(3, 9)} == {at: reader.state(1, at) for at in range(3, 9)}
+
+
+def test_kept_states_survive_a_copy(storage: TableStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy has the same segments in the same groups, and keeps the same states; so has a copy of it."""
+    done(storage, append("t", step("s0", {"x": noise()})))
+    for number in range(30):
+        done(storage, append("t", step(f"s{number + 1}", {"x": noise()}, base=number + 3)))
+    reader = Reader(storage)
+    storage.commit([sealing(storage, "t", 7)])
+    monkeypatch.setattr(segments, "GROUP_BYTES", len(storage.last_group(1).plain) * 2)
+    for last in range(12, 33, 5):
+        bases = {at: codec.encode_base(reader.state(1, at)) for at in (last - 2, last)}
+        storage.commit([sealing(storage, "t", last, bases)])
+    truth = reader.states(1, range(3, 34))
+    kept = storage.bases(1)
+    assert list(kept) == [10, 12, 15, 17, 20, 22, 25, 27, 30, 32]
+    spans = [span[:2] for span in storage.segments(1)]
+    groups = [get_segment(storage, 1, last)[24:32] for _, last in spans]
+    assert 1 < len(set(groups)) < len(groups)
+    done(storage, Copy("t", "u", 1))
+    done(storage, Copy("u", "v", 1))
+    done(storage, Delete("t", 1))
+    assert storage.bases(1) == {}
+    for number in (2, 3):
+        assert storage.bases(number) == kept
+        assert [span[:2] for span in storage.segments(number)] == spans
+        assert [get_segment(storage, number, last)[24:32] for _, last in spans] == groups
+        for at in (9, 10, 12, 16, 31, 32):
+            assert Reader(storage).state(number, at) == truth[at]
+            found = storage.branches(number, [at], frozenset())
+            assert list(found.bases) == ([max(base for base in kept if base <= at)] if at >= 10 else [])
+        # What is sealed next goes on from the copy's own group.
+        name = "uv"[number - 2]
+        (at,) = done(storage, append(name, step("s", {"x": noise()}, base=33))).sequences
+        storage.commit([sealing(storage, name)])
+        assert storage.segments(number)[-1][:2] == (33, at)
+        assert Reader(storage).state(number, at).step_id == "s"
+    assert audit(storage).breaches == []
 
 
 def test_survey_of_damage(storage: TableStorage) -> None:
