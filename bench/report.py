@@ -228,7 +228,9 @@ def _about(run: dict[str, Any]) -> str:
 
 def _taken(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
-    rounds = f"Medians of {result['rounds']} rounds where nothing else is said" if result["rounds"] > 1 else "One round"
+    # As many as were asked for, if there was time.
+    most = max((len(entry["curves"]) for run in result["runs"] for entry in run["contenders"].values()), default=0)
+    rounds = f"Medians of {most} rounds where nothing else is said" if most > 1 else "One round"
     return (
         f"{rounds}, {result['taken'][:10]}, commit {result['commit'] or 'none'}: {machine['cores']} cores"
         f" ({machine['cpu']}), {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['file_system']},"
