@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.records",),  # sealed and loose records alike
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
+    ("storage.pages",),
     ("storage.datafile",),
     ("storage.freepages",),
     ("storage.lmdb", "storage.memory"),

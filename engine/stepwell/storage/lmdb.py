@@ -40,6 +40,7 @@ from stepwell.storage import Operation, Outcome, freepages
 from stepwell.storage.datafile import Finding, inspect
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.pages import can_read
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
@@ -521,7 +522,7 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
         try:
             breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
-            if not breaches and freepages.can_read():
+            if not breaches and can_read():
                 # Of a value that takes several pages the verification has looked at the first alone.
                 breaches = [f"page {page} is missing" for page in freepages.missing_pages(real_path)]
         except (offline.VerifyError, UnclearError) as error:
