@@ -21,9 +21,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.records",),  # sealed and loose records alike
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
-    ("storage.pages",),
-    ("storage.datafile",),
-    ("storage.freepages",),
+    ("storage.pages", "storage.checksums"),
+    ("storage.datafile", "storage.freepages"),
+    ("storage.structure",),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
     ("content", "pruning"),

@@ -150,6 +150,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
+        verify: bool | None = None,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
     ) -> Self:
@@ -158,6 +159,9 @@ class Log:
         Args:
             path: The file; ":memory:" is a log of its own that is gone when it is closed.
             read_only: Refuse every change, and do not create the file.
+            verify: Whether to make sure of every page of the file before it is used (about 2 s for a gigabyte).  None
+                does so if nobody had the file open on this machine, and otherwise looks at 64 MiB of pages at most;
+                False trusts the file.
             seal_after_events: A thread with so many loose events is sealed, in the background.
             seal_after_bytes: So is one whose loose records have so many bytes.
 
@@ -165,6 +169,7 @@ class Log:
             UsageError: The directory, or with `read_only` the file, does not exist.
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
+            CorruptionError: It is damaged where the storage engine could not bear it.
         """
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
@@ -175,7 +180,7 @@ class Log:
             return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
-        storage = LmdbStorage(path, read_only=read_only)
+        storage = LmdbStorage(path, read_only=read_only, verify=verify)
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
 
     @property

@@ -20,7 +20,6 @@ from typing import Final, TypeVar
 
 import lmdb
 import msgspec
-from lmdb import verify as offline
 
 from stepwell import format as fmt
 from stepwell.errors import (
@@ -30,17 +29,18 @@ from stepwell.errors import (
     DiskFullError,
     ForkedError,
     MapFullError,
-    NewerFormatError,
     NotALogError,
     ReadOnlyError,
     StepwellError,
     UsageError,
 )
 from stepwell.storage import Operation, Outcome, freepages
-from stepwell.storage.datafile import Finding, inspect
+from stepwell.storage.checksums import CheckedTables, Row, with_checksum
+from stepwell.storage.datafile import META_FORMAT, Finding, LogFormat, inspect, read_format
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
+from stepwell.storage.structure import UnsoundError, check
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
@@ -55,24 +55,10 @@ _OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file take
 _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
-_META_FORMAT: Final = b"format"
+_LOCK_FILE: Final = "-lock"
+_MOST_BYTES: Final = 1 << 26  # of pages that are looked at on opening, of a file that is known
+_SNAPSHOT_ATTEMPTS: Final = 5
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
-
-
-class LogFormat(msgspec.Struct):
-    """What the `meta` table says of a log.
-
-    Attributes:
-        written: The format version that its newest records may have.
-        readable_from: The oldest library format version that can read it.
-        log_id: 16 random bytes that tell this log from any other.
-        engine: The storage engine and its file format.
-    """
-
-    written: int
-    readable_from: int
-    log_id: bytes
-    engine: str = "lmdb 0.9"
 
 
 class LmdbStorage(TableStorage):
@@ -82,11 +68,11 @@ class LmdbStorage(TableStorage):
     environment; it is closed when the last handle is.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, verify: bool | None = None) -> None:
         super().__init__()
         self.path = os.fspath(path)
         self.read_only = read_only
-        self._environment: _Environment | None = _acquire(self.path, read_only)
+        self._environment: _Environment | None = _acquire(self.path, read_only, verify)
         self.log_id = self._environment.log_id
 
     @property
@@ -103,13 +89,13 @@ class LmdbStorage(TableStorage):
     def _reading(self) -> Iterator[Tables]:
         environment = self._open_environment()
         with environment.transaction(write=False) as transaction:
-            yield _LmdbTables(transaction, environment.tables)
+            yield CheckedTables(_LmdbTables(transaction, environment.tables))
 
     @contextmanager
     def _writing(self) -> Iterator[Tables]:
         environment = self._open_environment()
         with environment.transaction(write=True) as transaction:
-            yield _LmdbTables(transaction, environment.tables)
+            yield CheckedTables(_LmdbTables(transaction, environment.tables))
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
@@ -169,6 +155,12 @@ class _LmdbTables:
             found = (cursor.prev() if cursor.set_range(stop) else cursor.last()) and cursor.key() >= start
             return cursor.key() if found else None
 
+    def neighbours(self, table: str, key: bytes) -> tuple[Row | None, Row | None]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            after = cursor.item() if (cursor.set_range(key) if key else cursor.first()) else None
+            before = cursor.item() if (cursor.prev() if after else cursor.last()) else None
+            return before, after
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._transaction.put(key, value, db=self._tables[table])
 
@@ -179,7 +171,7 @@ class _LmdbTables:
 class _Environment:
     """One LMDB environment, shared by all handles on its file."""
 
-    def __init__(self, path: str, real_path: str, read_only: bool) -> None:
+    def __init__(self, path: str, real_path: str, read_only: bool, verify: bool | None) -> None:
         self.path = path
         self.real_path = real_path
         self.pid = os.getpid()
@@ -192,6 +184,9 @@ class _Environment:
         self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         self._punches = freepages.can_punch()
+        # Where nobody on this machine had the file open, it comes from elsewhere.
+        is_known = os.path.exists(real_path + _LOCK_FILE)
+        self._verify = not is_known or None if verify is None else verify
         _check_file(path, real_path, read_only)
         self._env, self.tables, self.log_id = self._open(read_only)
         self._identity = _identity(real_path)
@@ -206,11 +201,18 @@ class _Environment:
             env = _open_map(self.real_path, read_only, largest_bytes)
             try:
                 env.reader_check()
+                if self._verify is not False:
+                    _check_snapshot(env, self.path, self.real_path, None if self._verify else _MOST_BYTES)
                 tables, log_id = _open_tables(env, self.path, read_only)
             except BaseException:
                 env.close()
                 raise
         return env, tables, log_id
+
+    def check(self) -> None:
+        """Raise unless the engine can follow every page, as somebody asks for certainty who has it open already."""
+        with _translated(self.path):
+            _check_snapshot(self._env, self.path, self.real_path, None)
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction[bytes]]:
@@ -281,8 +283,9 @@ class _Environment:
         """Commit something small: LMDB gives out again what one commit freed only in the second after it."""
         try:
             with self.transaction(write=True) as transaction:
-                turn = int.from_bytes(transaction.get(_META_TURN, b"", db=self.tables[META]))
-                transaction.put(_META_TURN, (turn + 1).to_bytes(8), db=self.tables[META])
+                tables = CheckedTables(_LmdbTables(transaction, self.tables))
+                turn = int.from_bytes(tables.get(META, _META_TURN) or b"")
+                tables.put(META, _META_TURN, (turn + 1).to_bytes(8))
         except MapFullError:
             return False
         return True
@@ -447,7 +450,7 @@ _environments: dict[str, _Environment] = {}
 _registry = threading.Lock()
 
 
-def _acquire(path: str, read_only: bool) -> _Environment:
+def _acquire(path: str, read_only: bool, verify: bool | None) -> _Environment:
     real_path = os.path.realpath(path)
     with _registry:
         environment = _environments.get(real_path)
@@ -456,10 +459,13 @@ def _acquire(path: str, read_only: bool) -> _Environment:
             del _environments[real_path]
             environment = None
         if environment is None:
-            environment = _Environment(path, real_path, read_only)
+            environment = _Environment(path, real_path, read_only, verify)
             _environments[real_path] = environment
-        elif not read_only:
-            environment.make_writable()
+        else:
+            if verify:
+                environment.check()
+            if not read_only:
+                environment.make_writable()
         environment.handles += 1
         return environment
 
@@ -519,16 +525,36 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
         if read_only:
             raise UsageError(f"there is no log at {path!r} to read; open it without read_only to create it")
     elif found is Finding.SHORT:
-        # Pages that were given back before they were ever written may be missing at the end; others may not.
-        try:
-            breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
-            if not breaches and can_read():
-                # Of a value that takes several pages the verification has looked at the first alone.
-                breaches = [f"page {page} is missing" for page in freepages.missing_pages(real_path)]
-        except (offline.VerifyError, UnclearError) as error:
-            breaches = [str(error)]
-        if breaches:
-            raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
+        # Pages that were given back before they were ever written may be missing at the end; others may not.  As
+        # nobody has grown the file to its pages, nobody is writing to it.
+        _check_pages(path, real_path)
+
+
+def _check_pages(path: str, real_path: str, transaction: int | None = None, most_bytes: int | None = None) -> None:
+    """Raise if the engine cannot follow the pages that a transaction left."""
+    if not can_read():
+        return
+    try:
+        check(real_path, transaction, most_bytes)
+    except UnsoundError as error:
+        raise CorruptionError(f"the file {path!r} was damaged or cut short: {error}") from error
+
+
+def _check_snapshot(env: lmdb.Environment, path: str, real_path: str, most_bytes: int | None) -> None:
+    """Raise if the engine cannot follow the pages of the newest transaction.
+
+    Beginning to read touches no page but the meta pages; from then on LMDB keeps the others as they are.
+    """
+    for attempt in range(_SNAPSHOT_ATTEMPTS):
+        with env.begin() as transaction:
+            try:
+                _check_pages(path, real_path, transaction.id(), most_bytes)
+                return
+            except CorruptionError:
+                # The second commit after it writes over its meta page, which may have been while it was read.
+                overtaken = env.info()["last_txnid"] >= transaction.id() + 2
+                if attempt == _SNAPSHOT_ATTEMPTS - 1 or not overtaken:
+                    raise
 
 
 def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
@@ -563,19 +589,10 @@ def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dic
     except lmdb.NotFoundError:
         raise _foreign(path) from None
     with env.begin() as transaction:
-        data = transaction.get(_META_FORMAT, db=tables[META])
+        data = transaction.get(META_FORMAT, db=tables[META])
     if data is None:
         raise _foreign(path)
-    try:
-        format_ = msgspec.msgpack.decode(data, type=LogFormat)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptionError(f"the format entry of {path!r} cannot be read: {error}") from error
-    if format_.readable_from > fmt.FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path!r} was written in format {format_.written}, this library reads up to {fmt.FORMAT_VERSION}; "
-            "upgrade stepwell"
-        )
-    return tables, format_.log_id
+    return tables, read_format(path, data).log_id
 
 
 def _create_tables(env: lmdb.Environment, path: str) -> None:
@@ -589,7 +606,8 @@ def _create_tables(env: lmdb.Environment, path: str) -> None:
             return
         tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
         format_ = LogFormat(fmt.FORMAT_VERSION, fmt.READABLE_FROM_VERSION, os.urandom(16))
-        transaction.put(_META_FORMAT, msgspec.msgpack.encode(format_), db=tables[META])
+        data = with_checksum(META, META_FORMAT, msgspec.msgpack.encode(format_))
+        transaction.put(META_FORMAT, data, db=tables[META])
 
 
 def _foreign(path: str) -> NotALogError:

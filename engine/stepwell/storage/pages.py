@@ -32,6 +32,7 @@ FIRST_PAGE: Final = 2  # 0 and 1 are the meta pages
 # Of a tree: page size or 0, flags, depth, branch pages, leaf pages, overflow pages, rows, root.
 _TREE = struct.Struct("=IHHQQQQQ")
 _META = struct.Struct(f"=II16x{_TREE.size}s{_TREE.size}sQQ")  # magic, format, free, tables, last page, transaction
+TREE_BYTES: Final = _TREE.size
 META_BYTES: Final = PAGE_HEADER_BYTES + _META.size
 _PAGE = struct.Struct("=QxxHHH")  # number, flags, lower, upper
 _OVERFLOW = struct.Struct("=QxxHI")  # number, flags, pages

@@ -1,0 +1,109 @@
+"""Checksums of the rows that have none of their own: all but events and segments.
+
+    value as stored = value, then CRC-32 of (the table's name, key, value), u32
+
+It finds accidents, as the hash of a record does.  It covers the key, so a row is not believed in another place.
+
+That a row is absent is proven too.  It would stand between the row before its place and the row after it, however
+damaged its own key is; if these two are what was written, there is nothing between them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, Protocol
+from zlib import crc32
+
+from stepwell.errors import CorruptionError
+from stepwell.storage.tables import DERIVED, INDEX, LANES, META, NAMES, THREADS, Tables
+
+CHECKSUM_BYTES: Final = 4
+_CHECKSUM = struct.Struct(">I")
+_THREAD_BYTES: Final = 8
+_BEGUN: Final = {table: crc32(table.encode()) for table in (META, *DERIVED)}
+_OF_THREADS: Final = frozenset((THREADS, NAMES, LANES, INDEX))  # whose keys begin with a thread's number
+
+Row = tuple[bytes, bytes]
+"""Key and value as stored."""
+
+
+class StoredTables(Tables, Protocol):
+    """Tables with their rows as they are stored."""
+
+    def neighbours(self, table: str, key: bytes) -> tuple[Row | None, Row | None]:
+        """The last row before a key, and the first one at it or after it."""
+
+
+class CheckedTables:
+    """Tables whose rows are what was written, or raise CorruptionError; rows of events and segments as they stand."""
+
+    def __init__(self, stored: StoredTables) -> None:
+        self._stored = stored
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        stored = self._stored.get(table, key)
+        if table not in _BEGUN:
+            return stored
+        if stored is not None:
+            return checked(table, key, stored)
+        self._prove_edge(table, key)
+        return None
+
+    def scan(self, table: str, start: bytes, stop: bytes) -> Iterator[Row]:
+        rows = self._stored.scan(table, start, stop)
+        return rows if table not in _BEGUN else self._check(table, rows, start, stop)
+
+    def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[Row]:
+        rows = self._stored.scan_back(table, start, stop)
+        return rows if table not in _BEGUN else self._check(table, rows, stop, start)
+
+    def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        if table not in _BEGUN:
+            return self._stored.next_key(table, start, stop)
+        return next((key for key, _ in self.scan(table, start, stop)), None)
+
+    def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
+        if table not in _BEGUN:
+            return self._stored.previous_key(table, start, stop)
+        return next((key for key, _ in self.scan_back(table, start, stop)), None)
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self._stored.put(table, key, value if table not in _BEGUN else with_checksum(table, key, value))
+
+    def delete(self, table: str, key: bytes) -> None:
+        self._stored.delete(table, key)
+
+    def _check(self, table: str, rows: Iterator[Row], begin: bytes, end: bytes) -> Iterator[Row]:
+        """The values of rows, the first and the last of which are proven to be so if they are reached."""
+        self._prove_edge(table, begin)
+        for key, stored in rows:
+            yield key, checked(table, key, stored)
+        self._prove_edge(table, end)
+
+    def _prove_edge(self, table: str, key: bytes) -> None:
+        """Raise unless the rows beside a place are what was written, and it is their place."""
+        before, after = self._stored.neighbours(table, key)
+        for row in (before, after):
+            if row is not None:
+                checked(table, *row)
+        if (before is not None and before[0] >= key) or (after is not None and after[0] < key):
+            raise CorruptionError(f"the rows of {table!r} are out of order")
+
+
+def with_checksum(table: str, key: bytes, value: bytes) -> bytes:
+    """A value as it is stored."""
+    return value + _CHECKSUM.pack(crc32(value, crc32(key, _BEGUN[table])))
+
+
+def checked(table: str, key: bytes, stored: bytes) -> bytes:
+    """The value of a row.
+
+    Raises:
+        CorruptionError: It is not what was written in this place.
+    """
+    value = stored[:-CHECKSUM_BYTES]
+    if stored[-CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key, _BEGUN[table]))):
+        thread = int.from_bytes(key[:_THREAD_BYTES]) if table in _OF_THREADS else 0
+        raise CorruptionError(f"a row of {table!r} is damaged: its checksum does not match", thread=thread or None)
+    return value
