@@ -7,6 +7,7 @@ import importlib
 import json
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from hashlib import blake2b
@@ -35,8 +36,9 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.storage import segments, tables
+from stepwell.storage.checksums import with_checksum
+from stepwell.storage.datafile import LogFormat
 from stepwell.storage.index import IndexRow
-from stepwell.storage.lmdb import LogFormat
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")
@@ -153,6 +155,7 @@ def example() -> dict[str, bytes]:
     found["segments-head"] = segment[:12] + (100).to_bytes(4) + segment[16:48]
     found["segments-plain"] = group.plain
     found["index-further-key"] = fmt.index_further_key(1, 1, fmt.id_key("s2"), 99)
+    found["stored-row"] = with_checksum("lanes", names["lanes"], found["lanes-value"])
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
     return found
@@ -172,7 +175,12 @@ def read_rows(path: Path) -> dict[str, dict[bytes, bytes]]:
     with lmdb.open(str(path), subdir=False, readonly=True, max_dbs=64) as env, env.begin() as transaction:
         found = {}
         for name, _ in transaction.cursor():
-            found[name.decode()] = dict(transaction.cursor(env.open_db(name, transaction, create=False)))
+            rows = dict(transaction.cursor(env.open_db(name, transaction, create=False)))
+            if name not in (b"events", b"segments"):
+                for key, stored in rows.items():
+                    assert stored[-4:] == zlib.crc32(name + key + stored[:-4]).to_bytes(4)
+                    rows[key] = stored[:-4]
+            found[name.decode()] = rows
         return found
 
 

@@ -58,7 +58,7 @@ def build(path: Path) -> None:
     rng = random.Random(5)
     with Log.open(path, seal_after_events=1 << 30, seal_after_bytes=1 << 50) as log:
         for name in ("sealed", "loose", "pruned", "deleted"):
-            _grow(log, name, rng, 14 if name == "sealed" else 5)
+            _grow(log, name, rng, 20 if name == "sealed" else 5)
             if name in ("sealed", "pruned"):
                 log.seal(name)
                 _grow(log, name, rng, 4, first=20)
@@ -82,7 +82,8 @@ def build(path: Path) -> None:
             checkpoint["channel_versions"] = {"messages": version, "count": version}
             config = saver.put(config, checkpoint, {"source": "loop", "step": number}, checkpoint["channel_versions"])
             saver.put_writes(config, [("messages", messages[-1]), ("count", number)], task_id=f"task-{number}")
-        log.thread("loose").append([step("big", {"x": rng.randbytes(9000)}, lane="sub")])
+        for name in ("loose", "copied"):
+            log.thread(name).append([step("big", {"x": rng.randbytes(9000)}, lane="sub")])
     with Log.open(path) as log:
         assert log.audit().breaches == []
 
@@ -97,7 +98,10 @@ def _grow(log: Log, name: str, rng: random.Random, count: int, first: int = 0) -
             thread.append([wrote(at, [new, rng.randbytes(70)], task="t", lane=lane)])
             held = {key: payload for key, (_, payload) in before.channels.items()} if before else {}
             listed = msgspec.msgpack.decode(held["m"]) if "m" in held else ["a first message"] * 5
-            held |= {"x": new, "m": msgspec.msgpack.encode([*listed, f"message {number} " * 9 + rng.randbytes(20).hex()])}
+            held |= {
+                "x": new,
+                "m": msgspec.msgpack.encode([*listed, f"message {number} " * 9 + rng.randbytes(20).hex()]),
+            }
             thread.append(
                 [
                     step(
@@ -286,7 +290,9 @@ def questions(steps: dict[str, list[int]]) -> list[Question]:
         asked += [(name, what, None) for what in ("summary", "events", "backwards", "steps", "list", "tuple")]
         asked += [(name, what, lane) for lane in LANES for what in ("lane steps", "forks", "head")]
         asked += [(name, "at", at) for at in steps.get(name, [])[::5]]
-        asked += [(name, what, (at, lane)) for lane in LANES for at in ("s3", "s21", "s99") for what in ("id", "writes")]
+        asked += [
+            (name, what, (at, lane)) for lane in LANES for at in ("s3", "s21", "s99") for what in ("id", "writes")
+        ]
     return asked
 
 
@@ -452,7 +458,7 @@ def run_case(sound: Intact, seed: int, case: int, path: Path) -> tuple[str, Verd
 
 
 def _work(sound: Intact, seed: int, cases: range, pipe: Connection) -> None:
-    directory = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    directory = Path(tempfile.mkdtemp(prefix="stepwell-damage-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     try:
         for case in cases:
             pipe.send((case, None, None))
@@ -534,7 +540,9 @@ def main() -> int:
         return bool(verdict.fault)
     tell = partial(print, flush=True)
     tally = run(options.seed, range(options.first, options.first + options.cases), options.workers, tell)
-    print(f"{options.cases} cases in {time.monotonic() - began:.0f} s: {dict(tally.outcomes)}, {len(tally.faults)} faults")
+    print(
+        f"{options.cases} cases in {time.monotonic() - began:.0f} s: {dict(tally.outcomes)}, {len(tally.faults)} faults"
+    )
     return bool(tally.faults)
 
 

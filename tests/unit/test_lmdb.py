@@ -37,8 +37,11 @@ from stepwell import (
 )
 from stepwell.storage import freepages
 from stepwell.storage import lmdb as engine
+from stepwell.storage.checksums import checked, with_checksum
+from stepwell.storage.datafile import LogFormat
 from stepwell.storage.freepages import UnclearError
 from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.tables import ALL
 
 PRELUDE = """
 import os, sys
@@ -370,6 +373,7 @@ def test_other_lmdb_files(path: Path, table: bytes | None, rows: dict[bytes, byt
         Log.open(path, read_only=read_only)
     assert path.read_bytes() == before
     assert engine._environments == {}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_empty_lmdb_file(path: Path) -> None:
@@ -395,14 +399,15 @@ def test_places_where_no_log_can_be(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "loop"]
 
 
-def rewrite_format(path: Path, **fields: int) -> None:
+def rewrite_format(path: Path, **fields: int | str) -> None:
     """Change what a log says of its format."""
     with lmdb.open(str(path), subdir=False, max_dbs=20) as env:
         meta = env.open_db(b"meta", create=False)
         with env.begin(write=True) as transaction:
-            found = msgspec.msgpack.decode(transaction.get(b"format", db=meta), type=engine.LogFormat)
-            changed = msgspec.structs.replace(found, **fields)
-            transaction.put(b"format", msgspec.msgpack.encode(changed), db=meta)
+            stored = checked("meta", b"format", transaction.get(b"format", db=meta) or b"")
+            changed = msgspec.structs.replace(msgspec.msgpack.decode(stored, type=LogFormat), **fields)
+            stored = with_checksum("meta", b"format", msgspec.msgpack.encode(changed))
+            transaction.put(b"format", stored, db=meta)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -414,19 +419,45 @@ def test_newer_format(path: Path, read_only: bool) -> None:
     with Log.open(path, read_only=read_only) as log:
         assert ids(log) == ["s0"]
     rewrite_format(path, written=7, readable_from=7)
+    os.remove(f"{path}-lock")
+    before = path.read_bytes()
     with pytest.raises(NewerFormatError, match=r"format 7.*upgrade"):
         Log.open(path, read_only=read_only)
     assert engine._environments == {}
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-def test_format_entry_that_cannot_be_read(path: Path) -> None:
+@pytest.mark.parametrize("read_only", [False, True])
+def test_other_engine(path: Path, read_only: bool) -> None:
+    """A log that says that it is of another engine is refused, with the engine's name."""
+    Log.open(path).close()
+    rewrite_format(path, engine="lmdb 1.0")
+    with pytest.raises(NotALogError, match=r"lmdb 1\.0"):
+        Log.open(path, read_only=read_only)
+
+
+@pytest.mark.parametrize("stored", [b"", b"\xc1", with_checksum("meta", b"format", b"\xc1")])
+def test_format_entry_that_cannot_be_read(path: Path, stored: bytes) -> None:
     """A log whose format entry is damaged is reported as damaged."""
     Log.open(path).close()
     with lmdb.open(str(path), subdir=False, max_dbs=20) as env:
         meta = env.open_db(b"meta", create=False)
         with env.begin(write=True) as transaction:
-            transaction.put(b"format", b"\xc1", db=meta)
-    with pytest.raises(CorruptionError, match="format"):
+            transaction.put(b"format", stored, db=meta)
+    with pytest.raises(CorruptionError, match=r"format|meta"):
+        Log.open(path)
+
+
+@pytest.mark.parametrize("name", [*ALL])
+def test_table_that_is_missing(path: Path, name: str) -> None:
+    """A log that lacks one of its tables is damaged, and not somebody else's file."""
+    Log.open(path).close()
+    with lmdb.open(str(path), subdir=False, max_dbs=20) as env:
+        table = env.open_db(name.encode(), create=False)
+        with env.begin(write=True) as transaction:
+            transaction.drop(table)
+    with pytest.raises(CorruptionError, match=f"table '{name}'"):
         Log.open(path)
 
 
