@@ -407,7 +407,7 @@ class Thread:
             CorruptionError: An event that the state depends on is damaged.
         """
         row = self.row()
-        sequence = None if row is None else self._locate(row.number, at, lane)
+        sequence = None if row is None else self._locate(row, at, lane)
         if row is None or sequence is None:
             return None
         if isinstance(at, int):
@@ -426,20 +426,22 @@ class Thread:
             {name: reader.resolved_value(value, payloads.read) for name, value in state.channels.items()},
         )
 
-    def _locate(self, number: int, at: int | str | None, lane: str) -> int | None:
+    def _locate(self, row: ThreadRow, at: int | str | None, lane: str) -> int | None:
         storage = self.log.storage
         if isinstance(at, int):
             check_sequence("sequence", at)
-            record = storage.read(number, [at]).get(at)
+            record = storage.read(row.number, [at]).get(at)
+            if record is None and row.first <= at <= row.last:
+                raise reader.missing(storage, row.number, at)
             return at if record is not None and record.header.kind == fmt.KIND_STEP else None
         check_text("lane", lane)
-        found = storage.lane(number, lane)
+        found = storage.lane(row.number, lane)
         if found is None:
             return None
         if at is None:
             return found[1].head or None
         check_text("step id", at)
-        step = storage.find(number, found[0], [fmt.id_key(at)])[0]
+        step = storage.find(row.number, found[0], [fmt.id_key(at)])[0]
         return step.step if step.step and not step.hidden else None
 
     def events(self, *, after: int = 0, reverse: bool = False) -> Iterator[tuple[Sequence, Event]]:

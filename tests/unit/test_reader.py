@@ -222,17 +222,20 @@ def test_payloads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(map(len, payloads._held.values())) <= 1000
 
 
-def test_payload_that_is_gone() -> None:
+def test_payload_that_is_gone(memory_log: Log) -> None:
     """Content of an event that was pruned meanwhile is a conflict; of one that is lost, damage."""
+    thread = memory_log.thread("t")
+    thread.append([step("s0", {"x": noise()}), step("s1")])
+    payloads = Payloads(memory_log.storage, 1)
+    thread.prune([4])
+    with pytest.raises(ConflictError):
+        payloads.read(Ref(3, 0, 1))
     storage = MemoryStorage()
     storage.commit([append("t", step("s0", {"x": noise()}), step("s1"))])
-    set_record(storage, 1, 4, None)
-    with pytest.raises(CorruptionError):
-        Payloads(storage, 1).read(Ref(4, 0, 1))
-    for sequence in (1, 2):
+    for sequence in (4, 1):
         set_record(storage, 1, sequence, None)
-    with pytest.raises(ConflictError):
-        Payloads(storage, 1).read(Ref(2, 0, 1))
+        with pytest.raises(CorruptionError):
+            Payloads(storage, 1).read(Ref(sequence, 0, 1))
 
 
 def test_references() -> None:

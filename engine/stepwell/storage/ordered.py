@@ -151,8 +151,7 @@ class TableStorage(ABC):
         size = 0
         with self._reading() as tables:
             records = Records(tables, self._held, once=True)
-            scan = records.scan_back if reverse else records.scan
-            for record in islice(scan(thread, after, before), limit):
+            for record in islice(_all_records(tables, records, thread, after, before, reverse), limit):
                 found.append(record)
                 size += record.size
                 if size > PAGE_BYTES:
@@ -183,7 +182,7 @@ class TableStorage(ABC):
     def _steps(self, tables: Tables, thread: int, lane: int | None, before: int) -> Iterator[Record]:
         records = Records(tables, self._held)
         if lane is None:
-            yield from filter(_shown, records.scan_back(thread, 0, before or _AFTER_ALL_SEQUENCES))
+            yield from filter(_shown, _all_records(tables, records, thread, 0, before or _AFTER_ALL_SEQUENCES, True))
             return
         data = tables.get(LANES, fmt.lane_key(thread, lane))
         if data is None:
@@ -265,6 +264,21 @@ class TableStorage(ABC):
     def bases(self, thread: int) -> dict[int, memoryview]:
         with self._reading() as tables:
             return dict(Records(tables, Held()).bases(thread))
+
+
+def _all_records(
+    tables: Tables, records: Records, thread: int, after: int, before: int, reverse: bool
+) -> Iterator[Record]:
+    """The records between two sequences, both excluded; one that the thread should have and has not is an error."""
+    data = tables.get(THREADS, fmt.number_key(thread))
+    row = ThreadRow(thread, b"") if data is None else unpack_thread(data, thread)
+    found = (records.scan_back if reverse else records.scan)(thread, after, before)
+    expected = range(max(after + 1, row.first), min(before - 1, row.last) + 1)
+    for sequence in reversed(expected) if reverse else expected:
+        record = next(found, None)
+        if record is None or record.sequence != sequence:
+            raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
+        yield record
 
 
 def _shown(record: Record) -> bool:
