@@ -23,6 +23,7 @@ from stepwell.log import Log
 from stepwell.patch import Array, Map, Ref, Value, read_content, references, size_of
 from stepwell.storage import Storage
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
+from stepwell_langgraph.fields import Fields
 from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
 
 _REMEMBERED_BYTES: Final = 1 << 26
@@ -42,9 +43,8 @@ class LaneMemory:
         sequence: Where the step stands.
         channels: What each channel stands for.
         versions: The version of each channel.
-        checkpoint: The checkpoint without its values, with content as bytes.
-        metadata: Its metadata, with content as bytes.
-        fields_size: Bytes of both, roughly.
+        checkpoint: The checkpoint without its values.
+        metadata: Its metadata.
         fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
         turn: Number of puts so far.
     """
@@ -52,7 +52,6 @@ class LaneMemory:
     __slots__ = (
         "channels",
         "checkpoint",
-        "fields_size",
         "fresh",
         "incarnation",
         "metadata",
@@ -68,9 +67,8 @@ class LaneMemory:
         self.parent_id: str | None = None
         self.channels: dict[str, Channel] = {}
         self.versions: Mapping[str, str | int | float] = {}
-        self.checkpoint: Value | None = None
-        self.metadata: Value | None = None
-        self.fields_size = 0
+        self.checkpoint = Fields()
+        self.metadata = Fields()
         self.fresh = True
         self.turn = 0
 
@@ -84,7 +82,7 @@ class LaneMemory:
     @property
     def size(self) -> int:
         """Bytes of the encoded state, roughly: what holding its objects may cost."""
-        return sum(channel.size for channel in self.channels.values()) + self.fields_size
+        return sum(channel.size for channel in self.channels.values()) + self.checkpoint.size + self.metadata.size
 
 
 class Memories:
@@ -253,11 +251,10 @@ def recall_step(
         else:
             memory.channels[name] = PlainChannel(known, size_of(known))
     if state.fields:
-        memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
-        memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
-        memory.fields_size = size_of(memory.checkpoint) + size_of(memory.metadata)
-        payload = payloads.payload(memory.checkpoint)
-        memory.versions = serde.loads_typed((memory.checkpoint.type, payload))["channel_versions"]
+        checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
+        memory.checkpoint = Fields(checkpoint)
+        memory.metadata = Fields(reader.resolved_value(state.fields[METADATA], payloads.read))
+        memory.versions = serde.loads_typed((checkpoint.type, payloads.payload(checkpoint)))["channel_versions"]
     return memory
 
 
