@@ -236,14 +236,14 @@ class Pages:
         yield rows
 
     def leaf(self, number: int, damage: Damage) -> list[Row]:
-        """The rows of a page by itself; none unless it is a leaf.  Nothing is noted as met.
+        """The rows of a page by itself; none unless it looks like a leaf, at least by half.  Nothing is noted as met.
 
         Args:
             number: The page.
             damage: Told what is wrong with a row, which is left out.
         """
         try:
-            page = self._page(number, _LEAF)
+            page = self._page(number, _LEAF, strict=False)
         except PageError:
             return []
         rows: list[Row] = []
@@ -268,11 +268,11 @@ class Pages:
             return row.data
         return self._read(row.run, row.run * self.page_bytes + PAGE_HEADER_BYTES, row.length)
 
-    def _page(self, number: int, flags: int) -> _Page:
+    def _page(self, number: int, flags: int, *, strict: bool = True) -> _Page:
         self._check(number, 1)
         data = self._read(number, number * self.page_bytes, self.page_bytes)
         stored, found, lower, upper = _PAGE.unpack_from(data)
-        if (stored, found) != (number, flags):
+        if (stored != number or found != flags) if strict else (stored != number and found != flags):
             raise PageError(number, f"is no {'leaf' if flags == _LEAF else 'branch'} of a tree")
         if not PAGE_HEADER_BYTES < lower <= upper <= self.page_bytes or lower % 2:
             raise PageError(number, f"has room from {lower} to {upper}")
