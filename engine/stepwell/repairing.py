@@ -12,6 +12,7 @@ What can be proven is collected in the new log's tables (`salvage.py`).  Then:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
 from itertools import islice
@@ -27,7 +28,7 @@ from stepwell.content import entry
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, StepwellError
 from stepwell.events import NOWHERE, LaneOpened, Sequence, StepCommitted, ThreadPruned, WritesRecorded
 from stepwell.patch import Merge, Patch, Ref, references
-from stepwell.salvage import Progress, Salvage
+from stepwell.salvage import Progress, Salvage, StoredRow, put
 from stepwell.storage import Append, Delete, Entry, FeedRow, Operation, RawStorage, ThreadRow, pack_name, pack_row
 from stepwell.storage.remains import Remains
 from stepwell.storage.tables import EVENTS, NAMES, SEGMENTS, THREAD_NAMES, THREADS
@@ -58,9 +59,10 @@ class ThreadRepair(NamedTuple):
     Attributes:
         number: Its number.
         thread_id: Its id; of a deleted thread, the empty text.
-        name_is_lost: Whether this id is a new one, since the thread's own could not be found.
+        lost_names: New names that the thread, or lanes of it, have, since their own could not be found.
         events: How many of its events were proven.
-        lost: What the new log does not hold of it.
+        lost: The events that are missing.
+        left_out: The steps and writes that could be proven, but are not intact without what is missing.
         rewritten: Whether it begins anew: what was kept stands at new sequences.
         found: How many of its events no table led to.
         mended: How many hash chains were wrong, and were computed anew.
@@ -68,25 +70,28 @@ class ThreadRepair(NamedTuple):
 
     number: int
     thread_id: str
-    name_is_lost: bool
+    lost_names: tuple[str, ...]
     events: int
     lost: tuple[Loss, ...]
+    left_out: tuple[Loss, ...]
     rewritten: bool
     found: int
     mended: int
 
     def __str__(self) -> str:
-        name = repr(self.thread_id) if self.thread_id or self.name_is_lost else "deleted"
+        name = repr(self.thread_id) if self.thread_id or self.rewritten else "deleted"
         lines = [f"thread {self.number} ({name}): {self.events:,} events could be proven"]
-        if self.name_is_lost:
-            lines.append("its own name is lost")
+        for each in self.lost_names:
+            lines.append(f"{each!r} is a new name: the old one is lost")
         if self.found:
             lines.append(f"{self.found:,} of them were found outside of the tables")
         if self.mended:
             lines.append(f"the hash chain of {self.mended:,} was computed anew")
-        for first, last, reason in self.lost:
-            place = f"event {first}" if first == last else f"events {first} to {last}"
-            lines.append(f"lost: {place}: {reason}")
+        lines += [f"lost: {_place(loss)}: {loss.reason}" for loss in self.lost]
+        reasons = Counter(loss.reason for loss in self.left_out)
+        lines += [
+            f"left out: {count:,} that were not lost: {reason}" for reason, count in reasons.most_common(_MOST_TOLD)
+        ]
         if self.rewritten:
             lines.append("it begins anew: what was kept stands at new sequences")
         return "\n    ".join(lines)
@@ -116,17 +121,26 @@ class RepairReport(NamedTuple):
         """How many events are known to be missing."""
         return sum(loss.last - loss.first + 1 for thread in self.repaired for loss in thread.lost)
 
+    @property
+    def left_out_events(self) -> int:
+        """How many steps and writes are not in the new log though they are not missing."""
+        return sum(len(thread.left_out) for thread in self.repaired)
+
     def __str__(self) -> str:
         lines = [
             f"{self.path} was repaired into {self.into}",
             f"threads: {self.threads:,}, of which {self.threads - len(self.repaired):,} are as they were",
-            f"events: {self.events:,}; lost: {self.lost_events:,}",
+            f"events: {self.events:,}; lost: {self.lost_events:,}; left out: {self.left_out_events:,}",
             *map(str, self.repaired),
             *(f"damage: {what}" for what in self.damage[:_MOST_TOLD]),
         ]
         if len(self.damage) > _MOST_TOLD:
             lines.append(f"damage: and so on, {len(self.damage) - _MOST_TOLD:,} times")
         return "\n".join(lines)
+
+
+def _place(loss: Loss) -> str:
+    return f"event {loss.first}" if loss.first == loss.last else f"events {loss.first} to {loss.last}"
 
 
 def fill(storage: RawStorage, remains: Remains, into: str, progress: Progress) -> RepairReport:
@@ -149,7 +163,7 @@ def fill(storage: RawStorage, remains: Remains, into: str, progress: Progress) -
     new = _New(storage, salvage, progress)
     new.make()
     remains.check_unchanged()
-    damage = tuple(dict.fromkeys(remains.damage))
+    damage = tuple(dict.fromkeys([*remains.damage, *new.damage]))
     return RepairReport(remains.path, into, len(salvage.held), new.events, tuple(new.repaired), damage)
 
 
@@ -159,52 +173,54 @@ class _New:
     Attributes:
         events: How many events it holds.
         repaired: The threads that are not simply as they were.
+        damage: What is wrong with threads that lack nothing.
     """
 
     def __init__(self, storage: RawStorage, salvage: Salvage, progress: Progress) -> None:
         self.events = 0
         self.repaired: list[ThreadRepair] = []
+        self.damage: list[str] = []
         self._storage = storage
         self._salvage = salvage
         self._progress = progress
         self._ids: set[str] = set()
+        self._commits: list[FeedRow] = []
+        self._broken: list[int] = []
 
     def make(self) -> None:
-        broken = dict(self._keep())
-        self._salvage.find_names({number for number in broken if self._salvage.name(number) is None})
-        for done, (number, why) in enumerate(sorted(broken.items())):
-            self._progress("rewriting threads", done, len(broken))
-            self._renew(number, why)
+        put(self._storage, self._derived())
+        put(self._storage, ((table, key, value) for (table, key), value in feed_rows(self._commits).items()))
+        self._salvage.find_names({number for number in self._broken if self._salvage.name(number) is None})
+        for done, number in enumerate(self._broken):
+            self._progress("rewriting threads", done, len(self._broken))
+            self._renew(number)
         self.repaired.sort()
 
-    def _keep(self) -> Iterator[tuple[int, str]]:
-        """Make the whole threads readable; yields the others, with what is wrong beside events that are missing."""
-        commits: list[FeedRow] = []
+    def _derived(self) -> Iterator[StoredRow]:
+        """The derived rows of the whole threads; notes which are not."""
         numbers = sorted(self._salvage.held)
         for done, number in enumerate(numbers):
             self._progress("deriving tables", done, len(numbers))
-            held = self._salvage.held[number]
             if not self._salvage.is_whole(number):
-                yield number, ""
+                self._broken.append(number)
                 continue
-            derived = derive(self._storage, number)
+            held, derived = self._salvage.held[number], derive(self._storage, number)
             if derived.breaches:
-                yield number, derived.breaches[0].what
+                breach = derived.breaches[0]
+                self.damage.append(f"thread {number}, event {breach.sequence}: {breach.what}")
+                self._broken.append(number)
                 continue
-            self._storage.restore((table, key, value) for (table, key), value in derived.rows.items())
-            commits += derived.commits.values()
+            yield from ((table, key, value) for (table, key), value in derived.rows.items())
+            self._commits += derived.commits.values()
             self.events += derived.events
             self._ids.add(held.thread_id or "")
             if held.found or held.mended:
-                self._tell(number, held.thread_id or "", ())
-        self._storage.restore((table, key, value) for (table, key), value in feed_rows(commits).items())
+                self._tell(number, held.thread_id or "")
 
-    def _renew(self, number: int, why: str) -> None:
+    def _renew(self, number: int) -> None:
         """Rewrite a thread that is not whole."""
         held, row = self._salvage.held[number], self._salvage.row(number)
         lost = [Loss(*loss) for loss in self._salvage.losses(number)]
-        if why and held.ranges:
-            lost.append(Loss(held.first, held.last, why))
         last = max(self._salvage.end(number), held.last)
         chain = held.chain if held.last == last and held.chain else row.chain if row is not None else fmt.CHAIN_SEED
         thread_id = self._salvage.name(number)
@@ -234,8 +250,9 @@ class _New:
             self._commit([_append(name, number, [each]) for each in group])
         self._remove(number, last)
         self.events += rewriting.last - last
-        lost += rewriting.lost
-        self._tell(number, name, sorted(lost), rewritten=True, name_is_lost=name != thread_id)
+        new_names = [name] if name != thread_id else []
+        new_names += rewriting.lost_lanes
+        self._tell(number, name, lost, rewriting.left_out, rewritten=True, lost_names=new_names)
 
     def _free_name(self, number: int) -> str:
         name = f"lost-name-{number}"
@@ -259,15 +276,18 @@ class _New:
         self,
         number: int,
         thread_id: str,
-        lost: Iterable[Loss],
+        lost: Iterable[Loss] = (),
+        left_out: Iterable[Loss] = (),
         *,
         rewritten: bool = False,
-        name_is_lost: bool = False,
+        lost_names: Iterable[str] = (),
     ) -> None:
         held = self._salvage.held[number]
         counts = held.found, held.mended
         self.repaired.append(
-            ThreadRepair(number, thread_id, name_is_lost, held.events, tuple(lost), rewritten, *counts)
+            ThreadRepair(
+                number, thread_id, tuple(lost_names), held.events, tuple(lost), tuple(left_out), rewritten, *counts
+            )
         )
 
 
@@ -278,12 +298,14 @@ class _Rewriting:
 
     Attributes:
         last: Where the last one so far stands.
-        lost: The steps that are left out though their records were proven.
+        left_out: The steps and writes that are left out though their records were proven.
+        lost_lanes: The new names of lanes whose own could not be found.
     """
 
     def __init__(self, storage: RawStorage, salvage: Salvage, number: int, last: int) -> None:
         self.last = last
-        self.lost: list[Loss] = []
+        self.left_out: list[Loss] = []
+        self.lost_lanes: list[str] = []
         self._storage = storage
         self._salvage = salvage
         self._number = number
@@ -310,7 +332,7 @@ class _Rewriting:
             elif isinstance(event, WritesRecorded):
                 missing = self._missing(write.value for write in event.writes)
                 if missing:
-                    self._lose(record.sequence, missing)
+                    self.left_out.append(Loss(record.sequence, record.sequence, missing))
                 else:
                     yield self._entry(record, event)
 
@@ -330,11 +352,11 @@ class _Rewriting:
         try:
             state = self._reader.state(self._number, sequence)
         except (ConflictError, CorruptionError):
-            self._lose(sequence, "a step that it is based on is lost")
+            self.left_out.append(Loss(sequence, sequence, "what it is based on is lost"))
             return None
         missing = self._missing((*state.channels.values(), *state.fields.values()))
         if missing:
-            self._lose(sequence, missing)
+            self.left_out.append(Loss(sequence, sequence, missing))
             return None
         channels, fields = Merge((), dict(state.channels)), Merge((), dict(state.fields))
         return msgspec.structs.replace(event, channels=channels, fields=fields, base=NOWHERE)
@@ -344,15 +366,8 @@ class _Rewriting:
         for patch in patches:
             for ref in references(patch):
                 if not self._held.holds(ref.sequence):
-                    return f"it refers to content of event {ref.sequence}, which is lost"
+                    return f"content of event {ref.sequence} is lost"
         return ""
-
-    def _lose(self, sequence: int, reason: str) -> None:
-        last = self.lost[-1] if self.lost else None
-        if last is not None and last.last == sequence - 1 and last.reason == reason:
-            self.lost[-1] = Loss(last.first, sequence, reason)
-        else:
-            self.lost.append(Loss(sequence, sequence, reason))
 
     def _entry(self, record: Record, event: StepCommitted | WritesRecorded) -> Entry:
         body = codec.moved(record, event, self._moved)
@@ -372,7 +387,11 @@ class _Rewriting:
         if name is None:
             if self._named is None:
                 self._named = self._salvage.lane_names(self._number)
-            name = self._opened[lane] = self._named.get(lane, f"lost-lane-{lane}")
+            name = self._named.get(lane)
+            if name is None:
+                name = f"lost-lane-{lane}"
+                self.lost_lanes.append(name)
+            self._opened[lane] = name
         return name
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import groupby, islice, product
 from typing import Final
 
@@ -26,7 +27,7 @@ from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, FormatError, StepwellError
 from stepwell.events import ThreadDeleted, ThreadOpened, ThreadPruned
-from stepwell.storage import Group, RawStorage, ThreadRow, unpack_name, unpack_thread
+from stepwell.storage import Group, RawStorage, ThreadRow, unpack_lane, unpack_name, unpack_thread
 from stepwell.storage.feed import read_feed
 from stepwell.storage.remains import Remains
 from stepwell.storage.segments import cut, pack
@@ -43,12 +44,28 @@ _CHAIN_OFFSET: Final = fmt.HEADER_BYTES - fmt.CHAIN_BYTES
 _EVENT_KEY_BYTES: Final = len(fmt.event_key(0, 0))
 _PART_KEY_BYTES: Final = len(fmt.part_key(0, 0, 0))
 _NAME_KEY_BYTES: Final = len(fmt.name_key(0, b""))
+_LANE_KEY_BYTES: Final = len(fmt.lane_key(0, 0))
+_KEY_LENGTHS: Final = frozenset((_EVENT_KEY_BYTES, _PART_KEY_BYTES, _NAME_KEY_BYTES))
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how much of how much of it."""
 
 StoredRow = tuple[str, bytes, bytes | None]
 """Table, key and value, for `RawStorage.restore`."""
+
+
+def put(storage: RawStorage, rows: Iterable[StoredRow]) -> None:
+    """Set rows of tables as they are, as many at once as memory should hold."""
+    batch: list[StoredRow] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += len(row[2] or b"")
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            storage.restore(batch)
+            batch, size = [], 0
+    if batch:
+        storage.restore(batch)
 
 
 class Held:
@@ -153,6 +170,7 @@ class Salvage:
         self._failed: dict[int, dict[int, str]] = {}  # what is wrong with what stands at a sequence
         self._found: dict[int, _Found] = {}
         self._names: dict[int, str] = {}
+        self._lane_names: dict[int, dict[bytes, bytes]] = {}  # rows of lanes' names that no table led to
 
     def collect(self) -> None:
         """Find and prove all that there is."""
@@ -203,17 +221,23 @@ class Salvage:
     def find_names(self, numbers: set[int]) -> None:
         """Look for the ids of threads in the table of names."""
         for key, value in self._remains.rows_again(NAMES):
-            if key.startswith(fmt.number_key(THREAD_NAMES)):
-                self._note_name(key, value, numbers)
+            self._note_name(key, value, numbers)
 
     def lane_names(self, number: int) -> dict[int, str]:
-        """The names of a thread's lanes, as the tables say."""
+        """The names of a thread's lanes, as far as the tables say them or lead to them."""
+        owner = fmt.number_key(number)
         found: dict[int, str] = {}
         for key, value in self._remains.rows_again(NAMES):
-            if key.startswith(fmt.number_key(number)):
-                named = _named(number, key, value)
-                if named is not None:
-                    found[named[0]] = named[1]
+            named = _named(number, key, value) if key.startswith(owner) else None
+            if named is not None:
+                found[named[0]] = named[1]
+        hashes = {key[8:]: value for key, value in self._lane_names.get(number, {}).items()}
+        for key, value in self._remains.rows_again(LANES):
+            if key.startswith(owner) and len(key) == _LANE_KEY_BYTES:
+                with suppress(CorruptionError):
+                    stray = hashes.get(unpack_lane(value, number).name_hash)
+                    if stray is not None:
+                        found.setdefault(fmt.read_lane_key(key)[1], unpack_name(stray)[1])
         return found
 
     # --- what the trees lead to ---
@@ -252,16 +276,7 @@ class Salvage:
                     yield EVENTS, key, value
 
     def _put(self, rows: Iterable[StoredRow]) -> None:
-        batch: list[StoredRow] = []
-        size = 0
-        for row in rows:
-            batch.append(row)
-            size += len(row[2] or b"")
-            if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-                self._storage.restore(batch)
-                batch, size = [], 0
-        if batch:
-            self._storage.restore(batch)
+        put(self._storage, rows)
 
     # --- one thread ---
 
@@ -336,10 +351,13 @@ class Salvage:
 
     def _read_strays(self) -> None:
         nameless = {number for number, held in self.held.items() if held.thread_id is None}
-        for key, value, is_live in self._remains.strays():
-            if len(key) == _NAME_KEY_BYTES and key.startswith(fmt.number_key(THREAD_NAMES)):
+        for key, value, is_live in self._remains.strays(_KEY_LENGTHS):
+            if len(key) == _NAME_KEY_BYTES:
                 self._note_name(key, value, nameless)
-            elif len(key) in (_EVENT_KEY_BYTES, _PART_KEY_BYTES):
+                owner = fmt.read_number(key[:8])
+                if owner in self.held and not self.is_whole(owner) and _named(owner, key, value) is not None:
+                    self._lane_names.setdefault(owner, {})[key] = value
+            else:
                 number, sequence = fmt.read_event_key(key)
                 if self._is_wanted(number, sequence):
                     self._found.setdefault(number, _Found()).add(key, value, is_live=is_live)

@@ -11,9 +11,11 @@ to say; that it was written there once, its checksum must show.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, UsageError
@@ -108,7 +110,7 @@ class Remains:
     def _open(self) -> None:
         metas = self._metas()
         page_bytes = metas[0].page_bytes if metas else self._likely_page_bytes()
-        self._pages = Pages(self._descriptor, page_bytes)
+        self._pages = self._all_pages(page_bytes)
         root = self._root(metas)
         self._free = self._read_free(root.meta)
         self._tables = {} if root is _NOWHERE else self._read_tables(root.tables)
@@ -117,7 +119,7 @@ class Remains:
             found = self._best(self._naming_pages())
             if found is not _NOWHERE and found.tables != root.tables:
                 self._doubt("the page that names the tables is damaged; an older one was used")
-                self._pages = Pages(self._descriptor, page_bytes)
+                self._pages = self._all_pages(page_bytes)
                 self._tables = self._read_tables(found.tables)
 
     def close(self) -> None:
@@ -157,26 +159,40 @@ class Remains:
         """The rows of a table once more; damage is passed over in silence."""
         tree = self._tables.get(table)
         if tree is not None:
-            yield from self._walk(Pages(self._descriptor, self._pages.page_bytes), tree, _ignore)
+            yield from self._walk(self._all_pages(self._pages.page_bytes), tree, _ignore)
 
-    def strays(self) -> Iterator[Stray]:
-        """The rows of all leaves that no table leads to, once every table was read."""
-        lost = bool(self.by_table)
+    def strays(self, key_lengths: frozenset[int]) -> Iterator[Stray]:
+        """The rows of all leaves that no table leads to, and whatever may be a row on any page.
+
+        Every table must have been read before.
+
+        Args:
+            key_lengths: How long the keys are of the rows that are looked for.
+        """
         if self._free is not None and any(self._pages.met[page] for page in self._free if page < self._pages.count):
             self._doubt("pages are in use and free")
             self._free = None
+        lost = bool(self.by_table) and self._free is not None
         free = frozenset(self._free or ())
         for number in range(FIRST_PAGE, self._pages.count):
             if number % _ROWS_BETWEEN_REPORTS == 0:
                 self._advance(number, self._pages.count)
-            if self._pages.met[number]:
-                continue
-            is_live = lost and self._free is not None and number <= self._last_page and number not in free
-            for row in self._pages.leaf(number, _ignore):
-                try:
+            if not self._pages.met[number]:
+                is_live = lost and number <= self._last_page and number not in free
+                yield from self._strays(self._pages.leaf(number, _ignore), key_lengths, is_live=is_live)
+            # On a page there may be what is left of rows that were removed: what is sifted out of it is not live.
+            yield from self._strays(self._pages.sift(number, key_lengths), key_lengths, is_live=False)
+
+    def _strays(self, rows: list[Row], key_lengths: frozenset[int], *, is_live: bool) -> Iterator[Stray]:
+        for row in rows:
+            if len(row.key) in key_lengths:
+                with suppress(PageError):
                     yield Stray(row.key, self._pages.value(row), is_live)
-                except PageError:
-                    continue
+
+    def _all_pages(self, page_bytes: int) -> Pages:
+        pages = Pages(self._descriptor, page_bytes)
+        pages.look_for_misplaced()
+        return pages
 
     # --- where the tables begin ---
 
@@ -216,7 +232,7 @@ class Remains:
     def _rank(self, root: _Root) -> tuple[int, int, int]:
         """Newest commit, transaction, and minus the number of pages and rows that are wrong."""
         wrong: list[PageError] = []
-        pages = Pages(self._descriptor, self._pages.page_bytes)
+        pages = self._all_pages(self._pages.page_bytes)
         tables = self._named(pages, root.tables, wrong.append)
         newest = 0
         for table, tree in tables.items():
@@ -258,14 +274,13 @@ class Remains:
 
     def _likely_page_bytes(self) -> int:
         """The size by which the most pages say where they stand."""
-        size = os.fstat(self._descriptor).st_size
 
-        def score(page_bytes: int) -> int:
+        def score(page_bytes: int) -> tuple[int, int, bool]:
             pages = Pages(self._descriptor, page_bytes)
-            return sum(bool(pages.leaf(number, _ignore)) for number in range(FIRST_PAGE, size // page_bytes))
+            return *pages.look_for_misplaced(), page_bytes == mmap.PAGESIZE
 
         best = max(sorted(PAGE_SIZES), key=score)
-        if not score(best):
+        if not any(score(best)[:2]):
             raise NotALogError(f"nothing in {self.path!r} looks like a log")
         return best
 
