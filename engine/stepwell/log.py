@@ -540,7 +540,7 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
             assert isinstance(log.storage, LmdbStorage)
             report = repairing.fill(log.storage, remains, target, progress)
             for thread in report.repaired:
-                if thread.rewritten and thread.thread_id:
+                if thread.rewritten and thread.thread_id is not None:
                     log.seal(thread.thread_id)
         publish(partial, target)
     finally:

@@ -58,7 +58,7 @@ class ThreadRepair(NamedTuple):
 
     Attributes:
         number: Its number.
-        thread_id: Its id; of a deleted thread, the empty text.
+        thread_id: Its id; None if it was deleted.
         lost_names: New names that the thread, or lanes of it, have, since their own could not be found.
         events: How many of its events were proven.
         lost: The events that are missing.
@@ -69,7 +69,7 @@ class ThreadRepair(NamedTuple):
     """
 
     number: int
-    thread_id: str
+    thread_id: str | None
     lost_names: tuple[str, ...]
     events: int
     lost: tuple[Loss, ...]
@@ -79,7 +79,7 @@ class ThreadRepair(NamedTuple):
     mended: int
 
     def __str__(self) -> str:
-        name = repr(self.thread_id) if self.thread_id or self.rewritten else "deleted"
+        name = "deleted" if self.thread_id is None else repr(self.thread_id)
         lines = [f"thread {self.number} ({name}): {self.events:,} events could be proven"]
         for each in self.lost_names:
             lines.append(f"{each!r} is a new name: the old one is lost")
@@ -93,7 +93,11 @@ class ThreadRepair(NamedTuple):
             f"left out: {count:,} that were not lost: {reason}" for reason, count in reasons.most_common(_MOST_TOLD)
         ]
         if self.rewritten:
-            lines.append("it begins anew: what was kept stands at new sequences")
+            lines.append(
+                "it stays deleted, with a new tombstone"
+                if self.thread_id is None
+                else "it begins anew: what was kept stands at new sequences"
+            )
         return "\n    ".join(lines)
 
 
@@ -186,6 +190,7 @@ class _New:
         self._ids: set[str] = set()
         self._commits: list[FeedRow] = []
         self._broken: list[int] = []
+        self._newest: dict[str, int] = {}  # by id: the thread that was opened last under it
 
     def make(self) -> None:
         put(self._storage, self._derived())
@@ -199,9 +204,12 @@ class _New:
     def _derived(self) -> Iterator[StoredRow]:
         """The derived rows of the whole threads; notes which are not."""
         numbers = sorted(self._salvage.held)
+        self._newest = {
+            name: number for number in numbers if (name := self._salvage.held[number].thread_id) is not None
+        }
         for done, number in enumerate(numbers):
             self._progress("deriving tables", done, len(numbers))
-            if not self._salvage.is_whole(number):
+            if not self._salvage.is_whole(number) or self._is_gone(number):
                 self._broken.append(number)
                 continue
             held, derived = self._salvage.held[number], derive(self._storage, number)
@@ -213,9 +221,17 @@ class _New:
             yield from ((table, key, value) for (table, key), value in derived.rows.items())
             self._commits += derived.commits.values()
             self.events += derived.events
-            self._ids.add(held.thread_id or "")
+            if held.thread_id is not None:
+                self._ids.add(held.thread_id)
             if held.found or held.mended:
-                self._tell(number, held.thread_id or "")
+                self._tell(number, held.thread_id)
+
+    def _is_gone(self, number: int) -> bool:
+        """Whether a thread was deleted, though the event that says so is lost."""
+        held, row = self._salvage.held[number], self._salvage.row(number)
+        if held.thread_id is not None and self._newest[held.thread_id] != number:
+            return True  # or no other could have been opened under its name
+        return row is not None and row.deleted and not held.ranges
 
     def _renew(self, number: int) -> None:
         """Rewrite a thread that is not whole."""
@@ -224,7 +240,6 @@ class _New:
         last = max(self._salvage.end(number), held.last)
         chain = held.chain if held.last == last and held.chain else row.chain if row is not None else fmt.CHAIN_SEED
         thread_id = self._salvage.name(number)
-        is_deleted = row is not None and row.deleted and not held.ranges
         name = self._free_name(number) if thread_id is None or thread_id in self._ids else thread_id
         self._ids.add(name)
         name_key = fmt.name_key(THREAD_NAMES, name.encode())
@@ -236,11 +251,12 @@ class _New:
                 (THREADS, fmt.number_key(number), pack_row(standing)),
             ]
         )
-        if is_deleted:
+        if self._is_gone(number):
             self._commit([Delete(name, created_at)])
+            self._remove(number, last)
             self.events += 1
             self._ids.discard(name)
-            self._tell(number, "", lost, rewritten=True)
+            self._tell(number, None, lost, rewritten=True)
             return
         rewriting = _Rewriting(self._storage, self._salvage, number, last)
         gaps = tuple((Sequence(loss.first), Sequence(loss.last)) for loss in lost)
@@ -275,7 +291,7 @@ class _New:
     def _tell(
         self,
         number: int,
-        thread_id: str,
+        thread_id: str | None,
         lost: Iterable[Loss] = (),
         left_out: Iterable[Loss] = (),
         *,
