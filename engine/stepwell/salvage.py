@@ -68,7 +68,7 @@ def put(storage: RawStorage, rows: Iterable[StoredRow]) -> None:
         storage.restore(batch)
 
 
-class Held:
+class Proven:
     """What is proven of one thread.
 
     Attributes:
@@ -161,7 +161,7 @@ class Salvage:
     """
 
     def __init__(self, remains: Remains, storage: RawStorage, progress: Progress) -> None:
-        self.held: dict[int, Held] = {}
+        self.held: dict[int, Proven] = {}
         self._remains = remains
         self._storage = storage
         self._progress = progress
@@ -280,13 +280,13 @@ class Salvage:
 
     # --- one thread ---
 
-    def _survey(self, number: int) -> Held:
+    def _survey(self, number: int) -> Proven:
         """What the new log holds of a thread, made as it must be on the way.
 
         Segments that are not whole are taken out, wrong hash chains of loose records are put right, and what stands
         before a beginning, and so was there before that, is removed.
         """
-        held = Held()
+        held = Proven()
         held.found = self.held[number].found if number in self.held else 0
         chain = b""  # not known
         after = 0
@@ -315,7 +315,7 @@ class Salvage:
         held.chain = chain
         return held
 
-    def _begin(self, number: int, held: Held, record: Record) -> bytes:
+    def _begin(self, number: int, held: Proven, record: Record) -> bytes:
         """Note what a beginning says; returns the hash chain before it."""
         event = codec.decode(number, record)
         assert isinstance(event, ThreadOpened | ThreadPruned | ThreadDeleted)
@@ -385,7 +385,7 @@ class Salvage:
     def _complete(self, number: int) -> None:
         """Take what is missing of a thread out of what was found."""
         found = self._found.pop(number)
-        before = self.held.setdefault(number, Held())
+        before = self.held.setdefault(number, Proven())
         untrusted = {last for last, parts in sorted(found.parts.items()) if not self._put_segment(number, last, parts)}
         live = ((at, value) for at, values in found.records.items() for value, is_live in values.items() if is_live)
         self._put_records(number, ((at, value) for at, value in live if not self._is_there(number, at)))
