@@ -24,13 +24,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums"),
     ("storage.datafile", "storage.freepages"),
-    ("storage.structure",),
+    ("storage.structure", "storage.remains"),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
     ("content", "pruning"),
     ("writer",),
     ("folding",),
     ("audit",),
+    ("salvage",),
+    ("repairing",),
     ("log",),
     ("",),
 )

@@ -19,8 +19,9 @@ from stepwell.errors import (
 )
 from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes
+from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, repair
 from stepwell.patch import apply, compose, diff, parse
+from stepwell.repairing import Loss, RepairReport, ThreadRepair
 
 __all__ = [
     "Breach",
@@ -36,11 +37,13 @@ __all__ = [
     "ForkedError",
     "FormatError",
     "Log",
+    "Loss",
     "MapFullError",
     "NewerFormatError",
     "NotALogError",
     "PendingWrite",
     "ReadOnlyError",
+    "RepairReport",
     "Report",
     "Sequence",
     "Snapshot",
@@ -48,6 +51,7 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "Thread",
+    "ThreadRepair",
     "ThreadSummary",
     "UsageError",
     "Write",
@@ -57,4 +61,5 @@ __all__ = [
     "compose",
     "diff",
     "parse",
+    "repair",
 ]

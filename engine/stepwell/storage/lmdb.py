@@ -114,6 +114,18 @@ class LmdbStorage(TableStorage):
         environment = self._open_environment()
         return 0 if self.read_only else environment.give_back(least_bytes, in_background)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Nobody commits while the block runs: who appends waits.  Of a log that is only read, others may."""
+        if self.read_only:
+            yield
+            return
+        with self._open_environment().transaction(write=True) as transaction:
+            try:
+                yield
+            finally:
+                transaction.abort()
+
     def _open_environment(self) -> _Environment:
         environment = self._environment
         if environment is None:
@@ -635,6 +647,14 @@ def _sparing(in_background: bool) -> tuple[int, int]:
 def _identity(real_path: str) -> tuple[int, int]:
     status = os.stat(real_path)
     return status.st_dev, status.st_ino
+
+
+def publish(path: str, name: str) -> None:
+    """Give the file of a closed log its name, at which there is nothing; durable when this returns."""
+    if os.path.lexists(name):
+        raise UsageError(f"there is something at {name!r} by now; it was left as it is")
+    os.rename(path, name)
+    _sync_directory(os.path.dirname(os.path.realpath(name)))
 
 
 def _sync_directory(directory: str) -> None:

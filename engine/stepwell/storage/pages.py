@@ -21,6 +21,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 MAGIC: Final = 0xBEEFC0DE
@@ -184,6 +185,26 @@ class Pages:
         if last_page is not None:
             self.count = min(self.count, last_page + 1)
         self.met = bytearray(self.count)
+        self._places: dict[int, int] = {}
+
+    def look_for_misplaced(self) -> tuple[int, int]:
+        """Find pages that stand where another one should, as after blocks were swapped or put in; they are used then.
+
+        Returns:
+            How many pages say that they stand where they do, and how many that they stand elsewhere.
+        """
+        right = 0
+        most = 2 * self.count
+        for place in range(FIRST_PAGE, self.count):
+            number, flags, _, _ = _PAGE.unpack(self._read(place, place * self.page_bytes, _PAGE.size))
+            if flags in (_BRANCH, _LEAF, _OVERFLOW_PAGE):
+                if number == place:
+                    right += 1
+                elif FIRST_PAGE <= number < most:
+                    self._places.setdefault(number, place)
+        self.count = max(self.count, max(self._places, default=0) + 1)
+        self.met.extend(bytes(self.count - len(self.met)))
+        return right, len(self._places)
 
     def meta(self, number: int) -> Meta | None:
         """Meta page 0 or 1; None if there is none."""
@@ -230,7 +251,7 @@ class Pages:
                     self._meet(row.run, count)
                     found[2] += count
             except PageError as error:
-                damage(error)
+                damage(error if error.page == number else PageError(number, f"has a row on a page that {error.reason}"))
             else:
                 rows.append(row)
         found[3] += len(rows)
@@ -259,19 +280,54 @@ class Pages:
                 rows.append(row)
         return rows
 
+    def sift(self, number: int, key_lengths: frozenset[int]) -> list[Row]:
+        """What may be rows, anywhere on a page: for one that is damaged.  Some are remains of older ones, or chance.
+
+        Args:
+            number: The page.
+            key_lengths: How long their keys are.
+        """
+        try:
+            data = self._read(number, number * self.page_bytes, self.page_bytes)
+        except PageError:
+            return []
+        if _OVERFLOW.unpack_from(data)[:2] == (number, _OVERFLOW_PAGE):
+            return []
+        page = _Page(number, data, PAGE_HEADER_BYTES, [])
+        fields = struct.unpack(f"={len(data) // 2}H", data)
+        rows: list[Row] = []
+        for index in range(PAGE_HEADER_BYTES // 2, len(fields) - 3):
+            if fields[index + 3] in key_lengths:
+                for flags in (0, _IN_OVERFLOW):  # whatever they say
+                    with suppress(PageError):
+                        row = self._row(page, 2 * index, flags)
+                        if not row.run or FIRST_PAGE <= row.run <= self.count - 1 - row.length // self.page_bytes:
+                            rows.append(row)
+        return rows
+
     def value(self, row: Row) -> bytes:
-        """The value of a row that was given by `walk` or `leaf`.
+        """The value of a row that was given by one of the above.
 
         Raises:
-            PageError: The file has become shorter since.
+            PageError: The file ends before.
         """
         if not row.run:
             return row.data
-        return self._read(row.run, row.run * self.page_bytes + PAGE_HEADER_BYTES, row.length)
+        place = self._place(row.run, _OVERFLOW_PAGE)
+        return self._read(row.run, place * self.page_bytes + PAGE_HEADER_BYTES, row.length)
+
+    def _place(self, number: int, flags: int) -> int:
+        """Where a page stands."""
+        elsewhere = self._places.get(number)
+        if elsewhere is not None:
+            head = os.pread(self._descriptor, _PAGE.size, number * self.page_bytes)
+            if len(head) < _PAGE.size or _PAGE.unpack(head)[:2] != (number, flags):
+                return elsewhere
+        return number
 
     def _page(self, number: int, flags: int) -> _Page:
         self._check(number, 1)
-        data = self._read(number, number * self.page_bytes, self.page_bytes)
+        data = self._read(number, self._place(number, flags) * self.page_bytes, self.page_bytes)
         stored, found, lower, upper = _PAGE.unpack_from(data)
         if (stored, found) != (number, flags):
             raise PageError(number, f"is no {'leaf' if flags == _LEAF else 'branch'} of a tree")
@@ -293,9 +349,10 @@ class Pages:
             raise PageError(page.number, f"has a key that ends at {end}")
         return end
 
-    def _row(self, page: _Page, offset: int) -> Row:
+    def _row(self, page: _Page, offset: int, flags: int | None = None) -> Row:
         end = self._key_end(page, offset)
-        low, high, flags, _ = _NODE.unpack_from(page.data, offset)
+        low, high, stored, _ = _NODE.unpack_from(page.data, offset)
+        flags = stored if flags is None else flags
         length = low | high << 16
         here = _NUMBER.size if flags & _IN_OVERFLOW else length
         if flags not in (0, _IN_OVERFLOW, _IS_TREE) or end + here > self.page_bytes:
@@ -308,7 +365,8 @@ class Pages:
         """How many pages the value of a row has to itself."""
         number = row.run
         self._check(number, 1)
-        stored, flags, count = _OVERFLOW.unpack(self._read(number, number * self.page_bytes, _OVERFLOW.size))
+        place = self._place(number, _OVERFLOW_PAGE)
+        stored, flags, count = _OVERFLOW.unpack(self._read(number, place * self.page_bytes, _OVERFLOW.size))
         # The run is longer than it need be if LMDB had reserved more in it than it then put there.
         if (stored, flags) != (number, _OVERFLOW_PAGE) or count * self.page_bytes < PAGE_HEADER_BYTES + row.length:
             raise PageError(number, f"begins no run of pages with {row.length} bytes")
