@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash damage agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash damage repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -42,6 +42,9 @@ crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was 
 
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)
+
+repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
+	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)
 
 agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
 	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)

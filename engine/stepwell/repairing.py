@@ -368,7 +368,7 @@ class _Rewriting:
         try:
             state = self._reader.state(self._number, sequence)
         except (ConflictError, CorruptionError):
-            self.left_out.append(Loss(sequence, sequence, "what it is based on is lost"))
+            self.left_out.append(Loss(sequence, sequence, "what they are based on is lost"))
             return None
         missing = self._missing((*state.channels.values(), *state.fields.values()))
         if missing:

@@ -184,6 +184,9 @@ class Salvage:
             self._read_strays()
             for number in sorted(self._found):
                 self._complete(number)
+        for number, held in list(self.held.items()):
+            if not held.ranges and number not in self._rows and number not in self._ends:
+                del self.held[number]  # nothing but a key says that there was such a thread
 
     def row(self, number: int) -> ThreadRow | None:
         """What the catalogue says of a thread."""
@@ -212,7 +215,7 @@ class Salvage:
         failed = self._failed.get(number, {})
         for start, end in held.missing(first, self.end(number)):
             reasons = dict.fromkeys(reason for at, reason in sorted(failed.items()) if start <= at <= end)
-            why = "; ".join([*islice(reasons, 3)]) or "no page that is left holds it"
+            why = "; ".join([*islice(reasons, 3)]) or "nothing that is left holds it"
             yield start, end, why if held.begins or row is not None or start > 1 else f"{why}, or it was pruned before"
 
     def name(self, number: int) -> str | None:
@@ -406,8 +409,6 @@ class Salvage:
         after = self._survey(number)
         after.found = max(after.events - before.events, 0) + before.found
         self.held[number] = after
-        if not after.ranges and number not in self._rows:
-            del self.held[number]
 
     def _put_segment(self, number: int, last: int, parts: dict[int, dict[bytes, bool]]) -> bool:
         """Put a segment together; returns whether it is known to belong to the log, as it is if a part does."""

@@ -374,7 +374,12 @@ def try_case(kind: str, seed: int, logs: int = 2) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path, into = Path(directory) / "damaged", Path(directory) / "repaired"
         path.write_bytes(damaged)
-        report = repair(path, into)
+        try:
+            report = repair(path, into)
+        except NotALogError:
+            if kind in ("insert", "cut"):  # all that says where tables begin, and what is free, may be gone
+                return "nothing"
+            raise
         if path.read_bytes() != damaged:
             raise Verdict("the damaged file was changed")
         return judge(truth, data, bytes(damaged), into, report)
@@ -384,8 +389,6 @@ def _tried(case: tuple[str, int]) -> tuple[str, int, str]:
     kind, seed = case
     try:
         return kind, seed, try_case(kind, seed)
-    except NotALogError as error:
-        return kind, seed, "nothing" if kind == "insert" else f"WRONG: {error}"
     except Exception as error:  # whatever it is, it is the case's result
         return kind, seed, f"WRONG: {type(error).__name__}: {error}"
 

@@ -163,7 +163,7 @@ def test_damaged_writes(log: Log, path: Path) -> None:
 
     def check(new: Log, report: RepairReport) -> None:
         [thread] = report.repaired
-        assert thread.lost == (Loss(6, 6, "no page that is left holds it"),)
+        assert thread.lost == (Loss(6, 6, "nothing that is left holds it"),)
         assert [loss.first for loss in thread.left_out] == [7]
         kept = states(new, "a")
         assert sorted(kept) == ["0", "1", "3", "4", "5"]

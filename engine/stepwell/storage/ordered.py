@@ -282,10 +282,13 @@ class TableStorage(ABC):
 def _all_records(
     tables: Tables, records: Records, thread: int, after: int, before: int, reverse: bool
 ) -> Iterator[Record]:
-    """The records between two sequences, both excluded; one that the thread should have and has not is an error."""
-    data = tables.get(THREADS, fmt.number_key(thread))
-    row = ThreadRow(thread, b"") if data is None else unpack_thread(data, thread)
+    """The records between two sequences, both excluded; one that the catalogue says is there and is not is an error."""
     found = (records.scan_back if reverse else records.scan)(thread, after, before)
+    data = tables.get(THREADS, fmt.number_key(thread))
+    if data is None:
+        yield from found
+        return
+    row = unpack_thread(data, thread)
     expected = range(max(after + 1, row.first), min(before - 1, row.last) + 1)
     for sequence in reversed(expected) if reverse else expected:
         record = next(found, None)
