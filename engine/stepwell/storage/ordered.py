@@ -289,12 +289,16 @@ def _all_records(
         yield from found
         return
     row = unpack_thread(data, thread)
-    expected = range(max(after + 1, row.first), min(before - 1, row.last) + 1)
-    for sequence in reversed(expected) if reverse else expected:
-        record = next(found, None)
-        if record is None or record.sequence != sequence:
-            raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
+    low, high = max(after + 1, row.first), min(before - 1, row.last)
+    step, due = (-1, high) if reverse else (1, low)
+    for record in found:
+        if low <= due <= high and (record.sequence - due) * step > 0:
+            break
         yield record
+        if low <= record.sequence <= high:
+            due = record.sequence + step
+    if low <= due <= high:
+        raise CorruptionError("the event is missing", thread=thread, sequence=due)
 
 
 def _shown(record: Record) -> bool:
