@@ -44,6 +44,7 @@ from stepwell_langgraph import StepwellSaver
 PAGE: Final = 4096
 UNITS: Final = (1, 512, PAGE)
 LONGEST_SECONDS: Final = 60.0  # for one case; what takes longer hangs
+CASES_BETWEEN_REPORTS: Final = 2000
 THREADS: Final = ("sealed", "loose", "copied", "pruned", "agent", "deleted", "nobody")
 LANES: Final = ("", "sub")
 
@@ -514,6 +515,8 @@ def run(seed: int, cases: range, workers: int, told: Callable[[str], None] = pri
             running[pipe] = process, part, case, "", time.monotonic()
             if verdict is not None:
                 tally.outcomes[verdict.outcome] += 1
+                if (done := sum(tally.outcomes.values())) % CASES_BETWEEN_REPORTS == 0:
+                    told(f"{done:,} cases: {dict(tally.outcomes)}, {len(tally.faults)} faults so far")
                 if verdict.fault:
                     note(case, kinds, verdict.fault)
         for process, _, _, _, since in running.values():
