@@ -132,8 +132,8 @@ class Row(NamedTuple):
 
 
 def can_read() -> bool:
-    """Whether LMDB's files are laid out on this system as described here."""
-    return sys.byteorder == "little" and sys.maxsize > 1 << 32
+    """Whether LMDB's files are laid out on this system as described here, and can be read from any place."""
+    return sys.byteorder == "little" and sys.maxsize > 1 << 32 and hasattr(os, "pread")
 
 
 def read_meta(page: bytes) -> Meta | None:

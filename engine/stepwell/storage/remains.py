@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -89,7 +90,7 @@ class Remains:
             NotALogError: There is something else, or an LMDB file that holds no log.
         """
         if not can_read():
-            raise UsageError("files can be repaired on little-endian machines of 64 bits only; copy it to one")
+            raise UsageError("files are repaired on POSIX systems of 64 bits, little-endian; copy it to one")
         self.path = path
         self.damage: list[str] = []
         self.by_table: dict[str, int] = {}
@@ -97,7 +98,9 @@ class Remains:
         self._advance = advance
         self._last_page = 0
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise NotALogError(f"{path!r} is no file; a log is a single file")
+            self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UsageError(f"there is no file at {path!r} to read: {error}") from error
         try:
