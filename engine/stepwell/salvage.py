@@ -465,7 +465,11 @@ class Salvage:
     def _linked(self, number: int, sequence: int, values: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         """The record at a sequence from which the log goes on."""
         for stored in values:
-            if len(stored) >= fmt.HEADER_BYTES and self._is_linked(number, sequence, fmt.read_header(stored).chain):
+            try:
+                record = codec.open_record(number, sequence, stored)
+            except (CorruptionError, FormatError):
+                continue  # its chain may be right, and another copy of it whole
+            if self._is_linked(number, sequence, record.header.chain):
                 yield sequence, stored
                 return
 

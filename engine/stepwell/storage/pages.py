@@ -186,6 +186,14 @@ class Pages:
         self.met = bytearray(self.count)
         self._places: dict[int, int] = {}
 
+    def again(self) -> Pages:
+        """The same pages, none of them met."""
+        pages = Pages(self._descriptor, self.page_bytes)
+        pages._places = self._places
+        pages.count = self.count
+        pages.met = bytearray(self.count)
+        return pages
+
     def look_for_misplaced(self) -> tuple[int, int]:
         """Find pages that stand where another one should, as after blocks were swapped or put in; they are used then.
 

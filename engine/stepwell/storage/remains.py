@@ -113,7 +113,8 @@ class Remains:
     def _open(self) -> None:
         metas = self._metas()
         page_bytes = metas[0].page_bytes if metas else self._likely_page_bytes()
-        self._pages = self._all_pages(page_bytes)
+        self._pages = Pages(self._descriptor, page_bytes)
+        self._pages.look_for_misplaced()
         root = self._root(metas)
         self._free = self._read_free(root.meta)
         self._tables = {} if root is _NOWHERE else self._read_tables(root.tables)
@@ -122,7 +123,7 @@ class Remains:
             found = self._best(self._naming_pages())
             if found is not _NOWHERE and found.tables != root.tables:
                 self._doubt("the page that names the tables is damaged; an older one was used")
-                self._pages = self._all_pages(page_bytes)
+                self._pages = self._pages.again()
                 self._tables = self._read_tables(found.tables)
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class Remains:
         """The rows of a table once more; damage is passed over in silence."""
         tree = self._tables.get(table)
         if tree is not None:
-            yield from self._walk(self._all_pages(self._pages.page_bytes), tree, _ignore)
+            yield from self._walk(self._pages.again(), tree, _ignore)
 
     def strays(self, key_lengths: frozenset[int]) -> Iterator[Stray]:
         """The rows of all leaves that no table leads to, and whatever may be a row on any page.
@@ -191,11 +192,6 @@ class Remains:
             if len(row.key) in key_lengths:
                 with suppress(PageError):
                     yield Stray(row.key, self._pages.value(row), is_live)
-
-    def _all_pages(self, page_bytes: int) -> Pages:
-        pages = Pages(self._descriptor, page_bytes)
-        pages.look_for_misplaced()
-        return pages
 
     # --- where the tables begin ---
 
@@ -229,20 +225,25 @@ class Remains:
         return self._best(self._naming_pages())
 
     def _best(self, roots: list[_Root]) -> _Root:
-        """The one that leads to the newest commit, with the fewest pages missing."""
-        return max(roots, key=self._rank, default=_NOWHERE)
+        """The one that leads to the newest commit; of several, the one with the fewest pages missing."""
+        newest = [(self._newest_commit(root), root.meta.transaction if root.meta else 0) for root in roots]
+        best = [root for root, commit in zip(roots, newest, strict=True) if commit == max(newest)]
+        return min(best, key=self._missing) if len(best) > 1 else best[0] if best else _NOWHERE
 
-    def _rank(self, root: _Root) -> tuple[int, int, int]:
-        """Newest commit, transaction, and minus the number of pages and rows that are wrong."""
+    def _newest_commit(self, root: _Root) -> int:
+        pages = self._pages.again()
+        feed = self._named(pages, root.tables, _ignore).get(FEED)
+        rows = () if feed is None else self._walk(pages, feed, _ignore)
+        return max((_newest(key, value) for key, value in rows), default=0)
+
+    def _missing(self, root: _Root) -> int:
+        """How many pages and rows are wrong."""
         wrong: list[PageError] = []
-        pages = self._all_pages(self._pages.page_bytes)
-        tables = self._named(pages, root.tables, wrong.append)
-        newest = 0
-        for table, tree in tables.items():
-            for key, value in self._walk(pages, tree, wrong.append):
-                if table == FEED:
-                    newest = max(newest, _newest_commit(key, value))
-        return newest, root.meta.transaction if root.meta else 0, -len(wrong)
+        pages = self._pages.again()
+        for tree in self._named(pages, root.tables, wrong.append).values():
+            for _ in pages.walk(tree, wrong.append):
+                pass
+        return len(wrong)
 
     def _naming_pages(self) -> list[_Root]:
         """Leaves that name tables of a log, as the tree above all tables has one."""
@@ -314,7 +315,7 @@ class Remains:
 _NOWHERE: Final = _Root(Tree(0, 0, 0, 0, 0, 0, 0), None)
 
 
-def _newest_commit(key: bytes, value: bytes) -> int:
+def _newest(key: bytes, value: bytes) -> int:
     try:
         return max(row.commit for row in read_feed(key, value))
     except (CorruptionError, struct.error):
