@@ -184,9 +184,7 @@ class Log:
             NewerFormatError: A newer version of the library wrote it.
             CorruptionError: It is damaged where the storage engine could not bear it.
         """
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-            raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
-        check_text("path", os.fspath(path))
+        check_path(path)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is a whole number from 0, not {cache_bytes!r}")
         cache = Cache(cache_bytes)
@@ -195,8 +193,6 @@ class Log:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             storage: Storage = MemoryStorage(cache=cache)
             return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
-        if "\0" in os.fspath(path):
-            raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
         storage = LmdbStorage(path, read_only=read_only, verify=verify, cache=cache)
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
 
@@ -262,7 +258,7 @@ class Log:
         This log is not changed, and appends to it wait meanwhile.
         """
         if not isinstance(self.storage, LmdbStorage):
-            raise UsageError("a log in memory has no file that could be repaired")
+            return repair(self.path, into)  # which says why it cannot
         with self._folding.resting(), self.storage.standing_still():
             return repair(self.path, into, progress=progress)
 
@@ -555,10 +551,15 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
     Raises:
         UsageError: There is no file at `path`, or something at `into`.
         NotALogError: Nothing in the file can be proven to be of a log.
+        NewerFormatError: A newer version of the library wrote it.
         ConflictError: The file was written to meanwhile.
         CapacityError: There is no room for the new log.
     """
+    check_path(path)
+    check_path(into)
     source, target = os.fspath(path), os.fspath(into)
+    if IN_MEMORY in (source, target):
+        raise UsageError("a log in memory has no file that could be repaired, or hold what was")
     if os.path.lexists(target):
         raise UsageError(f"there is something at {target!r} already; repair into a file that does not exist")
     partial = f"{target}.{os.getpid()}.partial"
@@ -576,6 +577,15 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
             with suppress(FileNotFoundError):
                 os.unlink(leftover)
     return report
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError unless there can be a file of that name."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
+    check_text("path", os.fspath(path))
+    if "\0" in os.fspath(path):
+        raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
 
 
 def check_text(what: str, text: str) -> None:

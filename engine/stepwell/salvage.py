@@ -22,10 +22,12 @@ from contextlib import suppress
 from itertools import groupby, islice, product
 from typing import Final
 
+import msgspec
+
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import CorruptionError, FormatError, StepwellError
+from stepwell.errors import CorruptionError, FormatError, NewerFormatError, StepwellError
 from stepwell.events import ThreadDeleted, ThreadOpened, ThreadPruned
 from stepwell.storage import Group, RawStorage, ThreadRow, unpack_lane, unpack_name, unpack_thread
 from stepwell.storage.checksums import plain_value
@@ -36,6 +38,7 @@ from stepwell.storage.tables import EVENTS, FEED, INDEX, LANES, META, NAMES, SEG
 
 _END: Final = 1 << 62
 _PAGE_EVENTS: Final = 128
+_SURVEYED_EVENTS: Final = 1024  # at once: a segment is unpacked for each page of it
 _BATCH_ROWS: Final = 4096
 _BATCH_BYTES: Final = 1 << 24
 _MOST_TRIED: Final = 64  # ways to put a segment together
@@ -47,6 +50,8 @@ _PART_KEY_BYTES: Final = len(fmt.part_key(0, 0, 0))
 _NAME_KEY_BYTES: Final = len(fmt.name_key(0, b""))
 _LANE_KEY_BYTES: Final = len(fmt.lane_key(0, 0))
 _KEY_LENGTHS: Final = frozenset((_EVENT_KEY_BYTES, _PART_KEY_BYTES, _NAME_KEY_BYTES))
+
+_META_FORMAT: Final = b"format"
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how much of how much of it."""
@@ -132,6 +137,12 @@ class Proven:
             yield first, last
 
 
+class _Format(msgspec.Struct):
+    """What the table `meta` says of who can read the log."""
+
+    readable_from: int
+
+
 class _Found:
     """Rows of one thread beside those that are proven, by sequence; each value with whether it is live."""
 
@@ -170,16 +181,28 @@ class Salvage:
         self._ends: dict[int, int] = {}  # by the feed
         self._failed: dict[int, dict[int, str]] = {}  # what is wrong with what stands at a sequence
         self._found: dict[int, _Found] = {}
+        self._readable_from = 0
+        self._has_newer = False
         self._names: dict[int, str] = {}
         self._lane_names: dict[int, dict[bytes, bytes]] = {}  # rows of lanes' names that no table led to
 
     def collect(self) -> None:
-        """Find and prove all that there is."""
+        """Find and prove all that there is.
+
+        Raises:
+            NewerFormatError: A newer version of the library wrote the log.
+        """
         self._read_tables()
         numbers = sorted({*self._storage.event_threads(), *self._rows})
         for done, number in enumerate(numbers):
             self._progress("checking threads", done, len(numbers))
             self.held[number] = self._survey(number)
+        if self._has_newer and self._readable_from > fmt.FORMAT_VERSION:
+            # Either alone may be a damaged byte.
+            raise NewerFormatError(
+                f"{self._remains.path!r} is of format {self._readable_from}, this library reads up to "
+                f"{fmt.FORMAT_VERSION}; upgrade stepwell"
+            )
         if self._remains.by_table or self._remains.is_doubtful or not all(map(self.is_whole, numbers)):
             self._read_strays()
             for number in sorted(self._found):
@@ -265,8 +288,11 @@ class Salvage:
             except (CorruptionError, ValueError) as error:
                 self._remains.note(FEED, f"a row of the table {FEED} cannot be read: {error}")
         for table in (META, NAMES, LANES, INDEX):
-            for _ in self._remains.rows(table):
-                pass  # only so that their pages are known not to be strays
+            # Mostly so that their pages are known not to be strays.
+            for key, value in self._remains.rows(table):
+                if (table, key) == (META, _META_FORMAT):
+                    with suppress(msgspec.MsgspecError):
+                        self._readable_from = msgspec.msgpack.decode(value, type=_Format).readable_from
 
     def _proven(self, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[StoredRow]:
         for key, value in rows:
@@ -275,9 +301,14 @@ class Salvage:
                 try:
                     codec.open_record(thread, sequence, value)
                 except (CorruptionError, FormatError) as error:
-                    self._failed.setdefault(thread, {})[sequence] = _reason(error)
+                    self._fail(thread, sequence, error)
                 else:
                     yield EVENTS, key, value
+
+    def _fail(self, thread: int, sequence: int, error: StepwellError) -> None:
+        """Note what is wrong with what stands somewhere."""
+        self._failed.setdefault(thread, {})[sequence] = _reason(error)
+        self._has_newer |= isinstance(error, NewerFormatError)
 
     def _put(self, rows: Iterable[StoredRow]) -> None:
         put(self._storage, rows)
@@ -294,12 +325,12 @@ class Salvage:
         held.found = self.held[number].found if number in self.held else 0
         chain = b""  # not known
         after = 0
-        while page := self._storage.survey(number, after, _PAGE_EVENTS):
+        while page := self._storage.survey(number, after, _SURVEYED_EVENTS):
             mended: list[StoredRow] = []
             for sequence, loose_bytes, record in page:
                 after = sequence
                 if not isinstance(record, Record):
-                    self._failed.setdefault(number, {})[sequence] = _reason(record)
+                    self._fail(number, sequence, record)
                     self._take_out(number, sequence)
                     continue
                 if not held.add(sequence):
@@ -439,7 +470,11 @@ class Salvage:
     def _linked(self, number: int, sequence: int, values: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         """The record at a sequence from which the log goes on."""
         for stored in values:
-            if len(stored) >= fmt.HEADER_BYTES and self._is_linked(number, sequence, fmt.read_header(stored).chain):
+            try:
+                record = codec.open_record(number, sequence, stored)
+            except (CorruptionError, FormatError):
+                continue  # its chain may be right, and another copy of it whole
+            if self._is_linked(number, sequence, record.header.chain):
                 yield sequence, stored
                 return
 

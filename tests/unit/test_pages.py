@@ -41,6 +41,11 @@ def fill(path: Path, seed: int, rounds: int = 30) -> Content:
     return content
 
 
+def fail(error: PageError) -> None:
+    """Nothing is wrong with a file that LMDB wrote."""
+    pytest.fail(str(error))
+
+
 @contextmanager
 def pages_of(path: Path) -> Iterator[tuple[Pages, bytes]]:
     """The pages of a file, and its newer meta page."""
@@ -88,9 +93,9 @@ def test_every_page_is_met_or_free(tmp_path: Path, seed: int) -> None:
         meta = read_meta(head)
         assert meta is not None
         free = before(read_free(pages, meta), meta.transaction + 1)
-        names = [row for rows in pages.walk(meta.tables, pytest.fail) for row in rows]
+        names = [row for rows in pages.walk(meta.tables, fail) for row in rows]
         for name in names:
-            list(pages.walk(read_tree(name.data), pytest.fail))
+            list(pages.walk(read_tree(name.data), fail))
         met = {number for number, is_met in enumerate(pages.met) if is_met}
         assert met.isdisjoint(free)
         assert met.union(free) == set(range(FIRST_PAGE, meta.last_page + 1))
@@ -152,10 +157,54 @@ def test_trees_that_share_a_page(tmp_path: Path) -> None:
     with pages_of(path) as (pages, head):
         meta = read_meta(head)
         assert meta is not None
-        [names] = pages.walk(meta.tables, pytest.fail)
+        [names] = pages.walk(meta.tables, fail)
         tree = read_tree(names[-1].data)
-        first = [row for rows in pages.walk(tree, pytest.fail) for row in rows]
+        first = [row for rows in pages.walk(tree, fail) for row in rows]
         told: list[PageError] = []
         assert first
         assert list(pages.walk(tree, told.append)) == []
         assert "held twice" in str(told[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pages_that_were_swapped(tmp_path: Path, seed: int) -> None:
+    """Pages that stand in each other's place are found by the number that they say, and all rows are there."""
+    path = tmp_path / "file"
+    content = fill(path, seed)
+    data = path.read_bytes()
+    order = list(range(FIRST_PAGE, len(data) // PAGE_BYTES))
+    with pages_of(path) as (pages, _):
+        # Of pages that hold one value in a row only the first says its number: those stay where they are.
+        heads = {n for n in order if data[n * PAGE_BYTES : n * PAGE_BYTES + 8] == n.to_bytes(8, "little")}
+        single = sorted(number for number in heads if number + 1 in heads and number < pages.count)
+    for one, two in zip(single[::2], single[1::2], strict=False):
+        order[one - FIRST_PAGE], order[two - FIRST_PAGE] = two, one
+    moved = [data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES] for number in order]
+    path.write_bytes(data[: FIRST_PAGE * PAGE_BYTES] + b"".join(moved))
+    with pages_of(path) as (pages, head):
+        assert pages.look_for_misplaced()[1] > 10
+        meta = read_meta(head)
+        assert meta is not None
+        names = [row for rows in pages.walk(meta.tables, fail) for row in rows]
+        found = {name.key: [*pages.walk(read_tree(name.data), fail)] for name in names}
+        assert content == {
+            name: {row.key: pages.value(row) for rows in leaves for row in rows} for name, leaves in found.items()
+        }
+
+
+def test_rows_of_a_page_without_its_head(tmp_path: Path) -> None:
+    """All rows of a leaf are sifted out of it though nothing says any more where they stand."""
+    path = tmp_path / "file"
+    fill(path, 5)
+    with pages_of(path) as (pages, _):
+        leaves = {number: rows for number in range(pages.count) if (rows := pages.leaf(number, lambda error: None))}
+    data = bytearray(path.read_bytes())
+    for number in leaves:
+        data[number * PAGE_BYTES : number * PAGE_BYTES + 16] = bytes(16)
+    path.write_bytes(data)
+    lengths = frozenset(len(row.key) for rows in leaves.values() for row in rows)
+    with open(path, "rb") as file:
+        pages = Pages(file.fileno(), PAGE_BYTES)
+        for number, rows in leaves.items():
+            assert pages.leaf(number, fail) == []
+            assert {row.key for row in rows if not row.is_tree} <= {row.key for row in pages.sift(number, lengths)}

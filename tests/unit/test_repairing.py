@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from building import all_rows, get_record, get_segment, noise, set_record, set_row, set_segment, step, wrote
@@ -14,6 +15,7 @@ from stepwell import (
     ConflictError,
     Log,
     Loss,
+    NewerFormatError,
     NotALogError,
     RepairReport,
     ThreadRepair,
@@ -23,9 +25,9 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.events import ThreadPruned
 from stepwell.storage import Group
-from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb import LmdbStorage, LogFormat
 from stepwell.storage.segments import pack
-from stepwell.storage.tables import NAMES, SEGMENTS, THREAD_NAMES, THREADS
+from stepwell.storage.tables import EVENTS, META, NAMES, SEGMENTS, THREAD_NAMES, THREADS
 
 PAGE_BYTES = 4096
 
@@ -440,3 +442,46 @@ def test_parts_that_are_beside_each_other(log: Log, path: Path) -> None:
         assert [loss[:2] for loss in thread.lost] == [(first, log.storage.segments(1)[-1][1])]
 
     repaired(forget(log, path), check)
+
+
+def test_newer_format(log: Log, path: Path) -> None:
+    """A log of a newer format is not taken for a damaged one; a byte that only looks like it is damage."""
+    grow(log, "a", 2)
+    record = get_record(log.storage, 1, 3)
+    set_record(log.storage, 1, 3, b"\x09" + record[1:])
+    copy = forget(log, path)
+    assert repair(copy, copy.with_suffix(".new")).repaired[0].lost[0][:2] == (3, 3)
+    format_ = LogFormat(9, 9, log.storage.log_id)
+    set_row(log.storage, META, b"format", msgspec.msgpack.encode(format_))
+    with pytest.raises(NewerFormatError, match="upgrade"):
+        repair(path, path.with_suffix(".new"))
+    assert not path.with_suffix(".new").exists()
+
+
+def test_a_name_that_was_given_again(log: Log, path: Path) -> None:
+    """A thread under whose name another one was opened was deleted, whatever else is lost."""
+    grow(log, "a", 2)
+    first = {key: value for key, value in all_rows(log.storage).items() if key[0] == EVENTS}
+    log.thread("a").delete()
+    grow(log, "a", 3)
+    intact = states(log, "a")
+    set_record(log.storage, 1, 7, None)
+    for (table, key), value in first.items():
+        set_row(log.storage, table, key, value)
+    set_row(log.storage, THREADS, fmt.number_key(1), None)
+
+    def check(new: Log, report: RepairReport) -> None:
+        [thread] = report.repaired
+        assert (thread.number, thread.thread_id) == (1, None)
+        assert states(new, "a") == intact
+
+    repaired(forget(log, path), check)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_no_file(tmp_path: Path, kind: str) -> None:
+    """What is there but is no file is no log, and nobody waits for it."""
+    path = tmp_path / "there"
+    path.mkdir() if kind == "directory" else os.mkfifo(path)
+    with pytest.raises(NotALogError, match="no file"):
+        repair(path, tmp_path / "new")

@@ -133,8 +133,8 @@ class Row(NamedTuple):
 
 
 def can_read() -> bool:
-    """Whether LMDB's files are laid out on this system as described here."""
-    return sys.byteorder == "little" and sys.maxsize > 1 << 32
+    """Whether LMDB's files are laid out on this system as described here, and can be read from any place."""
+    return sys.byteorder == "little" and sys.maxsize > 1 << 32 and hasattr(os, "pread")
 
 
 def read_meta(page: bytes) -> Meta | None:
@@ -186,6 +186,14 @@ class Pages:
             self.count = min(self.count, last_page + 1)
         self.met = bytearray(self.count)
         self._places: dict[int, int] = {}
+
+    def again(self) -> Pages:
+        """The same pages, none of them met."""
+        pages = Pages(self._descriptor, self.page_bytes)
+        pages._places = self._places
+        pages.count = self.count
+        pages.met = bytearray(self.count)
+        return pages
 
     def look_for_misplaced(self) -> tuple[int, int]:
         """Find pages that stand where another one should, as after blocks were swapped or put in; they are used then.

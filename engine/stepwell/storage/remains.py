@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -90,7 +91,7 @@ class Remains:
             NotALogError: There is something else, or an LMDB file that holds no log.
         """
         if not can_read():
-            raise UsageError("files can be repaired on little-endian machines of 64 bits only; copy it to one")
+            raise UsageError("files are repaired on POSIX systems of 64 bits, little-endian; copy it to one")
         self.path = path
         self.damage: list[str] = []
         self.by_table: dict[str, int] = {}
@@ -98,7 +99,9 @@ class Remains:
         self._advance = advance
         self._last_page = 0
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise NotALogError(f"{path!r} is no file; a log is a single file")
+            self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UsageError(f"there is no file at {path!r} to read: {error}") from error
         try:
@@ -111,7 +114,8 @@ class Remains:
     def _open(self) -> None:
         metas = self._metas()
         page_bytes = metas[0].page_bytes if metas else self._likely_page_bytes()
-        self._pages = self._all_pages(page_bytes)
+        self._pages = Pages(self._descriptor, page_bytes)
+        self._pages.look_for_misplaced()
         root = self._root(metas)
         self._free = self._read_free(root.meta)
         self._tables = {} if root is _NOWHERE else self._read_tables(root.tables)
@@ -120,7 +124,7 @@ class Remains:
             found = self._best(self._naming_pages())
             if found is not _NOWHERE and found.tables != root.tables:
                 self._doubt("the page that names the tables is damaged; an older one was used")
-                self._pages = self._all_pages(page_bytes)
+                self._pages = self._pages.again()
                 self._tables = self._read_tables(found.tables)
 
     def close(self) -> None:
@@ -163,7 +167,7 @@ class Remains:
         """The rows of a table once more; damage is passed over in silence."""
         tree = self._tables.get(table)
         if tree is not None:
-            for key, stored in self._walk(self._all_pages(self._pages.page_bytes), tree, _ignore):
+            for key, stored in self._walk(self._pages.again(), tree, _ignore):
                 with suppress(CorruptionError):
                     yield key, plain_value(table, key, stored)
 
@@ -194,11 +198,6 @@ class Remains:
             if len(row.key) in key_lengths:
                 with suppress(PageError):
                     yield Stray(row.key, self._pages.value(row), is_live)
-
-    def _all_pages(self, page_bytes: int) -> Pages:
-        pages = Pages(self._descriptor, page_bytes)
-        pages.look_for_misplaced()
-        return pages
 
     # --- where the tables begin ---
 
@@ -232,20 +231,25 @@ class Remains:
         return self._best(self._naming_pages())
 
     def _best(self, roots: list[_Root]) -> _Root:
-        """The one that leads to the newest commit, with the fewest pages missing."""
-        return max(roots, key=self._rank, default=_NOWHERE)
+        """The one that leads to the newest commit; of several, the one with the fewest pages missing."""
+        newest = [(self._newest_commit(root), root.meta.transaction if root.meta else 0) for root in roots]
+        best = [root for root, commit in zip(roots, newest, strict=True) if commit == max(newest)]
+        return min(best, key=self._missing) if len(best) > 1 else best[0] if best else _NOWHERE
 
-    def _rank(self, root: _Root) -> tuple[int, int, int]:
-        """Newest commit, transaction, and minus the number of pages and rows that are wrong."""
+    def _newest_commit(self, root: _Root) -> int:
+        pages = self._pages.again()
+        feed = self._named(pages, root.tables, _ignore).get(FEED)
+        rows = () if feed is None else self._walk(pages, feed, _ignore)
+        return max((_newest(key, value) for key, value in rows), default=0)
+
+    def _missing(self, root: _Root) -> int:
+        """How many pages and rows are wrong."""
         wrong: list[PageError] = []
-        pages = self._all_pages(self._pages.page_bytes)
-        tables = self._named(pages, root.tables, wrong.append)
-        newest = 0
-        for table, tree in tables.items():
-            for key, value in self._walk(pages, tree, wrong.append):
-                if table == FEED:
-                    newest = max(newest, _newest_commit(key, value))
-        return newest, root.meta.transaction if root.meta else 0, -len(wrong)
+        pages = self._pages.again()
+        for tree in self._named(pages, root.tables, wrong.append).values():
+            for _ in pages.walk(tree, wrong.append):
+                pass
+        return len(wrong)
 
     def _naming_pages(self) -> list[_Root]:
         """Leaves that name tables of a log, as the tree above all tables has one."""
@@ -317,7 +321,7 @@ class Remains:
 _NOWHERE: Final = _Root(Tree(0, 0, 0, 0, 0, 0, 0), None)
 
 
-def _newest_commit(key: bytes, stored: bytes) -> int:
+def _newest(key: bytes, stored: bytes) -> int:
     try:
         return max(row.commit for row in read_feed(key, plain_value(FEED, key, stored)))
     except (CorruptionError, struct.error):
