@@ -17,6 +17,7 @@ from lmdb import verify as offline
 
 from stepwell.storage import freepages
 from stepwell.storage.freepages import Extent, FreeList, PageFile, UnableError, UnclearError, array
+from stepwell.storage.structure import UnsoundError, check
 
 PAGE = 4096
 LAST_PAGE_AT = 16 + 120
@@ -297,21 +298,8 @@ def test_fewest_and_reserve(env: lmdb.Environment, path: Path) -> None:
     assert rest >= 32 * PAGE
 
 
-def test_missing_pages(path: Path) -> None:
-    """A file that ends within a value lacks its pages, which a verification does not find."""
-    with opened(path) as env:
-        fill(env, range(3), 40_000)
-    whole, last = path.stat().st_size, path.stat().st_size // PAGE - 1
-    assert freepages.missing_pages(str(path)) == []
-    for count in (1, 5, 9):
-        os.truncate(path, whole - count * PAGE + 100)
-        assert freepages.missing_pages(str(path)) == list(range(last - count + 1, last + 1))
-        assert offline.verify(str(path), subdir=False) == [], "if it finds this, we need not look"
-        os.truncate(path, whole)
-
-
 def test_free_pages_are_not_missed(path: Path) -> None:
-    """A file that ends before pages that are free lacks nothing."""
+    """A file that ends before pages that are free lacks nothing; one that ends within a value does."""
     with opened(path) as env:
         fill(env, range(3))
         fill(env, range(3, 6), 40_000)
@@ -324,7 +312,10 @@ def test_free_pages_are_not_missed(path: Path) -> None:
     at_the_end = next(count for count in range(last) if last - count not in free)
     assert at_the_end > 0
     os.truncate(path, (last + 1 - at_the_end) * PAGE)
-    assert freepages.missing_pages(str(path)) == []
+    assert check(str(path))
+    os.truncate(path, (last - at_the_end) * PAGE)
+    with pytest.raises(UnsoundError):
+        check(str(path))
 
 
 def test_runs(tmp_path: Path) -> None:

@@ -69,23 +69,6 @@ def can_punch() -> bool:
     return _fallocate is not None
 
 
-def missing_pages(path: str) -> list[int]:
-    """The pages that lie beyond the end of a file though they are not free: all that is missing from it.
-
-    Raises:
-        OSError: It cannot be read.
-        UnclearError: What is free cannot be told.
-    """
-    with open(path, "rb", buffering=0) as file:
-        page_bytes = _meta(file.fileno(), 0).page_bytes
-        metas = [_meta(file.fileno(), page * page_bytes) for page in range(FIRST_PAGE)]
-        newer = max(metas, key=lambda meta: meta.transaction)
-        pages = Pages(file.fileno(), page_bytes, newer.last_page)
-        free = before(read_free(pages, newer), newer.transaction + 1)
-        beyond = range(pages.count, newer.last_page + 1)
-    return sorted(set(beyond).difference(free))
-
-
 def read_free(pages: Pages, meta: Meta) -> list[FreeList]:
     """What is free by a meta page, the oldest list first; the pages that say so are met.
 
