@@ -4,16 +4,22 @@ Every operation and every byte follows from the names of the workload and of the
 image knows what was promised without having been told.  An owner is one thread of execution with agent
 threads of its own; what it does, it does in order.
 
-    python tests/crash/recorded.py NAME FOLDER    runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py NAME FOLDER              runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py NAME FOLDER OWNER        the part of one owner, in a process of its own
+    python tests/crash/recorded.py NAME FOLDER OWNER HOLD   the same; after HOLD operations it waits for the end of
+                                                            what it can read from its standard input
 """
 
 from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence as Several
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +33,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
 
 from crash.recorder import NOTES
-from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell import Log, Sequence, StepCommitted, UsageError, Write, WritesRecorded, changes, compact, parse
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.writer import Ticket
 
@@ -75,7 +81,7 @@ class Record(NamedTuple):
 
 
 class Prune(NamedTuple):
-    """Keep the newest steps."""
+    """Keep the newest steps; none deletes the thread."""
 
     thread: str
     keep: int
@@ -104,7 +110,17 @@ class Reopen(NamedTuple):
     """Close the log and open it again."""
 
 
-Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | Reopen
+class Compact(NamedTuple):
+    """Write the log into a new file beside it, which shows what is shown now."""
+
+    file: str
+
+
+class CompactInPlace(NamedTuple):
+    """Close the log, compact its file unless another process has it open, and open it again."""
+
+
+Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | Reopen | Compact | CompactInPlace
 Shown: TypeAlias = dict[str, list[Step]]
 """By thread, its steps in commit order."""
 
@@ -119,13 +135,13 @@ def carried_out(shown: Shown, operation: Operation) -> Shown:
             steps = shown[thread]
             at = next(i for i, step in enumerate(steps) if (step.step_id, step.lane) == (step_id, lane))
             steps[at] = steps[at]._replace(writes=tuple(sorted((*steps[at].writes, write), key=_task_of)))
-        case Prune(thread, keep):
+        case Prune(thread, keep) if keep:
             shown[thread] = shown[thread][-keep:]
-        case Delete(thread):
+        case Prune(thread, _) | Delete(thread):
             shown.pop(thread, None)
         case Copy(thread, target):
             shown[target] = list(shown[thread])
-        case Seal() | Reopen():
+        case Seal() | Reopen() | Compact() | CompactInPlace():
             pass
     return shown
 
@@ -146,11 +162,12 @@ class Workload:
         name: Decides every byte.
         operations: How many each owner carries out.
         owners: Threads of execution.
+        processes: Whether each owner has a process of its own.
         kinds: What they do, by weight.
         sizes: Of a step's new content, in bytes.
         seal_after_events: As for `Log.open`.
         pause_seconds: Between operations.
-        map_bytes: The map begins so small; 0 is as it is.
+        map_bytes: So small the map begins, by process; as it is where nothing is said.
         variants: `inherited`: the file is there already, made by a process that was killed at once.
             `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
             `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
@@ -160,11 +177,12 @@ class Workload:
     name: str
     operations: int = 30
     owners: int = 1
+    processes: bool = False
     kinds: dict[str, int] = field(default_factory=lambda: {"append": 6, "fork": 1, "record": 2})
     sizes: tuple[int, ...] = (40, 300, 1500, 5000)
     seal_after_events: int = 1000
     pause_seconds: float = 0.0
-    map_bytes: int = 0
+    map_bytes: tuple[int, ...] = ()
     variants: frozenset[str] = frozenset()
 
     @property
@@ -180,13 +198,42 @@ WORKLOADS: Final = {
         Workload("groups", operations=9, owners=6, kinds={"append": 2, "record": 1, "alone": 4}),
         Workload("sealing", operations=36, seal_after_events=8, pause_seconds=0.006),
         Workload("growth", operations=8, sizes=(30_000, 100_000, 250_000)),
-        Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=1 << 17),
+        Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=(1 << 17,)),
         Workload("prune", kinds={"append": 6, "record": 2, "prune": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
         Workload("delete", kinds={"append": 8, "record": 2, "delete": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
         Workload(
             "reuse",
             kinds={"append": 6, "prune": 1, "delete": 2, "seal": 4, "reopen": 1},
             sizes=(3000, 20_000, 60_000),
+        ),
+        Workload(
+            "compaction",
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact": 3},
+            sizes=(300, 3000, 20_000),
+        ),
+        Workload(
+            "in-place",
+            operations=24,
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact in place": 3},
+            sizes=(300, 3000, 20_000),
+        ),
+        Workload(
+            "processes",
+            operations=14,
+            owners=2,
+            processes=True,
+            kinds={"append": 6, "record": 2, "prune": 1, "copy": 1, "delete": 1, "seal": 2, "reopen": 1},
+            sizes=(300, 3000, 20_000),
+            seal_after_events=8,
+        ),
+        Workload(
+            "maps",
+            operations=10,
+            owners=2,
+            processes=True,
+            kinds={"append": 8, "prune": 1, "delete": 1, "reopen": 1},
+            sizes=(10_000, 60_000),
+            map_bytes=(1 << 17, 1 << 18),
         ),
         Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
         Workload(
@@ -244,7 +291,7 @@ class Owner:
             case "record":
                 return Record(thread, target.step_id, target.lane, self._content())
             case "prune":
-                return Prune(thread, rng.randint(1, 3))
+                return Prune(thread, rng.randint(0, 3))
             case "delete":
                 return Delete(thread)
             case "copy":
@@ -254,6 +301,11 @@ class Owner:
                 return Seal(thread)
             case "reopen":
                 return Reopen()
+            case "compact":
+                self._made += 1
+                return Compact(f"compacted{self._made}.stepwell")
+            case "compact in place":
+                return CompactInPlace()
         raise AssertionError(kind)
 
     def _step(self, before: list[Step], lane: str) -> Step:
@@ -280,20 +332,30 @@ class Owner:
 
 
 class _Program:
-    def __init__(self, workload: Workload, folder: Path) -> None:
+    """One process.
+
+    Args:
+        workload: What is done.
+        folder: Where.
+        owners: By whom.
+        hold: After so many operations wait until standard input ends; 0 is never.
+    """
+
+    def __init__(self, workload: Workload, folder: Path, owners: Several[int], hold: int = 0) -> None:
         self._workload = workload
         self._path = folder / FILE
-        self._notes = os.open(folder / NOTES, os.O_WRONLY)
+        self._owners = owners
+        self._hold = hold
+        self._notes = os.open(folder / NOTES, os.O_WRONLY | os.O_APPEND)
         self._log = self._open()
         self._note(OPENED)
 
     def run(self) -> None:
-        """All owners, each in its thread."""
-        numbers = range(self._workload.owners)
-        if self._workload.owners == 1:
-            self._run_owner(0)
+        """All its owners, each in its thread."""
+        if len(self._owners) == 1:
+            self._run_owner(self._owners[0])
         else:
-            threads = [threading.Thread(target=self._run_owner, args=(number,)) for number in numbers]
+            threads = [threading.Thread(target=self._run_owner, args=(number,)) for number in self._owners]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -302,19 +364,21 @@ class _Program:
 
     def _open(self) -> Log:
         storage = LmdbStorage(self._path)
-        if self._workload.map_bytes:
+        for size in self._workload.map_bytes[self._owners[0] : self._owners[0] + 1]:
             environment = storage._open_environment()
             with environment._alone():
-                environment._resize(self._workload.map_bytes)
+                environment._resize(size)
         return Log(storage, seal_after_events=self._workload.seal_after_events)
 
     def _note(self, *words: object) -> None:
-        os.write(self._notes, " ".join(map(str, words)).encode())
+        os.write(self._notes, " ".join(map(str, words)).encode() + b"\n")
 
     def _run_owner(self, number: int) -> None:
         waiting: list[tuple[int, list[Ticket]]] = []
         for position, operation in enumerate(Owner(self._workload, number).operations):
             alone = isinstance(operation, Append) and operation.alone
+            if self._hold and position == self._hold:
+                sys.stdin.read()
             if not alone or len(waiting) == 4:
                 self._wait(number, waiting)
             self._note(BEGAN, number, position)
@@ -357,6 +421,14 @@ class _Program:
             case Reopen():
                 log.close()
                 self._log = self._open()
+            case Compact(file):
+                log.compact(self._path.with_name(file))
+            case CompactInPlace():
+                log.close()
+                # Where another process may have it open, being refused is part of the work.
+                with suppress(*([UsageError] if self._workload.processes else [])):
+                    compact(self._path)
+                self._log = self._open()
         return []
 
 
@@ -366,13 +438,32 @@ def _record(step_id: str, lane: str, write: bytes) -> WritesRecorded:
 
 def run(workload: Workload, folder: Path) -> None:
     """Run a workload on the file of a folder that holds an empty file for notes."""
+    if not workload.processes:
+        run_part(workload, folder, range(workload.owners))
+        return
+    others = [subprocess.Popen(part(workload, folder, number)) for number in range(1, workload.owners)]
+    run_part(workload, folder, [0])
+    codes = [other.wait() for other in others]
+    assert not any(codes), f"the other processes ended with {codes}"
+
+
+def part(workload: Workload, folder: Path, owner: int, hold: int = 0) -> list[str]:
+    """The command that runs what one owner does."""
+    return [sys.executable, __file__, workload.label, str(folder), str(owner), str(hold)]
+
+
+def run_part(workload: Workload, folder: Path, owners: Several[int], hold: int = 0) -> None:
+    """Run what some owners do, in this process."""
     sync, metasync = ("nosync" not in workload.variants, "nometasync" not in workload.variants)
     if "inherited" in workload.variants:
         lmdb.open(str(folder / FILE), subdir=False).close()
     with patch.object(lmdb, "open", partial(lmdb.open, sync=sync, metasync=metasync)):
-        _Program(workload, folder).run()
+        _Program(workload, folder, owners, hold).run()
 
 
 if __name__ == "__main__":
-    label, folder = sys.argv[1:]
-    run(named(label), Path(folder))
+    label, folder, *rest = sys.argv[1:]
+    if rest:
+        run_part(named(label), Path(folder), [int(rest[0])], *map(int, rest[1:]))
+    else:
+        run(named(label), Path(folder))

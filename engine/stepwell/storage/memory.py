@@ -8,7 +8,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stepwell.errors import ClosedError, ForkedError
+from stepwell.errors import ClosedError, ForkedError, UsageError
+from stepwell.storage import Compaction
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, Tables
 
@@ -59,6 +60,9 @@ class MemoryStorage(TableStorage):
         if self._tables is None:
             raise ClosedError("the log in memory was closed, and its content is gone; open a new one")
         return self._tables
+
+    def compact(self, into: str) -> Compaction:
+        raise UsageError("a log in memory has no file to make a smaller copy of; copy its threads into another log")
 
     def close(self) -> None:
         if self._pid == os.getpid():
