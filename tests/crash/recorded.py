@@ -168,7 +168,8 @@ class Workload:
         seal_after_events: As for `Log.open`.
         pause_seconds: Between operations.
         map_bytes: So small the map begins, by process; as it is where nothing is said.
-        variants: `inherited`: the file is there already, made by a process that was killed at once.
+        variants: `pair`: two owners, each with a process of its own.
+            `inherited`: the file is there already, made by a process that was killed at once.
             `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
             `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
             acknowledged: a judge that does not find it is none.
@@ -249,9 +250,10 @@ WORKLOADS: Final = {
 
 
 def named(text: str) -> Workload:
-    """A workload by its name, with any of `+inherited`, `+oldkernel`, `+nosync` and `+nometasync` behind it."""
+    """A workload by its name, with any of its variants behind it, each with a `+`."""
     name, *variants = text.split("+")
-    return replace(WORKLOADS[name], variants=frozenset(variants))
+    workload = replace(WORKLOADS[name], variants=frozenset(variants))
+    return replace(workload, owners=2, processes=True) if "pair" in variants else workload
 
 
 class Owner:
@@ -303,7 +305,7 @@ class Owner:
                 return Reopen()
             case "compact":
                 self._made += 1
-                return Compact(f"compacted{self._made}.stepwell")
+                return Compact(f"{self._name}-compacted{self._made}.stepwell")
             case "compact in place":
                 return CompactInPlace()
         raise AssertionError(kind)

@@ -669,14 +669,14 @@ def _compact_alone(path: str, real_path: str) -> Compaction:
         except lockfile.InUseError:
             raise _in_use(path, "another process") from None
         # failpoint: compaction-locked
-        like = os.stat(real_path)
-        if like.st_nlink > 1:
-            raise UsageError(
-                f"the log {path!r} has {like.st_nlink} names (hard links), and only one would get the new file; "
-                "remove the others, or use Log.compact(into=...)"
-            )
         _open_tables(env, path, read_only=True)
         with NewFile(real_path) as file:
+            like = os.stat(real_path)
+            if like.st_nlink > 1:
+                raise UsageError(
+                    f"the log {path!r} has {like.st_nlink} names (hard links), and only one would get the new file; "
+                    "remove the others, or use Log.compact(into=...)"
+                )
             _copy_compactly(env, file, path)
             env.close()
             lockfile.forget(lock)
