@@ -23,8 +23,8 @@ from typing import Final, NamedTuple
 from lmdb import verify as offline
 
 from crash.disk import Choice, Rules
-from crash.images import Promise, images, promises
-from crash.recorded import FILE, LOCK_SUFFIX, Compact, CompactInPlace, Owner, Shown, Step, Workload
+from crash.images import Promise, images
+from crash.recorded import FILE, LOCK_SUFFIX, Compact, CompactInPlace, Owner, Shown, Step
 from crash.trace import Event
 from stepwell import Log, StepCommitted, StepwellError, changes, compact
 from stepwell.patch import Ref, payload_of
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
         choice: The image.
         outcome: WHOLE; REFUSED, by an error of ours while nothing was promised; LOST; or REPEATED, if an equal
             image with an equal promise was judged before.
-        reason: What is wrong.
+        reason: What is wrong; of a whole one, how many operations of each owner are there.
     """
 
     choice: Choice
@@ -67,7 +67,7 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
     """Open a log as after a crash, and use it.
 
     Returns:
-        WHOLE, or REFUSED and why.
+        WHOLE and how many operations of each owner are there, or REFUSED and why.
 
     Raises:
         Failure: Something is lost, half there, or does not go on.
@@ -79,7 +79,8 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
             raise Failure(f"it cannot be opened: {error}") from error
         return REFUSED, str(error)
     with log:
-        shown = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
+        there = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
+        shown = [owner.shown[count] for owner, count in zip(owners, there, strict=True)]
         others = {found.thread_id for found in log.threads()}.difference(*shown)
         _demand(not others, f"there are threads that nobody opened: {others}")
         _check_audit(log)
@@ -90,7 +91,7 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
     _check_pages(path)
     if any(isinstance(operation, CompactInPlace) for owner in owners for operation in owner.operations):
         _check_compaction(path)
-    return WHOLE, ""
+    return WHOLE, " ".join(map(str, there))
 
 
 def _demand(holds: bool, otherwise: str) -> None:
@@ -98,14 +99,14 @@ def _demand(holds: bool, otherwise: str) -> None:
         raise Failure(otherwise)
 
 
-def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> Shown:
-    """What the owner's threads show: all that was acknowledged, and of the rest the first few, each whole."""
+def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> int:
+    """How many operations are there: all that were acknowledged, and of the rest the first few, each whole."""
     found = {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads(prefix=f"owner{number}/")}
     done, begun = promise.done[number], promise.begun[number]
     allowed = owner.shown[done : max(done, begun) + 1]
     if found not in allowed:
         raise Failure(f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
-    return found
+    return done + allowed.index(found)
 
 
 def _steps_of(log: Log, thread_id: str) -> list[Step]:
@@ -206,12 +207,18 @@ def _draft_of(path: Path) -> Path:
 
 
 def judge_all(
-    workload: Workload, events: Sequence[Event], rules: Rules, chosen: Sequence[Choice], folder: Path
+    owners: Sequence[Owner],
+    promised: Sequence[Promise],
+    events: Sequence[Event],
+    rules: Rules,
+    chosen: Sequence[Choice],
+    folder: Path,
 ) -> list[Verdict]:
     """Judge images in as many processes as there are processors.
 
     Args:
-        workload: What was recorded.
+        owners: Who did what was recorded.
+        promised: What is promised at each point.
         events: The trace.
         rules: What is assumed of the disk.
         chosen: The images.
@@ -227,7 +234,7 @@ def judge_all(
             # In the order of points, so that each worker goes through the trace once.
             share = sorted(chosen[number::count])
             pipe, theirs = processes.Pipe(duplex=False)
-            arguments = (workload, events, rules, share, Path(scratch) / str(number), folder, theirs)
+            arguments = (owners, promised, events, rules, share, Path(scratch) / str(number), folder, theirs)
             worker = processes.Process(target=_work, args=arguments)
             worker.start()
             theirs.close()
@@ -257,16 +264,15 @@ def _received(pipes: list[Connection]) -> Iterator[Verdict]:
 
 
 def _work(
-    workload: Workload,
-    events: list[Event],
+    owners: Sequence[Owner],
+    promised: Sequence[Promise],
+    events: Sequence[Event],
     rules: Rules,
     chosen: list[Choice],
     scratch: Path,
     folder: Path,
     pipe: Connection,
 ) -> None:
-    owners = [Owner(workload, number) for number in range(workload.owners)]
-    promised = promises(events, workload.owners)
     judged: set[tuple[bytes, Promise]] = set()
     gc.freeze()  # children share what is not touched
     for choice, files in images(events, rules, chosen):

@@ -5,6 +5,7 @@ image knows what was promised without having been told.  An owner is one thread 
 threads of its own; what it does, it does in order.
 
     python tests/crash/recorded.py NAME FOLDER              runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py recovery FOLDER OWNER    goes on with the file of a crash, as an owner of its own
     python tests/crash/recorded.py NAME FOLDER OWNER        the part of one owner, in a process of its own
     python tests/crash/recorded.py NAME FOLDER OWNER HOLD   the same; after HOLD operations it waits for the end of
                                                             what it can read from its standard input
@@ -106,6 +107,10 @@ class Seal(NamedTuple):
     thread: str
 
 
+class SealAll(NamedTuple):
+    """Seal all threads, those of others too; nothing that can be read changes."""
+
+
 class Reopen(NamedTuple):
     """Close the log and open it again."""
 
@@ -120,7 +125,7 @@ class CompactInPlace(NamedTuple):
     """Close the log, compact its file unless another process has it open, and open it again."""
 
 
-Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | Reopen | Compact | CompactInPlace
+Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | SealAll | Reopen | Compact | CompactInPlace
 Shown: TypeAlias = dict[str, list[Step]]
 """By thread, its steps in commit order."""
 
@@ -141,7 +146,7 @@ def carried_out(shown: Shown, operation: Operation) -> Shown:
             shown.pop(thread, None)
         case Copy(thread, target):
             shown[target] = list(shown[thread])
-        case Seal() | Reopen() | Compact() | CompactInPlace():
+        case Seal() | SealAll() | Reopen() | Compact() | CompactInPlace():
             pass
     return shown
 
@@ -168,7 +173,8 @@ class Workload:
         seal_after_events: As for `Log.open`.
         pause_seconds: Between operations.
         map_bytes: So small the map begins, by process; as it is where nothing is said.
-        variants: `pair`: two owners, each with a process of its own.
+        variants: `twice`: the power goes again while the log is used after the first time.
+            `pair`: two owners, each with a process of its own.
             `inherited`: the file is there already, made by a process that was killed at once.
             `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
             `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
@@ -236,6 +242,12 @@ WORKLOADS: Final = {
             sizes=(10_000, 60_000),
             map_bytes=(1 << 17, 1 << 18),
         ),
+        Workload(
+            "recovery",
+            operations=10,
+            kinds={"append": 6, "record": 1, "seal all": 2, "prune": 1, "delete": 1, "reopen": 1},
+            sizes=(300, 3000, 20_000),
+        ),
         Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
         Workload(
             "everything",
@@ -301,6 +313,8 @@ class Owner:
                 return Copy(thread, f"{self._name}/copy{self._made}")
             case "seal":
                 return Seal(thread)
+            case "seal all":
+                return SealAll()
             case "reopen":
                 return Reopen()
             case "compact":
@@ -420,6 +434,8 @@ class _Program:
                 log.thread(thread_id).copy_to(target)
             case Seal(thread_id):
                 log.seal(thread_id)
+            case SealAll():
+                log.seal()
             case Reopen():
                 log.close()
                 self._log = self._open()
