@@ -35,6 +35,7 @@ from crash.trace import Event, Met, SyncBegan, SyncEnded, Written
 OLD_KERNEL: Final = "3.5.0"
 WITHOUT_LENGTH: Final = Rules(length_by_fdatasync=False)
 TORN_META: Final = Rules(sector_bytes=8)
+EVERYTHING: Final = (*WORKLOADS, "append+pair", "compaction+pair", "everything+twice", "reuse+twice", "in-place+twice")
 RECOVERY: Final = WORKLOADS["recovery"]
 IMAGES_OF_A_RECOVERY: Final = 20
 FILES: Final = "files"
@@ -212,9 +213,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cut the power at every moment and look for what was promised.")
     parser.add_argument("--images", type=int, default=4000, help="how many to judge (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: a new one)")
-    parser.add_argument(
-        "--workloads", default=",".join(WORKLOADS), help="default: %(default)s; variants: recorded.named"
-    )
+    parser.add_argument("--workloads", default=",".join(EVERYTHING), help="default: %(default)s; variants: Workload")
     parser.add_argument(
         "--disk",
         choices=("today", "without-length", "torn-meta"),
