@@ -36,6 +36,7 @@ check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 
 kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
+	$(PY) tests/crash/kill_writer.py --rounds 40 --writers 3
 	$(PY) tests/crash/kill_points.py
 
 crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was promised

@@ -26,7 +26,7 @@ from stepwell import Log
 from stepwell.storage.lmdb import LmdbStorage
 
 SPEC = Path(__file__).parents[2] / "SPEC.md"
-SAMPLE = 12
+SAMPLE = 10
 # Opens a log for reading, and tells what it shows once there is nothing more to read from its standard input.
 READER = """
 import json, sys

@@ -683,8 +683,9 @@ def _compact_alone(path: str, real_path: str) -> Compaction:
             # failpoint: compaction-lock-emptied
             file.replace(like)
         # failpoint: compaction-replaced
-        # Fills the lock file anew before the lock goes to somebody who waits for it.
-        _open_map(real_path, False, _LARGEST_MAP_BYTES).close()
+        # Fills the lock file anew before the lock goes to somebody who waits for it; else who comes next does.
+        with suppress(lmdb.Error, StepwellError):
+            _open_map(real_path, False, _LARGEST_MAP_BYTES).close()
         # failpoint: compaction-lock-filled
         return Compaction(occupied_bytes(like), occupied_bytes(os.stat(real_path)))
 
