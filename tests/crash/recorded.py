@@ -7,8 +7,8 @@ threads of its own; what it does, it does in order.
     python tests/crash/recorded.py NAME FOLDER              runs one, on FOLDER/agents.stepwell
     python tests/crash/recorded.py recovery FOLDER OWNER    goes on with the file of a crash, as an owner of its own
     python tests/crash/recorded.py NAME FOLDER OWNER        the part of one owner, in a process of its own
-    python tests/crash/recorded.py NAME FOLDER OWNER HOLD   the same; after HOLD operations it waits for the end of
-                                                            what it can read from its standard input
+    python tests/crash/recorded.py NAME FOLDER OWNER HOLD   the same; it begins when it can read a line from standard
+                                                            input, and after HOLD operations waits for its end
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ class _Program:
         workload: What is done.
         folder: Where.
         owners: By whom.
-        hold: After so many operations wait until standard input ends; 0 is never.
+        hold: Begin with a line of standard input, and after so many operations wait for its end; 0: wait for nothing.
     """
 
     def __init__(self, workload: Workload, folder: Path, owners: Several[int], hold: int = 0) -> None:
@@ -393,7 +393,9 @@ class _Program:
         waiting: list[tuple[int, list[Ticket]]] = []
         for position, operation in enumerate(Owner(self._workload, number).operations):
             alone = isinstance(operation, Append) and operation.alone
-            if self._hold and position == self._hold:
+            if self._hold and position == 0:
+                sys.stdin.readline()
+            elif self._hold and position == self._hold:
                 sys.stdin.read()
             if not alone or len(waiting) == 4:
                 self._wait(number, waiting)
