@@ -95,7 +95,7 @@ class Memories:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may close the saver at any moment
         self._memories: OrderedDict[_Key, LaneMemory] = OrderedDict()
         self._sizes: dict[_Key, int] = {}
         self._size = 0
@@ -138,7 +138,7 @@ class Memories:
     def _remove(self, key: _Key) -> LaneMemory | None:
         memory = self._memories.pop(key, None)
         if memory is not None:
-            self._size -= self._sizes.pop(key)
+            self._size -= self._sizes.pop(key, 0)
             if key.by_put and self._last_puts.get(key.lane) == key.step_id:
                 del self._last_puts[key.lane]
         return memory

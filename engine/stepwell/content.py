@@ -14,7 +14,6 @@ way into the log must it wait for its turn, since only the writer knows where th
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
@@ -90,7 +89,7 @@ class NotYetPlaced(Exception):
 
 
 class ContentMemory:
-    """The latest contents of all threads of one log.
+    """The latest contents of all threads of one log; without a lock, as all caches (storage/held.py).
 
     Args:
         recall: Reads what the newest state of a thread holds: each content with its place.
@@ -98,9 +97,8 @@ class ContentMemory:
 
     def __init__(self, recall: Callable[[str], Iterable[tuple[Place, Fresh]]] = _nothing) -> None:
         self._recall = recall
-        self._recalled: OrderedDict[str, None] = OrderedDict()
+        self._recalled: OrderedDict[str, object] = OrderedDict()
         self._places: OrderedDict[tuple[str, bytes], tuple[Place, int, int]] = OrderedDict()
-        self._lock = threading.Lock()
 
     def find(
         self, thread_id: str, digest: bytes, incarnation: int | None = None, first: int = 0
@@ -117,41 +115,40 @@ class ContentMemory:
         Raises:
             NotYetPlaced: An event that is on its way into the log holds it; ask again when it is your turn.
         """
-        with self._lock:
-            found = self._places.get((thread_id, digest))
-            if found is None:
-                return None
-            place, start, length = found
-            stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
-            if place.failed or stale:
-                del self._places[thread_id, digest]
-                return None
-            if incarnation is None and not place.durable:
-                raise NotYetPlaced
-            if not place.sequence:
-                return None  # it comes after this append, or was refused
+        found = self._places.get((thread_id, digest))
+        if found is None:
+            return None
+        place, start, length = found
+        stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
+        if place.failed or stale:
+            self._places.pop((thread_id, digest), None)
+            return None
+        if incarnation is None and not place.durable:
+            raise NotYetPlaced
+        if not place.sequence:
+            return None  # it comes after this append, or was refused
+        with suppress(KeyError):  # dropped a moment ago
             self._places.move_to_end((thread_id, digest))
-            return place.number, Ref(place.sequence, start, length)
+        return place.number, Ref(place.sequence, start, length)
 
     def recall(self, thread_id: str) -> bool:
         """Note what the newest state of a thread holds, once; returns whether that was done now."""
-        with self._lock:
-            if thread_id in self._recalled:
-                return False
-            self._recalled[thread_id] = None
+        mine = object()
+        if self._recalled.setdefault(thread_id, mine) is not mine:
+            return False
+        with suppress(KeyError):
             while len(self._recalled) > _MOST_RECALLED:
                 self._recalled.popitem(last=False)
         with suppress(StepwellError):  # what cannot be read now is stored again, and told to whoever reads it
             for place, fresh in self._recall(thread_id):
-                with self._lock:
-                    self._places.setdefault((thread_id, fresh.digest), (place, fresh.start, fresh.length))
+                self._places.setdefault((thread_id, fresh.digest), (place, fresh.start, fresh.length))
         return True
 
     def remember(self, thread_id: str, place: Place, fresh: Iterable[Fresh]) -> None:
         """Note what an event holds that no event before it did."""
-        with self._lock:
-            for digest, start, length in fresh:
-                self._places[thread_id, digest] = (place, start, length)
+        for digest, start, length in fresh:
+            self._places[thread_id, digest] = (place, start, length)
+        with suppress(KeyError):  # dropped by somebody else
             while len(self._places) > _LARGEST_MEMORY:
                 self._places.popitem(last=False)
 

@@ -150,6 +150,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
+        network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
     ) -> Self:
@@ -158,11 +159,15 @@ class Log:
         Args:
             path: The file; ":memory:" is a log of its own that is gone when it is closed.
             read_only: Refuse every change, and do not create the file.
+            network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
+                them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
             seal_after_bytes: So is one whose loose records have so many bytes.
 
         Raises:
-            UsageError: The directory, or with `read_only` the file, does not exist.
+            UsageError: The directory, or with `read_only` the file, does not exist; or the file lies where
+                processes could miss each other: on a network file system, under two names (hard links), mounted
+                as a single file, or read-only where others can write it.
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
@@ -175,7 +180,7 @@ class Log:
             return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
-        storage = LmdbStorage(path, read_only=read_only)
+        storage = LmdbStorage(path, read_only=read_only, network_file_system=network_file_system)
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
 
     @property
@@ -231,7 +236,7 @@ class Log:
 
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
-        with self._folding.resting():
+        with self._folding.turn:
             return auditing.audit(self.storage)
 
     def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
@@ -241,14 +246,22 @@ class Log:
         return self._writer.submit(operation, places)
 
     def close(self) -> None:
-        """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
-        self._dropped.detach()
+        """Wait for everything that was submitted and give the file back.
+
+        Closing twice is harmless, also after a close that was interrupted, or at the same time.  Calls that other
+        threads are in end well, or with ClosedError.  Called from a signal handler or a finalizer, it closes the log
+        under the call that was interrupted; in one of the log's own threads it does not wait.
+        """
+        if self._folding.is_here or self._writer.is_here:
+            _abandon(self._folding, self._writer, self.storage)
+            return
         self._folding.close()
         self._writer.close()
         if self._writer.has_run:
             with suppress(StepwellError):  # whether or not room is given back, the log is closed
                 self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         self.storage.close()
+        self._dropped.detach()
         _open_logs.discard(self)
 
     def __enter__(self) -> Self:

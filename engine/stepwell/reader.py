@@ -6,9 +6,9 @@ answers is plain data.  A branch is folded forward once, however many of its sta
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from stepwell import codec
@@ -94,7 +94,6 @@ class Reader:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._lock = threading.Lock()
         self._held: OrderedDict[tuple[int, int], State] = OrderedDict()
 
     def state(self, thread: int, sequence: int) -> State:
@@ -140,15 +139,16 @@ class Reader:
         return {0: EMPTY, **result}
 
     def _remembered(self, thread: int) -> dict[int, State]:
-        with self._lock:
-            held = {sequence: state for (number, sequence), state in self._held.items() if number == thread}
-        held[0] = EMPTY
+        held = {0: EMPTY}
+        # Without a lock, as all caches (storage/held.py): where others change it meanwhile, nothing is remembered.
+        with suppress(RuntimeError):
+            held.update({sequence: state for (number, sequence), state in list(self._held.items()) if number == thread})
         return held
 
     def _remember(self, thread: int, states: dict[int, State]) -> None:
         if len(states) > _STATES_PER_CALL:
             return  # a walk through history, which does not come back to where it was
-        with self._lock:
+        with suppress(KeyError):  # dropped by somebody else
             for sequence, state in states.items():
                 self._held[thread, sequence] = state
                 self._held.move_to_end((thread, sequence))

@@ -2,12 +2,15 @@
 
 A thread's sequences are never given twice, so what stood at one once is right for as long as it stands there;
 whether it still does, only the tables know.
+
+Caches have no locks: each line that changes one is a single operation of the interpreter.  A signal handler or a
+finalizer that closes the log may interrupt any line, and waits for the writer, which comes here too.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from stepwell.codec import Record
@@ -24,25 +27,25 @@ class _Latest(Generic[_T]):
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._lock = threading.Lock()
         self._things: OrderedDict[tuple[int, int], tuple[_T, int]] = OrderedDict()
         self._size = 0
 
     def get(self, thread: int, sequence: int) -> _T | None:
-        with self._lock:
-            found = self._things.get((thread, sequence))
-            if found is None:
-                return None
+        found = self._things.get((thread, sequence))
+        if found is None:
+            return None
+        with suppress(KeyError):  # dropped a moment ago
             self._things.move_to_end((thread, sequence))
-            return found[0]
+        return found[0]
 
     def put(self, thread: int, sequence: int, thing: _T, size: int) -> None:
-        with self._lock:
-            if (thread, sequence) not in self._things:
-                self._things[thread, sequence] = thing, size
-                self._size += size
+        kept = thing, size
+        if self._things.setdefault((thread, sequence), kept) is kept:
+            self._size += size
+        with suppress(KeyError):  # dropped by somebody else
             while self._size > self._most_bytes and len(self._things) > 1:
-                self._size -= self._things.popitem(last=False)[1][1]
+                dropped = self._things.popitem(last=False)[1]
+                self._size -= dropped[1]
 
 
 class Held:
