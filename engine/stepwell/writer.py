@@ -185,9 +185,8 @@ class Writer:
 
     def _end(self) -> None:
         with self._lock:
-            if not self._closed:
-                self._queue.put(None)
-            self._closed = True
+            self._closed = True  # first: nothing may be queued behind the end
+            self._queue.put(None)
 
     def _finish(self) -> None:
         """Call what is to be called last, once."""

@@ -524,7 +524,7 @@ def _release(environment: _Environment, handle: object) -> None:
         environment.handles.discard(handle)
         if not environment.handles:
             if _environments.get(environment.identity) is environment:
-                del _environments[environment.identity]
+                _environments.pop(environment.identity, None)
             environment.close()
 
 
