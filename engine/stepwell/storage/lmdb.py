@@ -756,13 +756,11 @@ def _translate(error: lmdb.Error, path: str, read_only: bool = False) -> Stepwel
         return DiskFullError(f"the disk under {path!r} {trouble}; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
-    if isinstance(error, lmdb.ReadonlyError):
-        return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS) and read_only:
-        return UsageError(
-            f"the log {path!r} cannot be read: {error}; a reader writes its place into the lock file beside it, "
-            f"{path + '-lock'!r}, which must be writable, or the directory where there is none.  Or open a copy"
-        )
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if read_only:
+            return UsageError(
+                f"the log {path!r} cannot be read: {error}; a reader writes its place into the lock file beside it, "
+                f"{path + '-lock'!r}, which must be writable, or the directory where there is none.  Or open a copy"
+            )
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")
