@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import ClosedError, ConflictError
+from stepwell.errors import ClosedError, ConflictError, ForkedError
 from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
 from stepwell.patch import references
@@ -141,7 +141,7 @@ class Folding:
         """
         sealed = 0
         while True:
-            with self._sealing:
+            with self.turn:
                 run = self._plan(thread_id, only_full)
                 if run is None or not self._submit(run.operation()).result().number:
                     return sealed  # nothing is left, or somebody else was faster
@@ -156,7 +156,13 @@ class Folding:
 
     @property
     def turn(self) -> AbstractContextManager[bool]:
-        """Nothing is sealed by others of this log within it."""
+        """Nothing is sealed by others of this log within it.
+
+        Raises:
+            ForkedError: In a forked child, where whoever had its turn will never end it.
+        """
+        if self._pid != os.getpid():
+            raise ForkedError.of(self._storage.path, self._pid)
         return self._sealing
 
     def _plan(self, thread_id: str, only_full: bool) -> _Run | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
@@ -18,7 +17,7 @@ from stepwell import format as fmt
 from stepwell import pruning, reader
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
-from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
+from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded, now
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
@@ -319,9 +318,8 @@ class Thread:
         """
         for event in events:
             _check_event(event)
-        now = time.time_ns()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now)
+            encoding = Encoding(self.log.content, self.id, events, now())
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
@@ -332,7 +330,7 @@ class Thread:
 
         Durable when it returns.  A thread that does not exist is no error.
         """
-        self.log.submit(Delete(self.id, time.time_ns())).result()
+        self.log.submit(Delete(self.id, now())).result()
 
     def copy_to(self, target_id: str) -> None:
         """Copy the whole thread to a new id: O(events), atomic, nothing is decoded.
@@ -342,7 +340,7 @@ class Thread:
         Raises:
             ConflictError: There is a thread with that id.
         """
-        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
+        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, now())).result()
 
     def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
         """Rewrite the thread so that only some steps are left, with the writes that wait for them.
@@ -375,7 +373,7 @@ class Thread:
             if kept is None:
                 return None
             if not kept.steps:
-                return Delete(self.id, time.time_ns())
+                return Delete(self.id, now())
             return pruning.plan(self.log.storage, self.id, row, kept)
 
         for _ in range(_HOPEFUL_ATTEMPTS):

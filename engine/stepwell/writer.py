@@ -135,10 +135,7 @@ class Writer:
             UsageError: The writer's own thread asks.
         """
         if self._pid != os.getpid():
-            raise ForkedError(
-                f"the log {self._storage.path!r} was opened by process {self._pid}, which this process was forked "
-                "from; open it again here with Log.open"
-            )
+            raise ForkedError.of(self._storage.path, self._pid)
         if self.is_here:
             raise UsageError(
                 f"a call that changes the log {self._storage.path!r} was made by the thread that writes it, from a "
@@ -165,7 +162,7 @@ class Writer:
 
     def wait(self) -> None:
         """Wait until the thread has ended, if there is one."""
-        if self._started:
+        if self._started and self._pid == os.getpid():
             with self._over:
                 pass
 

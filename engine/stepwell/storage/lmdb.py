@@ -125,10 +125,7 @@ class LmdbStorage(TableStorage):
         if environment is None:
             raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
         if environment.pid != os.getpid():
-            raise ForkedError(
-                f"the log {self.path!r} was opened by process {environment.pid}, which this process was forked "
-                "from; open it again here with Log.open"
-            )
+            raise ForkedError.of(self.path, environment.pid)
         return environment
 
     def close(self) -> None:
@@ -507,9 +504,15 @@ def _acquire(path: str, handle: object, read_only: bool, network_file_system: bo
     with _registry:
         try:
             # A file that was removed or replaced is another one: who has the old one open keeps it.
-            environment = _environments.get(_identity(real_path))
+            identity = _identity(real_path)
         except OSError:
-            environment = None
+            identity = None
+        if identity in _in_use:
+            raise ForkedError(
+                f"this process was forked while a call on the log {path!r} was under way in the thread that forked, or "
+                "did not end; it cannot open that log: fork elsewhere, or start a process anew (spawn)"
+            )
+        environment = None if identity is None else _environments.get(identity)
         if environment is None:
             environment = _Environment(path, real_path, read_only)
             _environments[environment.identity] = environment
@@ -533,6 +536,7 @@ def _release(environment: _Environment, handle: object) -> None:
 # this is a fork out of a signal handler that interrupted a transaction, which would wait for itself.
 _FORK_PATIENCE_SECONDS: Final = 5.0
 _at_rest: list[_Environment] = []
+_in_use: set[tuple[int, int]] = set()  # in a forked child: what could not be given back
 
 
 def _before_fork() -> None:
@@ -552,6 +556,7 @@ def _after_fork_in_child() -> None:
     """The parent's environments may not be used here; ForkedError says so to whoever tries."""
     global _registry
     _registry = threading.RLock()
+    _in_use.update(environment.identity for environment in _environments.values() if environment not in _at_rest)
     _environments.clear()
     while _at_rest:
         _at_rest.pop().abandon()
