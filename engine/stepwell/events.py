@@ -27,9 +27,9 @@ _LATEST_TIME: Final = (1 << 62) - 1
 
 
 def now() -> int:
-    """Unix time in nanoseconds; the nearest that an event can hold, where this machine's clock is far out (0 is no time).
+    """Unix time in nanoseconds; the nearest that an event can hold, where this machine's clock is far out.
 
-    It may step back.  Nothing is ordered by it.
+    Never 0, which is no time.  It may step back.  Nothing is ordered by it.
     """
     return min(max(time.time_ns(), 1), _LATEST_TIME)
 
