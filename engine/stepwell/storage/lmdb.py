@@ -24,6 +24,7 @@ import msgspec
 from lmdb import verify as offline
 
 from stepwell import format as fmt
+from stepwell.cache import Cache
 from stepwell.errors import (
     CapacityError,
     ClosedError,
@@ -81,12 +82,23 @@ class LmdbStorage(TableStorage):
 
     Opening the same file again in one process, by whatever path, gives a second handle on the same
     environment; it is closed when the last handle is.
+
+    Args:
+        path: The file.
+        read_only: Refuse every change, and do not create the file.
+        network_file_system: Open the file even where other machines may see it.
+        cache: Where what was read is remembered; None for one of its own.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, read_only: bool = False, network_file_system: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        network_file_system: bool = False,
+        cache: Cache | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(cache)
         self.path = os.fspath(path)
         self.read_only = read_only
         self._handle = object()
