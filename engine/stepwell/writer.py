@@ -210,6 +210,7 @@ class Writer:
         finally:
             _running.discard(self)
             self._over.release()
+            self._finish()  # for who abandoned this writer a moment ago, and saw it still run
 
     def _gather(self) -> list[Ticket]:
         group: list[Ticket] = []

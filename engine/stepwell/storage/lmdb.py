@@ -544,8 +544,8 @@ def _release(environment: _Environment, handle: object) -> None:
 
 
 # Whoever forks waits until no transaction is open, so that the child finds environments at rest, can close
-# its copies of them, and may open the files for itself.  A commit takes milliseconds; what takes longer than
-# this is a fork out of a signal handler that interrupted a transaction, which would wait for itself.
+# its copies of them, and may open the files for itself.  A commit takes milliseconds.  A fork out of a signal
+# handler that interrupted a transaction would wait for itself: the child must do without that file.
 _FORK_PATIENCE_SECONDS: Final = 5.0
 _at_rest: list[_Environment] = []
 _in_use: set[tuple[int, int]] = set()  # in a forked child: what could not be given back
