@@ -7,7 +7,6 @@ base) travel in the record's header and come back from there.
 
 from __future__ import annotations
 
-import time
 from typing import Final, NewType, TypeAlias
 
 import msgspec
@@ -22,16 +21,6 @@ Commit = NewType("Commit", int)
 """Position of an append in the whole log, from 1, in commit order."""
 
 NOWHERE: Final = Sequence(0)
-
-_LATEST_TIME: Final = (1 << 62) - 1
-
-
-def now() -> int:
-    """Unix time in nanoseconds; the nearest that an event can hold, where this machine's clock is far out.
-
-    Never 0, which is no time.  It may step back.  Nothing is ordered by it.
-    """
-    return min(max(time.time_ns(), 1), _LATEST_TIME)
 
 
 class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -16,9 +16,10 @@ from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader
 from stepwell.cache import CACHE_BYTES, Cache
+from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
-from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded, now
+from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse

@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
+from stepwell.clock import now
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded, now
+from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
 from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
 from stepwell.storage import Append, Entry, Storage, ThreadRow

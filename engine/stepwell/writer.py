@@ -165,6 +165,8 @@ class Writer:
         if self._started and self._pid == os.getpid():
             with self._over:
                 pass
+            if self._thread is not None:
+                self._thread.join()
 
     def abandon(self, last: Callable[[], None]) -> None:
         """End the thread once everything that was submitted is done, without waiting for it.

@@ -148,7 +148,9 @@ def test_forks_at_any_moment(end: str, path: Path) -> None:
                 assert os.waitpid(grandchild, 0)[1] == 0
                 append(own, name, 5)
                 own.close()
-            {end}
+            if name.startswith("of-main"):
+                {end}
+            os._exit(0)  # a thread that ends ends no process
 
         children = []
         def fork(name):
@@ -332,7 +334,7 @@ def test_closing_in_a_finalizer(where: str, path: Path) -> None:
                 self.saver, self.circle = saver, self
             def __del__(self):
                 self.saver.close()
-                print("closed")
+                sys.stdout.write("closed\\n")
         log = Log.open(path, seal_after_events=8)
         saver = StepwellSaver(log)
         append(log, "t", 0)
@@ -366,9 +368,9 @@ def test_closing_in_a_finalizer(where: str, path: Path) -> None:
         try:
             append(log, "t", 100)
         except ClosedError:
-            print("refused")
+            sys.stdout.write("refused\\n")
         """
-    assert output_of(script, path) == "closed\nrefused"
+    assert sorted(output_of(script, path).split()) == ["closed", "refused"]
     assert check(path) >= (8 if where == "folding" else 1)
 
 
@@ -396,12 +398,13 @@ def test_ctrl_c_again_and_again(path: Path) -> None:
         random.seed(int.from_bytes(os.urandom(4)))
         class Hit(KeyboardInterrupt):
             pass
-        hits = 0
+        hits, armed = 0, False
         def interrupt(number, frame):
             global hits
-            hits += 1
             signal.setitimer(signal.ITIMER_REAL, random.random() * 0.003 + 0.0003)
-            raise Hit
+            if armed:
+                hits += 1
+                raise Hit
         log = Log.open(path, seal_after_events=64)
         saver = StepwellSaver(log)
         threads = [threading.Thread(target=keep_appending, args=(log, "beside"))]
@@ -412,6 +415,7 @@ def test_ctrl_c_again_and_again(path: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         while time.monotonic() < stop:
             try:
+                armed = True
                 while time.monotonic() < stop:
                     number += 1
                     id_ = f"c{number:06}"
@@ -423,8 +427,9 @@ def test_ctrl_c_again_and_again(path: Path) -> None:
                     append(log, "mine", number)
                     saver.get_tuple(config_of("saved"))
                     list(saver.list(config_of("saved"), limit=5))
+                armed = False
             except Hit:
-                pass
+                armed = False
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         for found in saver.list(config_of("saved")):
             assert found.checkpoint["channel_values"] == truth[found.checkpoint["id"]]
