@@ -147,6 +147,8 @@ class Folding:
                     return sealed  # nothing is left, or somebody else was faster
                 self._carry(thread_id, run.ends())
             sealed += len(run.records)
+            if only_full and self._closed:
+                return sealed  # others may append for ever, and who closes waits
 
     def _carry(self, thread_id: str, ends: _Ends) -> None:
         """Remember where the lanes of a thread stand, so that its next sealing need not read it."""
