@@ -318,7 +318,14 @@ class Thread:
         sequences = self.begin_append(events, expected_head=expected_head).result().sequences
         return Sequence(sequences[-1] if sequences else 0)
 
-    def begin_append(self, events: Several[Event], *, expected_head: int | None = None, incarnation: int = 0) -> Ticket:
+    def begin_append(
+        self,
+        events: Several[Event],
+        *,
+        expected_head: int | None = None,
+        incarnation: int = 0,
+        may_read: bool = True,
+    ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
         Args:
@@ -326,11 +333,15 @@ class Thread:
             expected_head: As for `append`.
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
+            may_read: Whether there is time to read what the thread holds, to look for content in it.
+
+        Raises:
+            NotRecalled: There is not, and it has to be done: begin again when there is.
         """
         for event in events:
             _check_event(event)
         try:
-            encoding = Encoding(self.log.content, self.id, events, now())
+            encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
