@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
@@ -17,6 +16,7 @@ from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader
 from stepwell.cache import CACHE_BYTES, Cache
+from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
@@ -154,6 +154,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
+        network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
         cache_bytes: int = CACHE_BYTES,
@@ -163,13 +164,17 @@ class Log:
         Args:
             path: The file; ":memory:" is a log of its own that is gone when it is closed.
             read_only: Refuse every change, and do not create the file.
+            network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
+                them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
             seal_after_bytes: So is one whose loose records have so many bytes.
             cache_bytes: Memory for what was written and read lately, in bytes: what is in it need not be read,
                 decoded or encoded again.  It serves all threads of the log; what was used longest ago is forgotten.
 
         Raises:
-            UsageError: The directory, or with `read_only` the file, does not exist.
+            UsageError: The directory, or with `read_only` the file, does not exist; or the file lies where
+                processes could miss each other: on a network file system, under two names (hard links), mounted
+                as a single file, or read-only where others can write it.
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
@@ -182,7 +187,7 @@ class Log:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             storage: Storage = MemoryStorage(cache=cache)
             return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
-        storage = LmdbStorage(path, read_only=read_only, cache=cache)
+        storage = LmdbStorage(path, read_only=read_only, network_file_system=network_file_system, cache=cache)
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
 
     @property
@@ -238,7 +243,7 @@ class Log:
 
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
-        with self._folding.resting():
+        with self._folding.turn:
             return auditing.audit(self.storage)
 
     def compact(self, into: str | os.PathLike[str]) -> Compaction:
@@ -267,8 +272,15 @@ class Log:
         return self._writer.submit(operation, places)
 
     def close(self) -> None:
-        """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
-        self._dropped.detach()
+        """Wait for everything that was submitted and give the file back.
+
+        Closing twice is harmless, also after a close that was interrupted, or at the same time.  Calls that other
+        threads are in end well, or with ClosedError.  Called from a signal handler or a finalizer, it closes the log
+        under the call that was interrupted; in one of the log's own threads it does not wait.
+        """
+        if self._folding.is_here or self._writer.is_here:
+            _abandon(self._folding, self._writer, self.storage)
+            return
         self._folding.close()
         # failpoint: closing-folding-ended
         self._writer.close()
@@ -278,6 +290,7 @@ class Log:
                 self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         # failpoint: closing-given-back
         self.storage.close()
+        self._dropped.detach()
         _open_logs.discard(self)
 
     def __enter__(self) -> Self:
@@ -346,9 +359,8 @@ class Thread:
         """
         for event in events:
             _check_event(event)
-        now = time.time_ns()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now, may_read=may_read)
+            encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
         # failpoint: append-encoded
@@ -360,7 +372,7 @@ class Thread:
 
         Durable when it returns.  A thread that does not exist is no error.
         """
-        self.log.submit(Delete(self.id, time.time_ns())).result()
+        self.log.submit(Delete(self.id, now())).result()
 
     def copy_to(self, target_id: str) -> None:
         """Copy the whole thread to a new id: O(events), atomic, nothing is decoded.
@@ -370,7 +382,7 @@ class Thread:
         Raises:
             ConflictError: There is a thread with that id.
         """
-        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
+        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, now())).result()
 
     def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
         """Rewrite the thread so that only some steps are left, with the writes that wait for them.
@@ -403,7 +415,7 @@ class Thread:
             if kept is None:
                 return None
             if not kept.steps:
-                return Delete(self.id, time.time_ns())
+                return Delete(self.id, now())
             return pruning.plan(self.log.storage, self.id, row, kept)
 
         for _ in range(_HOPEFUL_ATTEMPTS):

@@ -275,10 +275,26 @@ def test_nobody_opens_a_log_in_the_middle(path: Path, monkeypatch: pytest.Monkey
 @alone
 def test_a_file_of_two_names_is_not_replaced(path: Path) -> None:
     """The other name would keep the old file, and the two would go different ways."""
+    before = content(path)
     os.link(path, path.with_name("second"))
     with pytest.raises(UsageError, match="2 names"):
         compact(path)
-    assert content(path) == content(path.with_name("second"))
+    path.with_name("second").unlink()
+    assert content(path) == before
+
+
+@alone
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_name_that_a_crash_left_is_removed(path: Path, read_only: bool) -> None:
+    """Who opens a copy whose writer died between giving it its name and taking the other away does the rest."""
+    before = content(path)
+    with Log.open(path) as log:
+        log.compact(path.with_name("copy"))
+    os.link(path.with_name("copy"), path.with_name("copy-new"))
+    with Log.open(path.with_name("copy"), read_only=read_only) as log:
+        assert log.audit().breaches == []
+    assert not path.with_name("copy-new").exists()
+    assert content(path.with_name("copy")) == before
 
 
 @alone

@@ -120,6 +120,13 @@ class NewFile:
         os.close(self._descriptor)
 
 
+def finish(target: str) -> None:
+    """Take away the second name of a file whose writer died, or is about to take it away itself."""
+    with suppress(OSError):
+        if os.path.samefile(target + SUFFIX, target):
+            os.unlink(target + SUFFIX)
+
+
 def occupied_bytes(status: os.stat_result) -> int:
     """What a file takes of the disk."""
     return status.st_size if sys.platform == "win32" else status.st_blocks * 512
