@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash damage repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash signals damage repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -34,11 +34,16 @@ check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m mypy
 	$(PY) -m pytest --numprocesses auto
 
-kill: $(DEV_READY) ## kill a writer 200 times and look for what it was promised
+kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
+	$(PY) tests/crash/kill_writer.py --rounds 40 --writers 3
+	$(PY) tests/crash/kill_points.py
 
 crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was promised
 	$(PY) tests/crash/power_loss.py --images 4000 $(ARGS)
+
+signals: $(DEV_READY) ## interrupt every call at every moment, by Ctrl-C and by signal handlers
+	$(PY) tests/crash/moments.py $(ARGS)
 
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)

@@ -13,7 +13,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("cache",),
+    ("cache", "clock"),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
@@ -22,8 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.records",),  # sealed and loose records alike
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
-    ("storage.pages", "storage.checksums"),
-    ("storage.datafile", "storage.freepages"),
+    ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
+    ("storage.datafile", "storage.filesystem", "storage.freepages"),
     ("storage.structure", "storage.remains"),
     ("storage.lmdb", "storage.memory"),
     ("reader",),

@@ -97,7 +97,7 @@ class Memories:
 
     def __init__(self, cache: Cache | None = None) -> None:
         cache = cache or Cache()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may close the saver at any moment
         self._lanes: Shelf[LaneKey, _Lane] = Shelf(cache)
         self._announced: Shelf[tuple[LaneKey, str], Announced] = Shelf(cache)
 

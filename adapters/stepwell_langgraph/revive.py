@@ -158,7 +158,7 @@ class _Patterns:
     def __init__(self) -> None:
         self.by_place: dict[Ref, _Pattern | None] = {}
         self.size_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def make_room(self, length: int, most_bytes: int) -> None:
         """Count one more, and forget those that were read first."""

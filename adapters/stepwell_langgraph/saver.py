@@ -103,6 +103,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         *,
         serde: SerializerProtocol | None = None,
         exact: bool = False,
+        network_file_system: bool = False,
     ) -> Self:
         """Open or create the log at a path; ":memory:" is one that is gone when it is closed.
 
@@ -110,8 +111,9 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             conn_string: Where the log lies.
             serde: Serializer of channel values; JsonPlusSerializer if None.
             exact: See the class.
+            network_file_system: See `Log.open`.
         """
-        return cls(Log.open(conn_string), serde=serde, exact=exact)
+        return cls(Log.open(conn_string, network_file_system=network_file_system), serde=serde, exact=exact)
 
     def setup(self) -> _Done:
         """Nothing is to be set up.  May be awaited, as savers with a server ask for it."""

@@ -3,13 +3,16 @@
 One budget serves everything that is remembered, so that what is used most gets the most room, however many threads
 the log has.  Whoever remembers something has a shelf of its own for it, and must manage without: forgetting costs time,
 or space on disk, never correctness.
+
+There is no lock: a signal handler or a finalizer that closes the log may interrupt any line here, and waits for the
+log's writer, which comes here too.  Each line that changes something is a single operation of the interpreter.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 CACHE_BYTES: Final = 1 << 27
@@ -30,39 +33,36 @@ class Cache:
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self.most_bytes = most_bytes
         self.size_bytes = 0
-        self._lock = threading.Lock()
         self._things: OrderedDict[tuple[Shelf[Any, Any], Hashable], tuple[Any, int]] = OrderedDict()
 
     def get(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
-        with self._lock:
-            found = self._things.get(place)
-            if found is None:
-                return None
+        found = self._things.get(place)
+        if found is None:
+            return None
+        with suppress(KeyError):  # forgotten a moment ago
             self._things.move_to_end(place)
-            return found[0]
+        return found[0]
 
     def put(self, place: tuple[Shelf[Any, Any], Hashable], thing: Any, size_bytes: int) -> None:
-        size_bytes += _ENTRY_BYTES
-        with self._lock:
-            before = self._things.pop(place, None)
-            if before is not None:
-                self.size_bytes -= before[1]
-            self._things[place] = thing, size_bytes
-            self.size_bytes += size_bytes
+        entry = thing, size_bytes + _ENTRY_BYTES
+        self.take(place)
+        while self._things.setdefault(place, entry) is not entry:
+            self.take(place)  # of another thread that came between
+        self.size_bytes += entry[1]
+        with suppress(KeyError):  # the last one was taken by another thread
             while self.size_bytes > self.most_bytes and len(self._things) > 1:
-                self.size_bytes -= self._things.popitem(last=False)[1][1]
+                forgotten = self._things.popitem(last=False)[1]
+                self.size_bytes -= forgotten[1]
 
     def take(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
-        with self._lock:
-            found = self._things.pop(place, None)
-            if found is None:
-                return None
-            self.size_bytes -= found[1]
-            return found[0]
+        found = self._things.pop(place, None)
+        if found is None:
+            return None
+        self.size_bytes -= found[1]
+        return found[0]
 
     def places(self, shelf: Shelf[Any, Any]) -> list[Any]:
-        with self._lock:
-            return [key for owner, key in self._things if owner is shelf]
+        return [key for owner, key in list(self._things) if owner is shelf]
 
 
 class Shelf(Generic[_K, _V]):

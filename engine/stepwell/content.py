@@ -14,7 +14,6 @@ way into the log must it wait for its turn, since only the writer knows where th
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import suppress
@@ -108,7 +107,6 @@ class ContentMemory:
         self._recall = recall
         self._recalled: Shelf[str, bool] = Shelf(cache)
         self._places: Shelf[tuple[str, bytes], tuple[Place, int, int]] = Shelf(cache)
-        self._lock = threading.Lock()
 
     def find(
         self, thread_id: str, digest: bytes, incarnation: int | None = None, first: int = 0
@@ -125,20 +123,19 @@ class ContentMemory:
         Raises:
             NotYetPlaced: An event that is on its way into the log holds it; ask again when it is your turn.
         """
-        with self._lock:
-            found = self._places.get((thread_id, digest))
-            if found is None:
-                return None
-            place, start, length = found
-            stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
-            if place.failed or stale:
-                self._places.take((thread_id, digest))
-                return None
-            if incarnation is None and not place.durable:
-                raise NotYetPlaced
-            if not place.sequence:
-                return None  # it comes after this append, or was refused
-            return place.number, Ref(place.sequence, start, length)
+        found = self._places.get((thread_id, digest))
+        if found is None:
+            return None
+        place, start, length = found
+        stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
+        if place.failed or stale:
+            self._places.take((thread_id, digest))
+            return None
+        if incarnation is None and not place.durable:
+            raise NotYetPlaced
+        if not place.sequence:
+            return None  # it comes after this append, or was refused
+        return place.number, Ref(place.sequence, start, length)
 
     def recall(self, thread_id: str, *, may_read: bool) -> bool:
         """Note what the newest state of a thread holds, once; returns whether that was done now.
@@ -146,24 +143,21 @@ class ContentMemory:
         Raises:
             NotRecalled: It would have to be read, and may not be.
         """
-        with self._lock:
-            if self._recalled.get(thread_id):
-                return False
-            if not may_read:
-                raise NotRecalled
-            self._recalled.put(thread_id, True, _RECALLED_BYTES)
+        if self._recalled.get(thread_id):
+            return False
+        if not may_read:
+            raise NotRecalled
+        self._recalled.put(thread_id, True, _RECALLED_BYTES)
         with suppress(StepwellError):  # what cannot be read now is stored again, and told to whoever reads it
             for place, fresh in self._recall(thread_id):
-                with self._lock:
-                    if self._places.get((thread_id, fresh.digest)) is None:
-                        self._remember(thread_id, place, fresh)
+                if self._places.get((thread_id, fresh.digest)) is None:
+                    self._remember(thread_id, place, fresh)
         return True
 
     def remember(self, thread_id: str, place: Place, fresh: Iterable[Fresh]) -> None:
         """Note what an event holds that no event before it did."""
-        with self._lock:
-            for content in fresh:
-                self._remember(thread_id, place, content)
+        for content in fresh:
+            self._remember(thread_id, place, content)
 
     def _remember(self, thread_id: str, place: Place, fresh: Fresh) -> None:
         self._places.put((thread_id, fresh.digest), (place, fresh.start, fresh.length), _CONTENT_BYTES)
@@ -204,6 +198,7 @@ class Encoding:
         """The entries, for a thread of this number whose oldest event stands at `first`."""
         if self._early is not None and (not self._oldest or (self._number == number and self._oldest >= first)):
             return self._early
+        self._early = None  # from here on it is another encoding that `_oldest` and the places are about
         return self._encode(number, first)
 
     def locate(self, committed: Committed | None) -> None:

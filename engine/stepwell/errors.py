@@ -32,6 +32,14 @@ class ReadOnlyError(UsageError):
 class ForkedError(UsageError):
     """A child made by `os.fork` used a log that its parent had opened."""
 
+    @classmethod
+    def of(cls, path: str, pid: int) -> ForkedError:
+        """The error for a log that process `pid` has opened."""
+        return cls(
+            f"the log {path!r} was opened by process {pid}, which this process was forked from; open it again here "
+            "with Log.open"
+        )
+
 
 class ConflictError(StepwellError):
     """The thread is not as the caller expected it; nothing was changed.

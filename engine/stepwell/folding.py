@@ -19,14 +19,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import ClosedError, ConflictError
+from stepwell.errors import ClosedError, ConflictError, ForkedError
 from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
 from stepwell.patch import references
@@ -40,6 +40,7 @@ SEAL_AFTER_EVENTS: Final = 128
 SEAL_AFTER_BYTES: Final = 1 << 19
 _PAGE_EVENTS: Final = 8
 _PAUSE_SECONDS: Final = 0.0005
+_LOOK_AGAIN_SECONDS: Final = 0.05
 FEWEST_FOLDED_STEPS: Final = 32
 SHARE: Final = 8
 _MOST_CARRIED: Final = 8  # threads
@@ -65,7 +66,7 @@ class Folding:
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._waiting: set[str] = set()
         self._failed: dict[str, int] = {}  # sequences to wait for before another attempt
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the writer's thread and of the folding one; no other may wait for them
         self._sealing = threading.RLock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -98,18 +99,25 @@ class Folding:
         """Begin no other sealing, and end the thread without waiting for it."""
         if self._pid != os.getpid():
             return  # in a forked child there is no such thread, and the lock may be held for ever
-        with self._lock:
-            if not self._closed and self._thread is not None:
-                self._queue.put(None)
-            self._closed = True
+        self._closed = True
+        self._queue.put(None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the folding thread is the one that asks."""
+        return self._thread is threading.current_thread()
 
     def _run(self) -> None:
         while (thread_id := self._queue.get()) is not None:
             with self._lock:
                 self._waiting.discard(thread_id)
+            # Whoever has its turn may be closing the log, in a signal handler, and wait for this thread.
+            while not self._sealing.acquire(timeout=_LOOK_AGAIN_SECONDS):
                 if self._closed:
                     return
             try:
+                if self._closed:
+                    return
                 self.seal(thread_id, only_full=True)
                 self._failed.pop(thread_id, None)
                 self._storage.give_back(_LEAST_GIVEN_BACK_BYTES, in_background=True)
@@ -120,6 +128,8 @@ class Folding:
                 _log.warning("The events of thread %r could not be sealed", thread_id, exc_info=True)
                 row = self._storage.thread(thread_id)
                 self._failed[thread_id] = 0 if row is None else row.last + self._after_events
+            finally:
+                self._sealing.release()
 
     def seal(self, thread_id: str, *, only_full: bool = False) -> int:
         """Put the loose events of a thread into segments; returns how many.
@@ -131,12 +141,16 @@ class Folding:
         """
         sealed = 0
         while True:
-            with self._sealing:
+            with self.turn:
                 run = self._plan(thread_id, only_full)
+                # failpoint: seal-read
                 if run is None or not self._submit(run.operation()).result().number:
                     return sealed  # nothing is left, or somebody else was faster
+                # failpoint: seal-committed
                 self._carry(thread_id, run.ends())
             sealed += len(run.records)
+            if only_full and self._closed:
+                return sealed  # others may append for ever, and who closes waits
 
     def _carry(self, thread_id: str, ends: _Ends) -> None:
         """Remember where the lanes of a thread stand, so that its next sealing need not read it."""
@@ -144,11 +158,16 @@ class Folding:
         while len(self._ends) > _MOST_CARRIED:
             self._ends.popitem(last=False)
 
-    @contextmanager
-    def resting(self) -> Iterator[None]:
-        """Nothing is sealed by this log while the block runs."""
-        with self._sealing:
-            yield
+    @property
+    def turn(self) -> AbstractContextManager[bool]:
+        """Nothing is sealed by others of this log within it.
+
+        Raises:
+            ForkedError: In a forked child, where whoever had its turn will never end it.
+        """
+        if self._pid != os.getpid():
+            raise ForkedError.of(self._storage.path, self._pid)
+        return self._sealing
 
     def _plan(self, thread_id: str, only_full: bool) -> _Run | None:
         """A thread's oldest loose events, as many as make a segment."""

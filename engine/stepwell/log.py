@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
@@ -17,6 +16,7 @@ from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader, repairing
 from stepwell.cache import CACHE_BYTES, Cache
+from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
@@ -26,8 +26,9 @@ from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, publish
+from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
@@ -161,6 +162,7 @@ class Log:
         *,
         read_only: bool = False,
         verify: bool | None = None,
+        network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
         cache_bytes: int = CACHE_BYTES,
@@ -173,27 +175,33 @@ class Log:
             verify: Whether to make sure of every page of the file before it is used (about 2 s for a gigabyte).  None
                 does so if nobody had the file open on this machine, and otherwise looks at 64 MiB of pages at most;
                 False trusts the file.
+            network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
+                them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
             seal_after_bytes: So is one whose loose records have so many bytes.
             cache_bytes: Memory for what was written and read lately, in bytes: what is in it need not be read,
                 decoded or encoded again.  It serves all threads of the log; what was used longest ago is forgotten.
 
         Raises:
-            UsageError: The directory, or with `read_only` the file, does not exist.
+            UsageError: The directory, or with `read_only` the file, does not exist; or the file lies where
+                processes could miss each other: on a network file system, under two names (hard links), mounted
+                as a single file, or read-only where others can write it.
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
             CorruptionError: It is damaged where the storage engine could not bear it.
         """
-        check_path(path)
+        path = _checked_path(path)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is a whole number from 0, not {cache_bytes!r}")
         cache = Cache(cache_bytes)
-        if os.fspath(path) == IN_MEMORY:
+        if path == IN_MEMORY:
             if read_only:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             storage: Storage = MemoryStorage(cache=cache)
             return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
-        storage = LmdbStorage(path, read_only=read_only, verify=verify, cache=cache)
+        storage = LmdbStorage(
+            path, read_only=read_only, verify=verify, network_file_system=network_file_system, cache=cache
+        )
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
 
     @property
@@ -249,7 +257,7 @@ class Log:
 
     def audit(self) -> auditing.Report:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
-        with self._folding.resting():
+        with self._folding.turn:
             return auditing.audit(self.storage)
 
     def repair(self, into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
@@ -259,8 +267,27 @@ class Log:
         """
         if not isinstance(self.storage, LmdbStorage):
             return repair(self.path, into)  # which says why it cannot
-        with self._folding.resting(), self.storage.standing_still():
+        with self._folding.turn, self.storage.standing_still():
             return repair(self.path, into, progress=progress)
+
+    def compact(self, into: str | os.PathLike[str]) -> Compaction:
+        """Write what the log holds now into a new file that is as small as it can be.
+
+        The log may be in use, by this process and by others: the new file shows one moment of it, and pages
+        that are freed meanwhile are used again only afterwards.  It is whole and durable when this returns;
+        when it raises, or is interrupted, there is none.
+
+        Args:
+            into: Path of the new file, where nothing may be.
+
+        Returns:
+            What the log takes of the disk, and what the new file takes.
+
+        Raises:
+            UsageError: There is something at the path, or no file can be put there; the log is in memory.
+            DiskFullError: There is no room for it.
+        """
+        return self.storage.compact(_checked_path(into))
 
     def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
@@ -269,14 +296,25 @@ class Log:
         return self._writer.submit(operation, places)
 
     def close(self) -> None:
-        """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
-        self._dropped.detach()
+        """Wait for everything that was submitted and give the file back.
+
+        Closing twice is harmless, also after a close that was interrupted, or at the same time.  Calls that other
+        threads are in end well, or with ClosedError.  Called from a signal handler or a finalizer, it closes the log
+        under the call that was interrupted; in one of the log's own threads it does not wait.
+        """
+        if self._folding.is_here or self._writer.is_here:
+            _abandon(self._folding, self._writer, self.storage)
+            return
         self._folding.close()
+        # failpoint: closing-folding-ended
         self._writer.close()
+        # failpoint: closing-writer-ended
         if self._writer.has_run:
             with suppress(StepwellError):  # whether or not room is given back, the log is closed
                 self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
+        # failpoint: closing-given-back
         self.storage.close()
+        self._dropped.detach()
         _open_logs.discard(self)
 
     def __enter__(self) -> Self:
@@ -345,11 +383,11 @@ class Thread:
         """
         for event in events:
             _check_event(event)
-        now = time.time_ns()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now, may_read=may_read)
+            encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        # failpoint: append-encoded
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
         return self.log.submit(operation, encoding.places)
 
@@ -358,7 +396,7 @@ class Thread:
 
         Durable when it returns.  A thread that does not exist is no error.
         """
-        self.log.submit(Delete(self.id, time.time_ns())).result()
+        self.log.submit(Delete(self.id, now())).result()
 
     def copy_to(self, target_id: str) -> None:
         """Copy the whole thread to a new id: O(events), atomic, nothing is decoded.
@@ -368,7 +406,7 @@ class Thread:
         Raises:
             ConflictError: There is a thread with that id.
         """
-        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, time.time_ns())).result()
+        self.log.submit(Copy(self.id, Thread(self.log, target_id).id, now())).result()
 
     def prune(self, keep: Iterable[int], *, retain: Mapping[int, frozenset[str]] | None = None) -> None:
         """Rewrite the thread so that only some steps are left, with the writes that wait for them.
@@ -401,7 +439,7 @@ class Thread:
             if kept is None:
                 return None
             if not kept.steps:
-                return Delete(self.id, time.time_ns())
+                return Delete(self.id, now())
             return pruning.plan(self.log.storage, self.id, row, kept)
 
         for _ in range(_HOPEFUL_ATTEMPTS):
@@ -412,6 +450,7 @@ class Thread:
                     return
                 if isinstance(operation, Delete):
                     break  # an append that came meanwhile must not be deleted with the rest
+                # failpoint: prune-planned
                 self.log.submit(operation).result()
                 return
         self.log.submit(Rewrite(self.id, decide)).result()
@@ -555,9 +594,7 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
         ConflictError: The file was written to meanwhile.
         CapacityError: There is no room for the new log.
     """
-    check_path(path)
-    check_path(into)
-    source, target = os.fspath(path), os.fspath(into)
+    source, target = _checked_path(path), _checked_path(into)
     if IN_MEMORY in (source, target):
         raise UsageError("a log in memory has no file that could be repaired, or hold what was")
     if os.path.lexists(target):
@@ -579,13 +616,36 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
     return report
 
 
-def check_path(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError unless there can be a file of that name."""
+def compact(path: str | os.PathLike[str]) -> Compaction:
+    """Make the file of a log as small as it can be, while nobody has the log open.
+
+    A new file is written beside it and takes its place at once: a crash at any moment leaves the old file or
+    the new one, whole.  Meanwhile the disk holds both, and whoever opens the log waits for the end.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file took of the disk, and what it takes now.
+
+    Raises:
+        UsageError: The log is open, in this process or another, or there is none; nothing was changed.
+        DiskFullError: There is no room for the new file; nothing was changed.
+        NotALogError: There is something else at `path`; it is left as it is.
+    """
+    path = _checked_path(path)
+    if path == IN_MEMORY:
+        raise UsageError("a log in memory has no file to compact")
+    return compact_file(path)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
     check_text("path", os.fspath(path))
     if "\0" in os.fspath(path):
         raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
+    return os.fspath(path)
 
 
 def check_text(what: str, text: str) -> None:

@@ -7,12 +7,12 @@ them is removed, in one commit: there is no moment at which half of the thread i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
+from stepwell.clock import now
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
@@ -80,7 +80,7 @@ class _Rewriting:
         self._thread_id = thread_id
         self._row = row
         self._payloads = reader.Payloads(storage, row.number)
-        self._now = time.time_ns()
+        self._now = now()
         self._last = row.last
         self._lanes: set[str] = set()
         self._known: dict[bytes, Ref] = {}

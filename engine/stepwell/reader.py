@@ -6,7 +6,6 @@ answers is plain data.  A branch is folded forward once, however many of its sta
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
@@ -97,7 +96,6 @@ class Reader:
 
     def __init__(self, storage: Storage, cache: Cache | None = None) -> None:
         self._storage = storage
-        self._lock = threading.Lock()
         self._held: Shelf[int, dict[int, State]] = Shelf(cache or Cache())
 
     def state(self, thread: int, sequence: int) -> State:
@@ -148,14 +146,13 @@ class Reader:
     def _remember(self, thread: int, states: dict[int, State]) -> None:
         if len(states) > _STATES_PER_CALL:
             return  # a walk through history, which does not come back to where it was
-        with self._lock:
-            held = dict(self._held.get(thread) or {})
-            for sequence, state in states.items():
-                held.pop(sequence, None)
-                held[sequence] = state
-            held = dict([*held.items()][-_STATES_HELD:])
-            # Those of one thread share most of what they refer to.
-            self._held.put(thread, held, sum(map(_size, states.values())) + _STATE_BYTES * len(held))
+        held = dict(self._held.get(thread) or {})
+        for sequence, state in states.items():
+            held.pop(sequence, None)
+            held[sequence] = state
+        held = dict([*held.items()][-_STATES_HELD:])
+        # Those of one thread share most of what they refer to.
+        self._held.put(thread, held, sum(map(_size, states.values())) + _STATE_BYTES * len(held))
 
     def ancestors(self, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
         """The steps that a step descends from, nearest first, with their states; the step itself is left out."""

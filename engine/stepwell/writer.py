@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from stepwell.content import Place, settle
-from stepwell.errors import ClosedError, ForkedError
+from stepwell.errors import ClosedError, ForkedError, UsageError
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
@@ -33,7 +33,7 @@ class Ticket:
     Giving up the wait does not take the operation back: it may still be committed.
     """
 
-    __slots__ = ("_done", "_lock", "_outcome", "_places", "_waiters", "operation")
+    __slots__ = ("_done", "_outcome", "_places", "_waiters", "operation")
 
     def __init__(self, operation: Operation, places: Sequence[Place] = ()) -> None:
         self.operation = operation
@@ -41,7 +41,6 @@ class Ticket:
         self._outcome: Outcome | BaseException | None = None
         self._done = threading.Lock()
         self._done.acquire()
-        self._lock = threading.Lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
@@ -66,15 +65,13 @@ class Ticket:
         return self._taken()
 
     def __await__(self) -> Generator[object, None, Committed]:
-        with self._lock:
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            self._waiters.append((loop, future))
+            # Without a lock: whoever comes too late to be told finds the outcome.
             if self._outcome is None:
-                loop = asyncio.get_running_loop()
-                future = loop.create_future()
-                self._waiters.append((loop, future))
-            else:
-                future = None
-        if future is not None:
-            yield from future
+                yield from future
         return self._taken()
 
     def _taken(self) -> Committed:
@@ -87,9 +84,8 @@ class Ticket:
     def resolve(self, outcome: Outcome | BaseException) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
         """Make the outcome known to threads; returns the coroutines that are still to be told."""
         settle(self._places, durable=isinstance(outcome, Committed))
-        with self._lock:
-            self._outcome = outcome
-            waiters, self._waiters = self._waiters, []
+        self._outcome = outcome
+        waiters, self._waiters = self._waiters, []
         self._done.release()
         return waiters
 
@@ -104,17 +100,27 @@ class Writer:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        # Reentrant: a signal handler or a finalizer may submit or close in the midst of a submission.
+        self._lock = threading.RLock()
+        self._started = False
+        self._claim = threading.Lock()
+        self._thread: threading.Thread | None = None  # the one that writes, once it runs
+        self._over = threading.Lock()
+        self._over.acquire()
         self._closed = False
-        self._last: Callable[[], None] = _nothing
+        self._last: Callable[[], None] | None = None
         self.notice: Callable[[str, Committed], None] = _ignore
         self._pid = os.getpid()
 
     @property
     def has_run(self) -> bool:
         """Whether anything was ever submitted."""
-        return self._thread is not None
+        return self._started
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the writer's thread is the one that asks."""
+        return self._thread is threading.current_thread()
 
     def submit(self, operation: Operation, places: Sequence[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before.
@@ -126,22 +132,26 @@ class Writer:
         Raises:
             ClosedError: The log was closed.
             ForkedError: This process is a fork of the one that opened the log.
+            UsageError: The writer's own thread asks.
         """
         if self._pid != os.getpid():
-            raise ForkedError(
-                f"the log {self._storage.path!r} was opened by process {self._pid}, which this process was forked "
-                "from; open it again here with Log.open"
+            raise ForkedError.of(self._storage.path, self._pid)
+        if self.is_here:
+            raise UsageError(
+                f"a call that changes the log {self._storage.path!r} was made by the thread that writes it, from a "
+                "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
         ticket = Ticket(operation, places)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="stepwell-writer", daemon=True)
-                thread.start()
-                self._thread = thread
-                _running.add(thread)
+            if not self._started:
+                # Interrupted here, it may have started all the same.  Of several threads the first one writes.
+                threading.Thread(target=self._run, name="stepwell-writer", daemon=True).start()
+                _running.add(self)
+                self._started = True
             self._queue.put(ticket)
+        # failpoint: operation-queued
         return ticket
 
     def close(self) -> None:
@@ -149,8 +159,15 @@ class Writer:
         if self._pid != os.getpid():
             return  # in a forked child there is no such thread, and its locks may be held for ever
         self._end()
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the thread has ended, if there is one."""
+        if self._started and self._pid == os.getpid():
+            with self._over:
+                pass
+            if self._thread is not None:
+                self._thread.join()
 
     def abandon(self, last: Callable[[], None]) -> None:
         """End the thread once everything that was submitted is done, without waiting for it.
@@ -162,34 +179,42 @@ class Writer:
             return
         self._last = last
         self._end()
-        if self._thread is None:
+        if not self._started or not self._over.locked():
             # Not here: the collector may call this in the middle of anything, with any lock held.
-            threading.Thread(target=last, name="stepwell-closing", daemon=True).start()
+            threading.Thread(target=self._finish, name="stepwell-closing", daemon=True).start()
 
     def _end(self) -> None:
         with self._lock:
-            if not self._closed and self._thread is not None:
-                self._queue.put(None)
-            self._closed = True
+            self._closed = True  # first: nothing may be queued behind the end
+            self._queue.put(None)
+
+    def _finish(self) -> None:
+        """Call what is to be called last, once."""
+        last, self._last = self._last, None
+        if last is not None:
+            last()
 
     def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        self._thread = threading.current_thread()
         group: list[Ticket] = []
         try:
-            while True:
-                group = self._gather()
-                if not group:
-                    self._last()
-                    _running.discard(threading.current_thread())
-                    return
+            while group := self._gather():
+                # failpoint: group-gathered
                 for part in _parts(group):
                     self._commit(part)
+            self._finish()
         except BaseException as error:
             # Whatever ends this thread must reach those who wait for it.
-            _running.discard(threading.current_thread())
             with self._lock:
                 self._closed = True
             _resolve(group + self._drain(), error)
             raise
+        finally:
+            _running.discard(self)
+            self._over.release()
+            self._finish()  # for who abandoned this writer a moment ago, and saw it still run
 
     def _gather(self) -> list[Ticket]:
         group: list[Ticket] = []
@@ -231,22 +256,25 @@ class Writer:
                     self._commit([ticket])
             return
         waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
+            # failpoint: ticket-resolved
         _tell(waiting)
+        # failpoint: group-acknowledged
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
 
 
-_running: set[threading.Thread] = set()
+_running: set[Writer] = set()
 
 
 def finish_all() -> None:
     """Wait for the writers of logs that were dropped without being closed; at the interpreter's end."""
-    for thread in list(_running):
-        thread.join()
+    for writer in list(_running):
+        writer.wait()
 
 
 def _parts(group: list[Ticket]) -> list[list[Ticket]]:
@@ -258,10 +286,6 @@ def _parts(group: list[Ticket]) -> list[list[Ticket]]:
         else:
             parts[-1].append(ticket)
     return [part for part in parts if part]
-
-
-def _nothing() -> None:
-    pass
 
 
 def _ignore(thread_id: str, committed: Committed) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lmdb
 import pytest
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from building import append, step
 from crash.kill_writer import processes
 from crash.writer import SNAPSHOT_EVERY, config_of, steady_id, steady_values, write_steadily
 from stepwell.log import Log
@@ -208,3 +210,37 @@ def test_a_reader_that_was_killed_does_not_make_the_file_grow(tmp_path: Path) ->
         while latest(pipe)[0] != "end":
             pass
     assert os.path.getsize(path) <= SLACK_BYTES
+
+
+PAUSED: dict[str, Callable[[StepwellSaver], Iterator[object]]] = {
+    "list": lambda saver: saver.list(None),
+    "list of a thread": lambda saver: saver.list(HEAD),
+    "events": lambda saver: saver.log.thread(THREAD).events(),
+    "events from the end": lambda saver: saver.log.thread(THREAD).events(reverse=True),
+    "steps": lambda saver: saver.log.thread(THREAD).steps(),
+    "threads": lambda saver: saver.log.threads(),
+    "feed": lambda saver: saver.log.feed(),
+}
+
+
+def test_paused_iterators_during_ten_thousand_commits(tmp_path: Path) -> None:
+    """Iterators of every kind that are paused keep no page: after 10,000 commits the file is as large as without."""
+    memory = "/dev/shm"
+    sizes: dict[bool, int] = {}
+    for pausing in (False, True):
+        with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+            path = Path(folder) / "agents.stepwell"
+            with StepwellSaver.from_conn_string(path) as saver:
+                for number in range(1, 301):
+                    id_ = steady_id(number)
+                    saver.put(HEAD, {**empty_checkpoint(), "id": id_}, {"step": number}, {})
+                paused = [begin(saver) for begin in PAUSED.values()] if pausing else []
+                for iterator in paused:
+                    assert next(iterator)
+                for number in range(10_000):
+                    saver.log.storage.commit([append(f"other {number % 100}", step(f"s{number}"))])
+                sizes[pausing] = os.path.getsize(path)
+                for iterator in paused:
+                    for _ in iterator:
+                        pass
+    assert sizes[True] <= sizes[False] * 1.05 + (1 << 16)

@@ -141,9 +141,9 @@ def test_closed_with_the_last_handle(made: Path) -> None:
         list(one.thread("t").steps())
     with pytest.raises(ClosedError, match="closed"):
         one.thread("t").append([step("s4")])
-    assert str(made) in engine._environments
+    assert [opened.path for opened in engine._environments.values()] == [str(made)]
     other.close()
-    assert str(made) not in engine._environments
+    assert engine._environments == {}
     with Log.open(made) as again:
         assert ids(again) == ["s3", "s2", "s1", "s0"]
 
@@ -610,7 +610,7 @@ def test_a_decision_while_the_map_is_resized(path: Path) -> None:
         def decide(row):
             if not resizing.ident:
                 resizing.start()
-                while not environment._resizing:
+                while environment._alone_thread is None:
                     pass
                 assert len(list(thread.steps())) == 1
         from stepwell.storage import Rewrite

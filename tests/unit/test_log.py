@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import subprocess
 import sys
 import threading
@@ -93,6 +94,30 @@ def test_times(log: Log) -> None:
     after = time.time_ns()
     assert before <= loaded(log.thread("t"), "s0").created_at <= after
     assert loaded(log.thread("t"), "s1").created_at == 5
+
+
+@pytest.mark.parametrize("far", [-(10**18), -1, 0, 1 << 62, 1 << 63, 1 << 70])
+def test_clocks_that_are_wrong(log: Log, far: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clock says, steps stand in the order of their commits, and times are the nearest that can be."""
+    clock = iter([10**18, 5, far, 10**18, far, far, 7])
+    thread = log.thread("t")
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
+    for number in range(4):
+        thread.append([step(f"s{number}")])
+    kept = min(max(far, 1), (1 << 62) - 1)
+    assert [(each.step_id, each.created_at) for each in thread.steps()] == [
+        ("s3", 10**18),
+        ("s2", kept),
+        ("s1", 5),
+        ("s0", 10**18),
+    ]
+    assert loaded(thread).step_id == "s3"
+    thread.copy_to("copy")
+    thread.prune([loaded(thread).sequence])
+    assert [(each.step_id, each.created_at) for each in thread.steps()] == [("s3", 10**18)]
+    thread.delete()
+    assert [found.thread_id for found in log.threads()] == ["copy"]
+    assert [found.thread_id for found in log.feed()] == ["copy", None]
 
 
 def test_expected_head(log: Log) -> None:
@@ -527,31 +552,40 @@ def test_iterating_while_the_thread_goes(log: Log, kind: str, change: str) -> No
 # --- closing ---
 
 
-def test_use_after_close(log: Log) -> None:
+def test_use_after_close(tmp_path: Path) -> None:
     """A closed log refuses everything, through handles that were made before, too."""
-    with Log.open(":memory:") as other:
+    with Log.open(tmp_path / "log") as other:
         thread = other.thread("t")
         thread.append([step("s0")])
-        paused = thread.events()
-        next(paused)
-    uses: list[Callable[[], object]] = [
-        thread.state,
-        thread.summary,
-        lambda: list(thread.events()),
-        lambda: list(thread.steps()),
-        lambda: thread.writes("s0"),
-        lambda: list(other.threads()),
-        lambda: list(other.feed()),
-        other.audit,
-        lambda: thread.append([step("s1")]),
-        lambda: thread.append([]),
-        thread.delete,
-        lambda: thread.copy_to("u"),
-        lambda: thread.prune([]),
-    ]
-    for use in uses:
+    uses: dict[str, Callable[[], object]] = {
+        "state": thread.state,
+        "summary": thread.summary,
+        "row": thread.row,
+        "events": lambda: list(thread.events()),
+        "steps": lambda: list(thread.steps()),
+        "forks": lambda: list(thread.forks()),
+        "writes": lambda: thread.writes("s0"),
+        "threads": lambda: list(other.threads()),
+        "feed": lambda: list(other.feed()),
+        "audit": other.audit,
+        "seal": other.seal,
+        "compact": lambda: other.compact(tmp_path / "new"),
+        "seal of a thread": lambda: other.seal("t"),
+        "submit": lambda: other.submit(append("t", step("s1"))),
+        "append": lambda: thread.append([step("s1")]),
+        "append of nothing": lambda: thread.append([]),
+        "begin_append": lambda: thread.begin_append([step("s1")]),
+        "delete": thread.delete,
+        "copy_to": lambda: thread.copy_to("u"),
+        "prune": lambda: thread.prune([]),
+        "rewrite": lambda: thread.rewrite(lambda row: None),
+    }
+    for use in uses.values():
         with pytest.raises(ClosedError, match="closed"):
             use()
+    public = {name for kind in (Log, Thread) for name, member in vars(kind).items() if inspect.isfunction(member)}
+    tried = {name.split()[0] for name in uses}
+    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close"}
     other.close()
     other.close()
 

@@ -1,6 +1,6 @@
 """The engine for files: LMDB, the only module that imports it.
 
-One file, one environment per real path and process, counted.  Every commit is synced before it is
+One file, one environment per file and process, counted.  Every commit is synced before it is
 acknowledged; the unsafe modes of LMDB (no sync, writable map) are not reachable from here.  No transaction
 outlives the call that began it: a reader left open would keep every page that is freed meanwhile.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 import msgspec
@@ -35,16 +36,18 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import Operation, Outcome, freepages
+from stepwell.storage import Compaction, Operation, Outcome, filesystem, freepages, lockfile
 from stepwell.storage.checksums import CheckedTables, Row, with_checksum
 from stepwell.storage.datafile import META_FORMAT, Finding, LogFormat, inspect, read_format
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
+from stepwell.storage.newfile import NewFile, finish, occupied_bytes, sync_directory
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
 from stepwell.storage.structure import UnsoundError, check
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
+_Identity: TypeAlias = tuple[int, int]  # device and inode
 
 # The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
 _LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
@@ -55,6 +58,7 @@ _WORTH_A_TURN_BYTES: Final = 1 << 16
 _OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file takes is worth giving back
 _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
+_LOOK_AGAIN_SECONDS: Final = 0.05  # who would have woken the waiting may have been interrupted before that
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
 _LOCK_FILE: Final = "-lock"
 _MOST_BYTES: Final = 1 << 26  # of pages that are looked at on opening, of a file that is known
@@ -71,6 +75,7 @@ class LmdbStorage(TableStorage):
     Args:
         path: The file.
         read_only: Refuse every change, and do not create the file.
+        network_file_system: Open the file even where other machines may see it.
         cache: Where what was read is remembered; None for one of its own.
     """
 
@@ -80,12 +85,15 @@ class LmdbStorage(TableStorage):
         *,
         read_only: bool = False,
         verify: bool | None = None,
+        network_file_system: bool = False,
         cache: Cache | None = None,
     ) -> None:
         super().__init__(cache)
         self.path = os.fspath(path)
         self.read_only = read_only
-        self._environment: _Environment | None = _acquire(self.path, read_only, verify)
+        self._handle = object()
+        self._environment: _Environment | None
+        self._environment = _acquire(self.path, self._handle, read_only, network_file_system, verify)
         self.log_id = self._environment.log_id
 
     @property
@@ -126,21 +134,31 @@ class LmdbStorage(TableStorage):
             finally:
                 transaction.abort()
 
+    def compact(self, into: str) -> Compaction:
+        environment = self._open_environment()
+        target = os.path.realpath(into)
+        with _new_file(into), NewFile(target) as file:
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), into)
+            like = os.stat(environment.real_path)
+            with environment.transaction(write=False):
+                _copy_compactly(environment._env, file, into)
+            file.take_name(like)
+            return Compaction(occupied_bytes(like), occupied_bytes(os.stat(target)))
+
     def _open_environment(self) -> _Environment:
         environment = self._environment
         if environment is None:
             raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
         if environment.pid != os.getpid():
-            raise ForkedError(
-                f"the log {self.path!r} was opened by process {environment.pid}, which this process was forked "
-                "from; open it again here with Log.open"
-            )
+            raise ForkedError.of(self.path, environment.pid)
         return environment
 
     def close(self) -> None:
-        environment, self._environment = self._environment, None
+        environment = self._environment
         if environment is not None and environment.pid == os.getpid():
-            _release(environment)
+            _release(environment, self._handle)  # may be interrupted, and done again
+        self._environment = None
 
 
 class _LmdbTables:
@@ -200,31 +218,53 @@ class _Environment:
         self.path = path
         self.real_path = real_path
         self.pid = os.getpid()
-        self.handles = 0
+        self.handles: set[object] = set()
         self._read_only = read_only
-        self._gate = threading.Condition()
-        self._active = 0
-        self._resizing = False
+        # Reentrant: whoever holds it may be interrupted by a signal handler that comes here too.
+        self._lock = threading.RLock()
+        self._gate = threading.Condition(self._lock)
+        self._alone_thread: int | None = None  # waits until no transaction is open, and lets none begin
+        self._inside: dict[object, int] = {}  # transactions open, each with its thread
         self._closed = False
-        self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         self._punches = freepages.can_punch()
         # Where nobody on this machine had the file open, it comes from elsewhere.
         is_known = os.path.exists(real_path + _LOCK_FILE)
         self._verify = not is_known or None if verify is None else verify
         _check_file(path, real_path, read_only)
-        self._env, self.tables, self.log_id = self._open(read_only)
-        self._identity = _identity(real_path)
+        # failpoint: opening-checked
+        self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only)
         if not read_only:
             # A file that was there may have been made by a process that died before it came to this.
-            _sync_directory(os.path.dirname(real_path))
+            sync_directory(os.path.dirname(real_path))
+        # failpoint: opening-name-synced
+
+    def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
+        """Open the file that has the path, while `compact` may put another one there."""
+        while True:
+            before = _identity_if_any(self.real_path)
+            try:
+                env, tables, log_id = self._open(read_only)
+            except StepwellError:
+                if _identity_if_any(self.real_path) == before:
+                    raise
+                continue
+            identity = _identity_if_any(self.real_path)
+            if identity is not None and before in (None, identity):
+                return env, tables, log_id, identity
+            env.close()
 
     def _open(
         self, read_only: bool, largest_bytes: int = _LARGEST_MAP_BYTES
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
-        with _translated(self.path):
+        with _translated(self.path, read_only):
+            if read_only and filesystem.is_overlay(self.real_path):
+                _copy_up(self.real_path)
             env = _open_map(self.real_path, read_only, largest_bytes)
+            # failpoint: opening-mapped
             try:
+                if read_only:
+                    _check_locked(env, self.path, self.real_path)
                 env.reader_check()
                 if self._verify is not False:
                     _check_snapshot(env, self.path, self.real_path, None if self._verify else _MOST_BYTES)
@@ -236,61 +276,66 @@ class _Environment:
 
     def check(self) -> None:
         """Raise unless the engine can follow every page, as somebody asks for certainty who has it open already."""
-        with _translated(self.path):
+        with _translated(self.path, self._read_only):
             _check_snapshot(self._env, self.path, self.real_path, None)
+
+    # Ctrl-C can raise KeyboardInterrupt after any call, between any two lines.  What must not be left undone is the
+    # first call of a `finally`, or no call at all: nothing comes before that.
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction[bytes]]:
         """A transaction that ends with the block, whatever happens in it."""
-        with _translated(self.path):
-            transaction = self._begin(write)
-            try:
-                with transaction:
-                    yield transaction
-            finally:
-                self._leave()
+        mark = object()
+        try:
+            with self._begin(write, mark) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            if isinstance(error.__context__, GeneratorExit):
+                return  # interrupted, and dropped after the log was closed: nobody is there to be told
+            if self._closed:
+                raise self._closed_error() from error
+            raise _translate(error, self.path) from error
+        finally:
+            self._inside.pop(mark, None)
+            self._tell()
         if write:
             self._commits += 1
             if self._commits % _COMMITS_BETWEEN_READER_CHECKS == 0:
                 # A reader process that was killed would otherwise keep its pages for ever.
                 self._env.reader_check()
 
-    def _begin(self, write: bool) -> lmdb.Transaction[bytes]:
+    def _begin(self, write: bool, mark: object) -> lmdb.Transaction[bytes]:
         while True:
-            with self._gate:
+            thread = threading.get_ident()
+            with self._lock:
                 # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
                 # all transactions to end, it would wait for itself.
-                while self._resizing and threading.get_ident() not in self._inside:
-                    self._gate.wait()
+                while self._alone_thread is not None and thread not in self._inside.values():
+                    self._refuse_if_alone(thread)
+                    self._gate.wait(_LOOK_AGAIN_SECONDS)
                 if self._closed:
-                    raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
-                self._active += 1
-                self._inside[threading.get_ident()] = self._inside.get(threading.get_ident(), 0) + 1
+                    raise self._closed_error()
+                self._inside[mark] = thread
             try:
                 return self._env.begin(write=write, buffers=False)
             except lmdb.MapResizedError:
-                self._leave()
+                self._inside.pop(mark, None)
                 # Another process has grown the file beyond this one's map.
                 with self._alone():
                     self._resize(0)
+                # failpoint: map-adopted
             except lmdb.ReadersFullError:
-                self._leave()
+                self._inside.pop(mark, None)
                 if not self._env.reader_check():
                     raise
-            except BaseException:
-                self._leave()
-                raise
 
-    def _leave(self) -> None:
-        with self._gate:
-            self._active -= 1
-            depth = self._inside[threading.get_ident()] - 1
-            if depth:
-                self._inside[threading.get_ident()] = depth
-            else:
-                del self._inside[threading.get_ident()]
-            if self._resizing:
+    def _tell(self) -> None:
+        if self._alone_thread is not None or self._closed:
+            with self._lock:
                 self._gate.notify_all()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
 
     def retrying(self, attempt: Callable[[], _T]) -> _T:
         """Run a commit, with a larger map if it does not fit."""
@@ -313,6 +358,7 @@ class _Environment:
                 tables.put(META, _META_TURN, (turn + 1).to_bytes(8))
         except MapFullError:
             return False
+        # failpoint: turn-committed
         return True
 
     def _grow(self, full: MapFullError) -> None:
@@ -323,7 +369,9 @@ class _Environment:
                     f"the log {self.path!r} has reached its largest size of {_LARGEST_MAP_BYTES:,} bytes; "
                     "prune threads, or start a new file"
                 ) from full
+            # failpoint: map-growing
             self._resize(size)
+            # failpoint: map-grown
 
     def _resize(self, size: int) -> None:
         """Change the size of the map; 0 takes the size that the file says."""
@@ -347,7 +395,7 @@ class _Environment:
             return 0
         given = 0
         # What cannot be told, or cannot be done, leaves the file larger than it need be: that is no failure.
-        with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self._identity) as file:
+        with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self.identity) as file:
             now, later = self._look(file, in_background)
             if in_background:
                 least_bytes, later = max(least_bytes, file.occupied_bytes // _OCCUPIED_SHARE), 0
@@ -394,121 +442,174 @@ class _Environment:
                     newest = transaction.id() - 1
                     oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
                     extents = file.occupied(freepages.before(file.free(newest), oldest, reserve), fewest)
+                    # failpoint: holes-found
                     # At least half of the time is spent on holes, however long the list is.
                     stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
                     for extent in extents:
                         if in_background and time.monotonic() > stop:
                             break
                         file.punch(extent)
+                        # failpoint: hole-punched
                         given += extent.length
                     else:
                         complete = True
                 finally:
                     transaction.abort()
+            # failpoint: holes-made
             yield given
             if not complete:
                 time.sleep(_HOLD_SECONDS)
-
-    def is_gone(self) -> bool:
-        """Whether the path names another file by now, or none."""
-        try:
-            return _identity(self.real_path) != self._identity
-        except OSError:
-            return True
 
     def make_writable(self) -> None:
         """Open the file anew for writing: the first handle on it was a read-only one."""
         if not self._read_only:
             return
-        _sync_directory(os.path.dirname(self.real_path))
+        sync_directory(os.path.dirname(self.real_path))
         with self._alone():
             self._env.close()
             try:
-                self._env, self.tables, self.log_id = self._open(read_only=False)
+                self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only=False)
                 self._read_only = False
             except BaseException:
                 # Whoever reads through the other handles goes on as before.
-                self._env, self.tables, self.log_id = self._open(read_only=True)
+                self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only=True)
                 raise
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait until no transaction of this process is open, and let none begin."""
-        self.rest(None)
+        thread = threading.get_ident()
+        self._refuse_if_alone(thread)
         try:
+            self.rest(None)
             yield
         finally:
-            self.resume()
+            if self._alone_thread == thread:
+                self._alone_thread = None
+            self._wake()
 
     def rest(self, timeout_seconds: float | None) -> bool:
         """Let no transaction begin, and wait until none is open; False if that took too long."""
-        with self._gate:
-            if not self._gate.wait_for(lambda: not self._resizing, timeout_seconds):
-                return False
-            self._resizing = True
-            if self._gate.wait_for(lambda: not self._active, timeout_seconds):
-                return True
-            self._resizing = False
+        thread = threading.get_ident()
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        with self._lock:
+            while self._alone_thread is not None:
+                if self._alone_thread == thread or not self._wait(deadline):
+                    return False
+            self._alone_thread = thread
+            try:
+                while self._inside:
+                    # What this thread has begun was interrupted by what waits here, and does not end before it.
+                    if thread in self._inside.values():
+                        if deadline is None:
+                            raise UsageError(
+                                f"the log {self.path!r} needs a larger map, or to be opened for writing, but this call "
+                                "interrupted one that reads it: make it outside of signal handlers"
+                            )
+                        break
+                    if not self._wait(deadline):
+                        break
+                else:
+                    return True
+            except BaseException:
+                self._alone_thread = None
+                raise
+            self._alone_thread = None
             self._gate.notify_all()
             return False
 
+    def _wait(self, deadline: float | None) -> bool:
+        """Wait for something to change; False if there is no time left."""
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        self._gate.wait(_LOOK_AGAIN_SECONDS)
+        return True
+
+    def _refuse_if_alone(self, thread: int) -> None:
+        if self._alone_thread == thread:
+            raise UsageError(
+                f"the log {self.path!r} is being opened or closed by the call that this one interrupted; "
+                "make it outside of signal handlers and finalizers"
+            )
+
     def resume(self) -> None:
         """Let transactions begin again."""
-        with self._gate:
-            self._resizing = False
+        self._alone_thread = None
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
             self._gate.notify_all()
 
     def abandon(self) -> None:
         """In a forked child: give back its copy of what the parent opened."""
-        self._gate = threading.Condition()
+        self._lock = threading.RLock()
+        self._gate = threading.Condition(self._lock)
         self._env.close()
 
     def close(self) -> None:
-        with self._alone():
-            self._closed = True
+        """Wait for the transactions of other threads; one of this thread was interrupted by this, and fails."""
+        thread = threading.get_ident()
+        self._closed = True
+        with self._lock:
+            while self._alone_thread not in (None, thread) or any(
+                other != thread for other in list(self._inside.values())
+            ):
+                self._gate.wait(_LOOK_AGAIN_SECONDS)
             self._env.close()
+        # failpoint: closed
 
 
 # --- one environment per file and process ---
 
-_environments: dict[str, _Environment] = {}
-_registry = threading.Lock()
+_environments: dict[_Identity, _Environment] = {}  # by device and inode: paths may differ
+_compacting: set[str] = set()  # files that nobody may open in this process until `compact` is done with them
+_registry = threading.RLock()  # a signal handler or a finalizer may close one log while another is opened
 
 
-def _acquire(path: str, read_only: bool, verify: bool | None) -> _Environment:
+def _acquire(
+    path: str, handle: object, read_only: bool, network_file_system: bool, verify: bool | None
+) -> _Environment:
     real_path = os.path.realpath(path)
+    _check_place(path, real_path, network_file_system)
     with _registry:
-        environment = _environments.get(real_path)
-        if environment is not None and environment.is_gone():
-            # The file was removed or replaced: who has it open keeps it, who opens it now gets the new one.
-            del _environments[real_path]
-            environment = None
+        if real_path in _compacting:
+            raise UsageError(f"the log {path!r} is being compacted by this process; open it when that has ended")
+        # A file that was removed or replaced is another one: who has the old one open keeps it.
+        identity = _identity_if_any(real_path)
+        if identity in _in_use:
+            raise ForkedError(
+                f"this process was forked while a call on the log {path!r} was under way in the thread that forked, or "
+                "did not end; it cannot open that log: fork elsewhere, or start a process anew (spawn)"
+            )
+        environment = None if identity is None else _environments.get(identity)
         if environment is None:
             environment = _Environment(path, real_path, read_only, verify)
-            _environments[real_path] = environment
+            _environments[environment.identity] = environment
         else:
             if verify:
                 environment.check()
             if not read_only:
                 environment.make_writable()
-        environment.handles += 1
+        environment.handles.add(handle)
         return environment
 
 
-def _release(environment: _Environment) -> None:
+def _release(environment: _Environment, handle: object) -> None:
     with _registry:
-        environment.handles -= 1
-        if environment.handles == 0:
-            if _environments.get(environment.real_path) is environment:
-                del _environments[environment.real_path]
+        environment.handles.discard(handle)
+        if not environment.handles:
+            if _environments.get(environment.identity) is environment:
+                _environments.pop(environment.identity, None)
             environment.close()
 
 
 # Whoever forks waits until no transaction is open, so that the child finds environments at rest, can close
-# its copies of them, and may open the files for itself.  A commit takes milliseconds; what takes longer than
-# this is a fork out of a signal handler that interrupted a transaction, which would wait for itself.
+# its copies of them, and may open the files for itself.  A commit takes milliseconds.  A fork out of a signal
+# handler that interrupted a transaction would wait for itself: the child must do without that file.
 _FORK_PATIENCE_SECONDS: Final = 5.0
 _at_rest: list[_Environment] = []
+_in_use: set[tuple[int, int]] = set()  # in a forked child: what could not be given back
 
 
 def _before_fork() -> None:
@@ -527,8 +628,10 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """The parent's environments may not be used here; ForkedError says so to whoever tries."""
     global _registry
-    _registry = threading.Lock()
+    _registry = threading.RLock()
+    _in_use.update(environment.identity for environment in _environments.values() if environment not in _at_rest)
     _environments.clear()
+    _compacting.clear()
     while _at_rest:
         _at_rest.pop().abandon()
 
@@ -538,6 +641,37 @@ if hasattr(os, "register_at_fork"):
 
 
 # --- opening ---
+
+
+def _check_place(path: str, real_path: str, network_file_system: bool) -> None:
+    """Raise if processes that open the file could miss each other there."""
+    kind = None if network_file_system else filesystem.remote_kind(real_path)
+    if kind is not None:
+        raise UsageError(
+            f"the log {path!r} would lie on a file system of type {kind!r}, which another machine, or another "
+            "kernel on this one, may write too: memory maps and locks do not reach that far, and the file would be "
+            "destroyed.  Put it on a local disk (in a container: a volume, not a folder of the host).  If it is "
+            "never open on two machines at once, network_file_system=True takes the risk"
+        )
+    try:
+        status = os.stat(real_path)
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_nlink > 1:
+        finish(real_path)
+        status = os.stat(real_path)
+    if status.st_nlink > 1:
+        raise UsageError(
+            f"the log {path!r} has {status.st_nlink} names (hard links): each has a lock file of its own, so "
+            "processes that open it by different ones would destroy it.  Remove the other names, or copy the file"
+        )
+    if filesystem.is_mounted_alone(real_path):
+        raise UsageError(
+            f"the log {path!r} is mounted as a single file: its lock file is not the one beside the original, so "
+            "processes there and here would destroy it.  Mount the directory that it lies in"
+        )
 
 
 def _check_file(path: str, real_path: str, read_only: bool) -> None:
@@ -582,7 +716,7 @@ def _check_snapshot(env: lmdb.Environment, path: str, real_path: str, most_bytes
                     raise
 
 
-def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
+def _open_map(real_path: str, read_only: bool, largest_bytes: int, *, lock: bool = True) -> lmdb.Environment:
     size = largest_bytes
     while True:
         try:
@@ -591,6 +725,7 @@ def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Envir
                 map_size=size,
                 subdir=False,
                 readonly=read_only,
+                lock=lock,
                 max_dbs=2 * len(ALL),
                 max_readers=_MAX_READERS,
             )
@@ -605,9 +740,32 @@ def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Envir
         size //= 2
 
 
+def _copy_up(real_path: str) -> None:
+    """Make an overlay put the file into its upper layer now.
+
+    The first who opens it to write has it copied there, and who has the old one mapped by then goes on reading that.
+    """
+    with suppress(OSError):
+        os.close(os.open(real_path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _check_locked(env: lmdb.Environment, path: str, real_path: str) -> None:
+    """Raise if this reader is in no lock file, so that writers would take pages that it reads.
+
+    LMDB does without one on a read-only file system.  That is right where nobody can write the file at all.
+    """
+    if env.readers().startswith("(no reader locks)") and not filesystem.is_unchangeable(real_path):
+        raise UsageError(
+            f"the log {path!r} is mounted read-only here, but may be written elsewhere, by processes that would not "
+            "know of this reader: its lock file must be writable.  Mount the directory for writing and pass "
+            "read_only=True, or open a copy of the file"
+        )
+
+
 def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dict[str, lmdb._Database], bytes]:
     if not read_only:
         _create_tables(env, path)
+        # failpoint: opening-tables-created
     try:
         # Outside any transaction: a table that was opened within one is gone when that was only for reading.
         tables = {table: env.open_db(table.encode(), create=False) for table in ALL}
@@ -633,6 +791,92 @@ def _create_tables(env: lmdb.Environment, path: str) -> None:
         format_ = LogFormat(fmt.FORMAT_VERSION, fmt.READABLE_FROM_VERSION, os.urandom(16))
         data = with_checksum(META, META_FORMAT, msgspec.msgpack.encode(format_))
         transaction.put(META_FORMAT, data, db=tables[META])
+        # failpoint: opening-tables-put
+
+
+# --- compaction ---
+
+
+def compact(path: str) -> Compaction:
+    """See `stepwell.compact`."""
+    real_path = os.path.realpath(path)
+    if not lockfile.CAN_LOCK:
+        raise UsageError(f"this system does not say whether {path!r} is in use; use Log.compact(into=...) instead")
+    if not os.path.exists(real_path):
+        raise UsageError(f"there is no log at {path!r} to compact")
+    with _registry:
+        if _identity_if_any(real_path) in _environments or real_path in _compacting:
+            raise _in_use_error(path, "this process")
+        _compacting.add(real_path)
+    try:
+        return _compact_alone(path, real_path)
+    finally:
+        with _registry:
+            _compacting.discard(real_path)
+
+
+def _compact_alone(path: str, real_path: str) -> Compaction:
+    _check_file(path, real_path, read_only=True)
+    with _new_file(path), _translated(path, read_only=False), ExitStack() as stack:
+        # Before the lock file is touched: it raises if this process has the file open by some other way.
+        env = _open_map(real_path, True, _LARGEST_MAP_BYTES, lock=False)
+        stack.callback(env.close)
+        try:
+            lock = stack.enter_context(lockfile.alone(real_path))
+        except lockfile.InUseError:
+            raise _in_use_error(path, "another process") from None
+        # failpoint: compaction-locked
+        _check_pages(path, real_path)
+        _open_tables(env, path, read_only=True)
+        with NewFile(real_path) as file:
+            like = os.stat(real_path)
+            if like.st_nlink > 1:
+                raise UsageError(
+                    f"the log {path!r} has {like.st_nlink} names (hard links), and only one would get the new file; "
+                    "remove the others, or use Log.compact(into=...)"
+                )
+            _copy_compactly(env, file, path)
+            env.close()
+            lockfile.forget(lock)
+            # failpoint: compaction-lock-emptied
+            file.replace(like)
+        # failpoint: compaction-replaced
+        # Fills the lock file anew before the lock goes to somebody who waits for it; else who comes next does.
+        with suppress(lmdb.Error, StepwellError):
+            _open_map(real_path, False, _LARGEST_MAP_BYTES).close()
+        # failpoint: compaction-lock-filled
+        return Compaction(occupied_bytes(like), occupied_bytes(os.stat(real_path)))
+
+
+def _in_use_error(path: str, whose: str) -> UsageError:
+    return UsageError(
+        f"the log {path!r} is open in {whose}, and is compacted in its place only while nobody has it open: "
+        "close it there first, or make a smaller copy with Log.compact(into=...)"
+    )
+
+
+def _copy_compactly(env: lmdb.Environment, file: NewFile, path: str) -> None:
+    try:
+        env.copyfd(file.fileno(), compact=True)
+    except lmdb.IncompatibleError as error:
+        raise CorruptionError(f"{path!r}: the log has pages that are neither in use nor free: {error}") from error
+    except lmdb.Error as error:
+        raise _translate(error, path) from error
+
+
+@contextmanager
+def _new_file(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a new file for a path into our errors."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError(
+            f"there is something at {path!r} already, which is left as it is; choose another path"
+        ) from error
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFullError(f"the disk has no room for a new file at {path!r}; free some space: {error}") from error
+        raise UsageError(f"no new file can be put at {path!r}: {error}") from error
 
 
 def _foreign(path: str) -> NotALogError:
@@ -644,7 +888,7 @@ def _sparing(in_background: bool) -> tuple[int, int]:
     return (_FEWEST_PAGES, _RESERVED_PAGES) if in_background else (1, 0)
 
 
-def _identity(real_path: str) -> tuple[int, int]:
+def _identity(real_path: str) -> _Identity:
     status = os.stat(real_path)
     return status.st_dev, status.st_ino
 
@@ -654,21 +898,13 @@ def publish(path: str, name: str) -> None:
     if os.path.lexists(name):
         raise UsageError(f"there is something at {name!r} by now; it was left as it is")
     os.rename(path, name)
-    _sync_directory(os.path.dirname(os.path.realpath(name)))
+    sync_directory(os.path.dirname(os.path.realpath(name)))
 
 
-def _sync_directory(directory: str) -> None:
-    """Make the file's name durable; a synced file without a name would be lost."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:
-        return  # who may pass through a directory but not read it cannot sync it either
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _identity_if_any(real_path: str) -> _Identity | None:
+    with suppress(OSError):
+        return _identity(real_path)
+    return None
 
 
 # --- errors ---
@@ -677,15 +913,15 @@ _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Turn LMDB's errors into ours."""
+def _translated(path: str, read_only: bool) -> Iterator[None]:
+    """Turn LMDB's errors at opening into ours."""
     try:
         yield
     except lmdb.Error as error:
-        raise _translate(error, path) from error
+        raise _translate(error, path, read_only) from error
 
 
-def _translate(error: lmdb.Error, path: str) -> StepwellError:
+def _translate(error: lmdb.Error, path: str, read_only: bool = False) -> StepwellError:
     if isinstance(error, lmdb.MapFullError):
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
@@ -702,8 +938,11 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
         return DiskFullError(f"the disk under {path!r} {trouble}; free some space and try again: {error}")
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
-    if isinstance(error, lmdb.ReadonlyError):
-        return ReadOnlyError(f"the log {path!r} cannot be written: {error}")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if read_only:
+            return UsageError(
+                f"the log {path!r} cannot be read: {error}; a reader writes its place into the lock file beside it, "
+                f"{path + '-lock'!r}, which must be writable, or the directory where there is none.  Or open a copy"
+            )
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")
