@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages",),
-    ("storage.datafile",),
+    ("storage.datafile", "storage.lockfile", "storage.newfile"),
     ("storage.freepages",),
     ("storage.remains",),
     ("storage.lmdb", "storage.memory"),

@@ -19,15 +19,17 @@ from stepwell.errors import (
 )
 from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, repair
+from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
+from stepwell.storage import Compaction
 
 __all__ = [
     "Breach",
     "CapacityError",
     "ClosedError",
     "Commit",
+    "Compaction",
     "ConflictError",
     "CorruptionError",
     "DiskFullError",
@@ -58,6 +60,7 @@ __all__ = [
     "WritesRecorded",
     "apply",
     "changes",
+    "compact",
     "compose",
     "diff",
     "parse",

@@ -204,6 +204,7 @@ class Encoding:
         """The entries, for a thread of this number whose oldest event stands at `first`."""
         if self._early is not None and (not self._oldest or (self._number == number and self._oldest >= first)):
             return self._early
+        self._early = None  # from here on it is another encoding that `_oldest` and the places are about
         return self._encode(number, first)
 
     def locate(self, committed: Committed | None) -> None:

@@ -26,8 +26,9 @@ from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, publish
+from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
@@ -179,11 +180,11 @@ class Log:
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
-        check_path(path)
+        path = _checked_path(path)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is a whole number from 0, not {cache_bytes!r}")
         cache = Cache(cache_bytes)
-        if os.fspath(path) == IN_MEMORY:
+        if path == IN_MEMORY:
             if read_only:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             storage: Storage = MemoryStorage(cache=cache)
@@ -257,6 +258,25 @@ class Log:
         with self._folding.resting(), self.storage.standing_still():
             return repair(self.path, into, progress=progress)
 
+    def compact(self, into: str | os.PathLike[str]) -> Compaction:
+        """Write what the log holds now into a new file that is as small as it can be.
+
+        The log may be in use, by this process and by others: the new file shows one moment of it, and pages
+        that are freed meanwhile are used again only afterwards.  It is whole and durable when this returns;
+        when it raises, or is interrupted, there is none.
+
+        Args:
+            into: Path of the new file, where nothing may be.
+
+        Returns:
+            What the log takes of the disk, and what the new file takes.
+
+        Raises:
+            UsageError: There is something at the path, or no file can be put there; the log is in memory.
+            DiskFullError: There is no room for it.
+        """
+        return self.storage.compact(_checked_path(into))
+
     def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
@@ -267,10 +287,13 @@ class Log:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
         self._dropped.detach()
         self._folding.close()
+        # failpoint: closing-folding-ended
         self._writer.close()
+        # failpoint: closing-writer-ended
         if self._writer.has_run:
             with suppress(StepwellError):  # whether or not room is given back, the log is closed
                 self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
+        # failpoint: closing-given-back
         self.storage.close()
         _open_logs.discard(self)
 
@@ -345,6 +368,7 @@ class Thread:
             encoding = Encoding(self.log.content, self.id, events, now, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        # failpoint: append-encoded
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
         return self.log.submit(operation, encoding.places)
 
@@ -407,6 +431,7 @@ class Thread:
                     return
                 if isinstance(operation, Delete):
                     break  # an append that came meanwhile must not be deleted with the rest
+                # failpoint: prune-planned
                 self.log.submit(operation).result()
                 return
         self.log.submit(Rewrite(self.id, decide)).result()
@@ -548,9 +573,7 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
         ConflictError: The file was written to meanwhile.
         CapacityError: There is no room for the new log.
     """
-    check_path(path)
-    check_path(into)
-    source, target = os.fspath(path), os.fspath(into)
+    source, target = _checked_path(path), _checked_path(into)
     if IN_MEMORY in (source, target):
         raise UsageError("a log in memory has no file that could be repaired, or hold what was")
     if os.path.lexists(target):
@@ -572,13 +595,36 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
     return report
 
 
-def check_path(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError unless there can be a file of that name."""
+def compact(path: str | os.PathLike[str]) -> Compaction:
+    """Make the file of a log as small as it can be, while nobody has the log open.
+
+    A new file is written beside it and takes its place at once: a crash at any moment leaves the old file or
+    the new one, whole.  Meanwhile the disk holds both, and whoever opens the log waits for the end.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file took of the disk, and what it takes now.
+
+    Raises:
+        UsageError: The log is open, in this process or another, or there is none; nothing was changed.
+        DiskFullError: There is no room for the new file; nothing was changed.
+        NotALogError: There is something else at `path`; it is left as it is.
+    """
+    path = _checked_path(path)
+    if path == IN_MEMORY:
+        raise UsageError("a log in memory has no file to compact")
+    return compact_file(path)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
     check_text("path", os.fspath(path))
     if "\0" in os.fspath(path):
         raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
+    return os.fspath(path)
 
 
 def check_text(what: str, text: str) -> None:
