@@ -22,15 +22,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.records",),  # sealed and loose records alike
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
+    ("storage.pages",),
     ("storage.datafile", "storage.lockfile", "storage.newfile"),
     ("storage.filesystem",),
     ("storage.freepages",),
+    ("storage.remains",),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
     ("content", "pruning"),
     ("writer",),
     ("folding",),
     ("audit",),
+    ("salvage",),
+    ("repairing",),
     ("log",),
     ("",),
 )

@@ -19,13 +19,16 @@ from stepwell import (
     Event,
     FeedEntry,
     Log,
+    Loss,
     PendingWrite,
+    RepairReport,
     Report,
     Sequence,
     Snapshot,
     Step,
     StepCommitted,
     Thread,
+    ThreadRepair,
     ThreadSummary,
     Write,
     WritesRecorded,
@@ -35,6 +38,7 @@ from stepwell import (
     compose,
     diff,
     parse,
+    repair,
 )
 from stepwell.patch import Array, Blob, Map, Merge, Splice
 from stepwell_langgraph import StepwellSaver
@@ -114,6 +118,19 @@ def check(log: Log) -> None:
     report = log.audit()
     assert_type(report, Report)
     assert_type(report.breaches, list[Breach])
+
+
+def mend(path: str) -> None:
+    """A repair reports what was lost, thread by thread."""
+
+    def progress(what: str, done: int, total: int) -> None:
+        assert_type((what, done, total), tuple[str, int, int])
+
+    report = repair(path, f"{path}.repaired", progress=progress)
+    assert_type(report, RepairReport)
+    for thread in report.repaired:
+        assert_type(thread, ThreadRepair)
+        assert_type(thread.lost, tuple[Loss, ...])
 
 
 def patches() -> None:

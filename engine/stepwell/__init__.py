@@ -19,8 +19,9 @@ from stepwell.errors import (
 )
 from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact
+from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
+from stepwell.repairing import Loss, RepairReport, ThreadRepair
 from stepwell.storage import Compaction
 
 __all__ = [
@@ -38,11 +39,13 @@ __all__ = [
     "ForkedError",
     "FormatError",
     "Log",
+    "Loss",
     "MapFullError",
     "NewerFormatError",
     "NotALogError",
     "PendingWrite",
     "ReadOnlyError",
+    "RepairReport",
     "Report",
     "Sequence",
     "Snapshot",
@@ -50,6 +53,7 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "Thread",
+    "ThreadRepair",
     "ThreadSummary",
     "UsageError",
     "Write",
@@ -60,4 +64,5 @@ __all__ = [
     "compose",
     "diff",
     "parse",
+    "repair",
 ]

@@ -7,7 +7,7 @@ shares nothing with the code that wrote it, and compared with what is stored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -76,16 +76,15 @@ def audit(storage: Storage) -> Report:
     threads = storage.event_threads()
     commits: dict[int, FeedRow] = {}
     for number in threads:
-        thread = _Thread(storage, number, breaches)
-        thread.read()
+        thread = derive(storage, number)
+        breaches += thread.breaches
         events += thread.events
-        expected.update(thread.rows())
+        expected.update(thread.rows)
         for commit, row in thread.commits.items():
             if commit in commits:
                 breaches.append(Breach("I7", number, row.first, f"commit {commit} stands in two threads"))
             commits[commit] = row
-    for number, rows in groupby(sorted(commits.values()), lambda row: row_number(row.commit)):
-        expected[FEED, fmt.number_key(number)] = pack_feed([*rows])
+    expected.update(feed_rows(commits.values()))
     for table, key, value in storage.derived():
         wanted = expected.pop((table, key), None)
         if wanted != value:
@@ -94,6 +93,37 @@ def audit(storage: Storage) -> Report:
     for table, key in expected:
         breaches.append(Breach("I6", None, None, f"a row of {table} is missing: {key.hex()}"))
     return Report(len(threads), events, breaches)
+
+
+class Derived(NamedTuple):
+    """What follows from the events of one thread.
+
+    Attributes:
+        rows: Every row of a derived table that is about this thread alone, by table and key.
+        commits: Its part of the feed, by commit number.
+        events: Number of its events.
+        breaches: What is wrong with the events themselves; without any, the rows are right.
+    """
+
+    rows: dict[tuple[str, bytes], bytes]
+    commits: dict[int, FeedRow]
+    events: int
+    breaches: list[Breach]
+
+
+def derive(storage: Storage, number: int) -> Derived:
+    """Read a thread from its first event to its last, and compute from that all that is derived of it."""
+    thread = _Thread(storage, number)
+    thread.read()
+    return Derived(thread.rows(), thread.commits, thread.events, thread.breaches)
+
+
+def feed_rows(commits: Iterable[FeedRow]) -> dict[tuple[str, bytes], bytes]:
+    """The rows of the feed that name some commits."""
+    return {
+        (FEED, fmt.number_key(number)): pack_feed([*rows])
+        for number, rows in groupby(sorted(commits), lambda row: row_number(row.commit))
+    }
 
 
 class _Entry(NamedTuple):
@@ -107,10 +137,9 @@ class _Entry(NamedTuple):
 class _Thread:
     """One thread, read from its first event to its last."""
 
-    def __init__(self, storage: Storage, number: int, breaches: list[Breach]) -> None:
+    def __init__(self, storage: Storage, number: int) -> None:
         self._storage = storage
         self._number = number
-        self._breaches = breaches
         self._lanes: dict[int, LaneRow] = {}
         self._lane_names: dict[int, str] = {}
         self._index: dict[tuple[int, bytes], _Entry] = {}
@@ -127,6 +156,7 @@ class _Thread:
         self._last_commit = 0
         self.events = 0
         self.commits: dict[int, FeedRow] = {}
+        self.breaches: list[Breach] = []
 
     def read(self) -> None:
         self._check_segments()
@@ -182,7 +212,7 @@ class _Thread:
             after = page[-1].sequence
 
     def _breach(self, invariant: str, sequence: int, what: str) -> None:
-        self._breaches.append(Breach(invariant, self._number, sequence, what))
+        self.breaches.append(Breach(invariant, self._number, sequence, what))
 
     def _event(self, record: Record) -> None:
         sequence, header = record.sequence, record.header

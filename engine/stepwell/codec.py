@@ -135,6 +135,31 @@ def encode(event: Event, known: Known | None = None) -> Body:
     return Body(kind, data, form, digest, packer.fresh)
 
 
+def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) -> Body:
+    """A record's body for another place: its payload stays as it is, and its event refers to others anew.
+
+    Args:
+        record: The record.
+        event: Its event, or one that shows the same, with absolute references.
+        change: Makes of a reference to another event what stands for it there.
+    """
+
+    def relative(ref: Ref) -> bytes | Ref:
+        return Ref(0, ref.start, ref.length) if ref.sequence == record.sequence else change(ref)
+
+    if isinstance(event, StepCommitted):
+        channels = _merge(map_references(event.channels, relative))
+        fields = _merge(map_references(event.fields, relative))
+        event = StepCommitted(event.step_id, event.parent_id, channels, fields)
+    elif isinstance(event, WritesRecorded):
+        writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, relative))) for w in event.writes)
+        event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    head = _encoder.encode(event)
+    body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, record.payload))
+    data, form = compress_body(body)
+    return Body(record.header.kind, data, form, fmt.body_digest(body), [])
+
+
 class _Packer:
     """Moves contents from one event's values into its payload."""
 

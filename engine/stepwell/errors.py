@@ -99,7 +99,8 @@ class CorruptionError(StepwellError):
 
     def __init__(self, reason: str, *, thread: str | int | None = None, sequence: int | None = None) -> None:
         place = "" if thread is None else f" (thread {thread!r}, sequence {sequence})"
-        super().__init__(f"{reason}{place}; restore the file from a backup, or copy out the intact threads")
+        way_out = "restore the file from a backup, or make a new log of all that is intact: stepwell.repair(path, into)"
+        super().__init__(f"{reason}{place}; {way_out}")
         self.thread = thread
         self.sequence = sequence
         self.reason = reason

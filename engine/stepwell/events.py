@@ -112,6 +112,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
         through: Sequence of the last event that was removed.
         chain: The hash chain after that event, from which this one goes on.
         pruned_at: Unix time in nanoseconds of the pruning; `created_at` stays the thread's first time.
+        lost: If it was a repair that rewrote the thread: what could not be read of it, as first and last sequences.
     """
 
     thread_id: str
@@ -119,6 +120,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
     chain: bytes
     pruned_at: int
     created_at: int = 0
+    lost: tuple[tuple[Sequence, Sequence], ...] = ()
 
 
 class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_DELETED):

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Self
 
 from stepwell import audit as auditing
 from stepwell import format as fmt
-from stepwell import pruning, reader
+from stepwell import pruning, reader, repairing
 from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
@@ -24,10 +24,13 @@ from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
+from stepwell.repairing import RepairReport
+from stepwell.salvage import Progress
 from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
-from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb import LmdbStorage, publish
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
+from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62
@@ -36,6 +39,10 @@ _LEAST_GIVEN_BACK_BYTES: Final = 1 << 16  # less is not worth what making holes 
 _HOPEFUL_ATTEMPTS: Final = 3  # at rewriting a thread without making others wait
 
 IN_MEMORY: Final = ":memory:"
+
+
+def _untold(what: str, done: int, total: int) -> None:
+    """No progress is told to nobody."""
 
 
 class Snapshot(NamedTuple):
@@ -245,6 +252,16 @@ class Log:
         """Check every invariant, and rebuild every derived table to compare it with what is stored."""
         with self._folding.turn:
             return auditing.audit(self.storage)
+
+    def repair(self, into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
+        """Make a new log of everything in this one that can be proven, and tell what is lost; see `repair`.
+
+        This log is not changed, and appends to it wait meanwhile.
+        """
+        if not isinstance(self.storage, LmdbStorage):
+            return repair(self.path, into)  # which says why it cannot
+        with self._folding.resting(), self.storage.standing_still():
+            return repair(self.path, into, progress=progress)
 
     def compact(self, into: str | os.PathLike[str]) -> Compaction:
         """Write what the log holds now into a new file that is as small as it can be.
@@ -547,6 +564,47 @@ class Thread:
             )
             for pending in reader.writes(storage, row.number, sequences, lane)
         ]
+
+
+def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
+    """Make a new log of everything in a damaged file that can be proven, and tell what is lost.
+
+    The file need not open, and is not changed.  Whole threads stay as they were, event for event; a thread with gaps
+    begins anew with the steps whose states are intact, and the writes (SPEC, section 12).  The new log appears at
+    `into` when it is complete and durable; if this is interrupted, there is nothing.  It has a log id of its own.
+
+    Args:
+        path: The damaged file.  Nobody may write to it meanwhile.
+        into: Where the new log shall lie, on a disk with room for it; there must be nothing yet.
+        progress: Called now and then with what is being done, and how much of how much of it.
+
+    Raises:
+        UsageError: There is no file at `path`, or something at `into`.
+        NotALogError: Nothing in the file can be proven to be of a log.
+        NewerFormatError: A newer version of the library wrote it.
+        ConflictError: The file was written to meanwhile.
+        CapacityError: There is no room for the new log.
+    """
+    source, target = _checked_path(path), _checked_path(into)
+    if IN_MEMORY in (source, target):
+        raise UsageError("a log in memory has no file that could be repaired, or hold what was")
+    if os.path.lexists(target):
+        raise UsageError(f"there is something at {target!r} already; repair into a file that does not exist")
+    partial = f"{target}.{os.getpid()}.partial"
+    try:
+        remains = Remains(source, lambda done, total: progress("reading pages", done, total))
+        with remains, Log.open(partial) as log:
+            assert isinstance(log.storage, LmdbStorage)
+            report = repairing.fill(log.storage, remains, target, progress)
+            for thread in report.repaired:
+                if thread.rewritten and thread.thread_id is not None:
+                    log.seal(thread.thread_id)
+        publish(partial, target)
+    finally:
+        for leftover in (partial, f"{partial}-lock"):
+            with suppress(FileNotFoundError):
+                os.unlink(leftover)
+    return report
 
 
 def compact(path: str | os.PathLike[str]) -> Compaction:

@@ -48,8 +48,9 @@ def test_conflict_says_both() -> None:
 
 
 def test_corruption_says_where() -> None:
-    """A corruption names thread and sequence, in its attributes and in its message."""
+    """A corruption names thread and sequence, in its attributes and in its message, and the way out."""
     error = CorruptionError("the checksum does not match", thread="t", sequence=5)
     assert (error.thread, error.sequence, error.reason) == ("t", 5, "the checksum does not match")
     assert "the checksum does not match" in str(error)
     assert "thread 't', sequence 5" in str(error)
+    assert "stepwell.repair(path, into)" in str(error)

@@ -12,7 +12,7 @@ with the events.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -399,6 +399,19 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds.  Closing twice is harmless."""
+
+
+class RawStorage(Storage, Protocol):
+    """A storage that is filled row by row: what making a log anew needs."""
+
+    def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        """Set rows of tables as they are, unchecked and all together; None removes a row.
+
+        For rows that were proven: it is a log only when all of them are there.
+        """
+
+    def stored(self, table: str, start: bytes = ..., stop: bytes = ...) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of a table as they are, with start <= key < stop."""
 
 
 # --- rows as bytes: one form for every engine, so that audit can compare them ---

@@ -43,10 +43,13 @@ def _unpack(data: bytes) -> list[_Entry]:
 def scan(tables: Tables, after: int) -> Iterator[FeedRow]:
     """The appends with commit numbers above `after`, in order."""
     for key, data in tables.scan(FEED, fmt.number_key(row_number(after + 1)), AFTER_ALL):
-        start = fmt.read_number(key) * COMMITS_IN_ROW
-        for place, thread, first, more in _unpack(data):
-            if start + place > after:
-                yield FeedRow(start + place, thread, first, first + more)
+        yield from (row for row in read_feed(key, data) if row.commit > after)
+
+
+def read_feed(key: bytes, data: bytes) -> list[FeedRow]:
+    """The appends that a row of the feed names; raises CorruptionError if it is none."""
+    start = fmt.read_number(key) * COMMITS_IN_ROW
+    return [FeedRow(start + place, thread, first, first + more) for place, thread, first, more in _unpack(data)]
 
 
 def _entry(row: FeedRow) -> _Entry:

@@ -19,10 +19,6 @@ record T if T < min(N, R), R being the oldest transaction that a reader still re
 So whatever is wrong with readers or syncs for a hole was wrong for LMDB's own use of the page before.  What is
 read here is not believed: unless all of the freeDB is as LMDB writes it, nothing is free.
 
-    page     number u64, 2 unused bytes, flags u16; then lower u16 and upper u16, or number of pages u32 (overflow);
-             from 16 the offsets of its nodes, u16 each, up to lower
-    branch   node: child page (u16, u16, u16: low to high), key length u16, key
-    leaf     node: data length (u16, u16), flags u16, key length u16, key, data or the number of an overflow page
     record   key: transaction u64; data: count u64, then the pages, u64 each, descending; there may be more after it
 """
 
@@ -31,28 +27,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import struct
 import sys
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import gt
-from typing import Final, NamedTuple, Self, cast
+from typing import Final, NamedTuple, NoReturn, Self, cast
 
-from stepwell.storage.datafile import FORMAT, MAGIC, PAGE_HEADER_BYTES, PAGE_SIZES
+from stepwell.storage.pages import FIRST_PAGE, FORMAT, META_BYTES, Meta, PageError, Pages, Row, can_read, read_meta
 
-# Magic, format, of the freeDB: page size, depth, pages (branch, leaf, overflow), records, root; last page, transaction.
-_META = struct.Struct("<II16xIxxHQQQQQ48xQQ")
-_PAGE = struct.Struct("<QxxHHH")  # number, flags, lower, upper
-_OVERFLOW = struct.Struct("<QxxHI")  # number, flags, pages
-_NODE = struct.Struct("<HHHH")
-_NUMBER = struct.Struct("<Q")
-_BRANCH, _LEAF, _OVERFLOW_PAGE = 0x01, 0x02, 0x04
-_IN_OVERFLOW: Final = 0x01  # flag of a node
-_NO_ROOT: Final = (1 << 64) - 1
-_FIRST_PAGE: Final = 2  # 0 and 1 are the meta pages
-_DEEPEST: Final = 32
+_NUMBER_BYTES: Final = 8
 
 _PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _UNABLE: Final = {errno.EOPNOTSUPP, errno.ENOSYS}
@@ -85,11 +69,6 @@ def can_punch() -> bool:
     return _fallocate is not None
 
 
-def can_read() -> bool:
-    """Whether LMDB's files are laid out on this system as described here."""
-    return sys.byteorder == "little" and sys.maxsize > 1 << 32
-
-
 def missing_pages(path: str) -> list[int]:
     """The pages that lie beyond the end of a file though they are not free: all that is missing from it.
 
@@ -98,15 +77,62 @@ def missing_pages(path: str) -> list[int]:
         UnclearError: What is free cannot be told.
     """
     with open(path, "rb", buffering=0) as file:
-        descriptor = file.fileno()
-        page_bytes = _page_bytes(descriptor)
-        heads = [os.pread(descriptor, _META.size, page * page_bytes + PAGE_HEADER_BYTES) for page in range(_FIRST_PAGE)]
-        if len(heads[-1]) < _META.size:
-            raise UnclearError("there is no second meta page")
-        transaction, last = max((written, last) for *_, last, written in map(_META.unpack, heads))
-        free = before(_FreeDb(descriptor, transaction).lists, transaction + 1)
-        beyond = range(os.fstat(descriptor).st_size // page_bytes, last + 1)
+        page_bytes = _meta(file.fileno(), 0).page_bytes
+        metas = [_meta(file.fileno(), page * page_bytes) for page in range(FIRST_PAGE)]
+        newer = max(metas, key=lambda meta: meta.transaction)
+        pages = Pages(file.fileno(), page_bytes, newer.last_page)
+        free = before(read_free(pages, newer), newer.transaction + 1)
+        beyond = range(pages.count, newer.last_page + 1)
     return sorted(set(beyond).difference(free))
+
+
+def read_free(pages: Pages, meta: Meta) -> list[FreeList]:
+    """What is free by a meta page, the oldest list first; the pages that say so are met.
+
+    Raises:
+        UnclearError: It is not told beyond doubt, in every respect that can be checked without the other trees.
+    """
+    lists: list[FreeList] = []
+    try:
+        for rows in pages.walk(meta.free, _stop):
+            for row in rows:
+                lists.append(_read_list(pages, meta, row))
+                if len(lists) > 1 and lists[-2].transaction >= lists[-1].transaction:
+                    raise UnclearError(f"transaction {lists[-1].transaction} comes after {lists[-2].transaction}")
+    except PageError as error:
+        raise UnclearError(str(error)) from error
+    free = before(lists, meta.transaction + 1)
+    if not all(map(gt, free[1:], free)):
+        raise UnclearError("a page is free twice")
+    for page in free:
+        if page < pages.count and pages.met[page]:
+            raise UnclearError(f"page {page} is free and in use")
+    return lists
+
+
+def _read_list(pages: Pages, meta: Meta, row: Row) -> FreeList:
+    if len(row.key) != _NUMBER_BYTES or row.is_tree or not row.length or row.length % _NUMBER_BYTES:
+        raise UnclearError(f"a list of free pages has a key of {len(row.key)} bytes and data of {row.length}")
+    transaction = array("Q", row.key)[0]
+    numbers = array("Q", pages.value(row))
+    count = numbers[0]
+    if not 0 < transaction <= meta.transaction or count >= len(numbers):
+        raise UnclearError(f"transaction {transaction} lists {count} pages in {row.length} bytes")
+    free = numbers[1 : count + 1]
+    if free and (free[0] > meta.last_page or free[-1] < FIRST_PAGE or not all(map(gt, free, free[1:]))):
+        raise UnclearError(f"the pages since transaction {transaction} are out of order")
+    return FreeList(transaction, free)
+
+
+def _stop(error: PageError) -> NoReturn:
+    raise error
+
+
+def _meta(descriptor: int, offset: int) -> Meta:
+    meta = read_meta(os.pread(descriptor, META_BYTES, offset))
+    if meta is None or meta.format != FORMAT:
+        raise UnclearError(f"there is no meta page at {offset}")
+    return meta
 
 
 def before(lists: list[FreeList], transaction: int, reserve: int = 0) -> list[int]:
@@ -188,11 +214,15 @@ class PageFile:
         Raises:
             UnclearError: The file does not say so beyond doubt.
         """
-        return _FreeDb(self._descriptor, transaction).lists
+        page_bytes = _meta(self._descriptor, 0).page_bytes
+        meta = _meta(self._descriptor, (transaction & 1) * page_bytes)
+        if (meta.page_bytes, meta.transaction) != (page_bytes, transaction):
+            raise UnclearError(f"no meta page of transaction {transaction}")
+        return read_free(Pages(self._descriptor, page_bytes, meta.last_page), meta)
 
     def occupied(self, pages: list[int], fewest: int = 1) -> list[Extent]:
         """Where some pages, given in order, have blocks of the disk: runs of `fewest` pages at least."""
-        page_bytes = _page_bytes(self._descriptor)
+        page_bytes = _meta(self._descriptor, 0).page_bytes
         found: list[Extent] = []
         for first, count in _runs(pages):
             if count >= fewest:
@@ -212,119 +242,6 @@ class PageFile:
             code = ctypes.get_errno()
             if code != errno.EINTR:
                 raise (UnableError if code in _UNABLE else OSError)(code, os.strerror(code))
-
-
-class _FreeDb:
-    """The tree of what is free, read and checked in every respect that can be checked without the other trees."""
-
-    def __init__(self, descriptor: int, transaction: int) -> None:
-        self._descriptor = descriptor
-        self._page_bytes = _page_bytes(descriptor)
-        meta = self._read((transaction & 1) * self._page_bytes + PAGE_HEADER_BYTES, _META.size)
-        magic, format_, page_bytes, depth, *counts, records, root, last, written = _META.unpack(meta)
-        if (magic, format_, page_bytes, written) != (MAGIC, FORMAT, self._page_bytes, transaction):
-            raise UnclearError(f"no meta page of transaction {transaction}")
-        self._last = last
-        self._transaction = transaction
-        self._depth = depth
-        self._visited: list[int] = []
-        self._counts = [0, 0, 0]  # pages: branch, leaf, overflow
-        self.lists: list[FreeList] = []
-        if root == _NO_ROOT:
-            return
-        if not 0 < depth <= _DEEPEST:
-            raise UnclearError(f"a tree of depth {depth}")
-        self._walk(root, 1)
-        if (self._counts, len(self.lists)) != (counts, records):
-            raise UnclearError(f"{self._counts} pages and {len(self.lists)} records, not {counts} and {records}")
-        self._check()
-
-    def _check(self) -> None:
-        """No page is free twice, and none that the tree itself stands in."""
-        pages = before(self.lists, self._transaction + 1)
-        if not all(map(gt, pages[1:], pages)):
-            raise UnclearError("a page is free twice")
-        for page in self._visited:
-            place = bisect_left(pages, page)
-            if place < len(pages) and pages[place] == page:
-                raise UnclearError(f"page {page} is free and in use")
-
-    def _walk(self, number: int, depth: int) -> None:
-        page = self._page(number)
-        stored, flags, lower, upper = _PAGE.unpack_from(page)
-        leaf = depth == self._depth
-        if stored != number or flags != (_LEAF if leaf else _BRANCH):
-            raise UnclearError(f"page {number} is no page of the tree")
-        if not PAGE_HEADER_BYTES < lower <= upper <= len(page) or lower % 2:
-            raise UnclearError(f"page {number} has room from {lower} to {upper}")
-        self._counts[leaf] += 1
-        for (offset,) in struct.iter_unpack("<H", page[PAGE_HEADER_BYTES:lower]):
-            if not upper <= offset <= len(page) - _NODE.size:
-                raise UnclearError(f"page {number} has a node at {offset}")
-            low, high, top, key_bytes = _NODE.unpack_from(page, offset)
-            if leaf:
-                self._record(page, offset + _NODE.size, low | high << 16, top, key_bytes)
-            else:
-                self._walk(low | high << 16 | top << 32, depth + 1)
-
-    def _record(self, page: bytes, offset: int, length: int, flags: int, key_bytes: int) -> None:
-        start = offset + _NUMBER.size
-        if key_bytes != _NUMBER.size or flags & ~_IN_OVERFLOW or length < _NUMBER.size or length % _NUMBER.size:
-            raise UnclearError(f"a record has flags {flags}, a key of {key_bytes} bytes and data of {length}")
-        if start + (_NUMBER.size if flags & _IN_OVERFLOW else length) > len(page):
-            raise UnclearError("a record goes beyond its page")
-        (transaction,) = _NUMBER.unpack_from(page, offset)
-        last = self.lists[-1].transaction if self.lists else 0
-        if not last < transaction <= self._transaction:
-            raise UnclearError(f"transaction {transaction} comes after {last}")
-        if flags & _IN_OVERFLOW:
-            data = self._overflow(_NUMBER.unpack_from(page, start)[0], length)
-        else:
-            data = page[start : start + length]
-        numbers = array("Q", data)
-        count = numbers[0]
-        if count >= len(numbers):
-            raise UnclearError(f"{count} pages in {length} bytes")
-        pages = numbers[1 : count + 1]
-        if pages and (pages[0] > self._last or pages[-1] < _FIRST_PAGE or not all(map(gt, pages, pages[1:]))):
-            raise UnclearError(f"the pages since transaction {transaction} are out of order")
-        self.lists.append(FreeList(transaction, pages))
-
-    def _overflow(self, number: int, length: int) -> bytes:
-        # The run is longer than it need be if LMDB had reserved more in it than it then put there.
-        stored, flags, count = _OVERFLOW.unpack_from(self._page(number))
-        if (stored, flags) != (number, _OVERFLOW_PAGE) or count * self._page_bytes < PAGE_HEADER_BYTES + length:
-            raise UnclearError(f"page {number} is no run of pages with {length} bytes")
-        self._counts[2] += count
-        self._visit(number + 1, count - 1)
-        return self._read(number * self._page_bytes + PAGE_HEADER_BYTES, length)
-
-    def _page(self, number: int) -> bytes:
-        self._visit(number, 1)
-        return self._read(number * self._page_bytes, self._page_bytes)
-
-    def _visit(self, number: int, count: int) -> None:
-        if not _FIRST_PAGE <= number <= self._last + 1 - count:
-            raise UnclearError(f"there is no page {number}")
-        if len(self._visited) + count > self._last:
-            raise UnclearError("the tree has more pages than the file")
-        self._visited += range(number, number + count)
-
-    def _read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, offset)
-        if len(data) != length:
-            raise UnclearError(f"the file ends at {offset + len(data)}")
-        return data
-
-
-def _page_bytes(descriptor: int) -> int:
-    head = os.pread(descriptor, _META.size, PAGE_HEADER_BYTES)
-    if len(head) < _META.size:
-        raise UnclearError("there is no meta page")
-    magic, _, page_bytes, *_ = _META.unpack(head)
-    if magic != MAGIC or page_bytes not in PAGE_SIZES:
-        raise UnclearError("there is no meta page")
-    return int(page_bytes)
 
 
 def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:

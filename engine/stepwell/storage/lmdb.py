@@ -43,6 +43,7 @@ from stepwell.storage.datafile import Finding, inspect
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.newfile import NewFile, finish, occupied_bytes, sync_directory
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.pages import can_read
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
@@ -133,6 +134,18 @@ class LmdbStorage(TableStorage):
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
         return 0 if self.read_only else environment.give_back(least_bytes, in_background)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Nobody commits while the block runs: who appends waits.  Of a log that is only read, others may."""
+        if self.read_only:
+            yield
+            return
+        with self._open_environment().transaction(write=True) as transaction:
+            try:
+                yield
+            finally:
+                transaction.abort()
 
     def compact(self, into: str) -> Compaction:
         environment = self._open_environment()
@@ -665,7 +678,7 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
         # Pages that were given back before they were ever written may be missing at the end; others may not.
         try:
             breaches: list[str] = offline.verify(real_path, subdir=False)  # type: ignore[no-untyped-call]
-            if not breaches and freepages.can_read():
+            if not breaches and can_read():
                 # Of a value that takes several pages the verification has looked at the first alone.
                 breaches = [f"page {page} is missing" for page in freepages.missing_pages(real_path)]
         except (offline.VerifyError, UnclearError) as error:
@@ -856,6 +869,14 @@ def _sparing(in_background: bool) -> tuple[int, int]:
 def _identity(real_path: str) -> _Identity:
     status = os.stat(real_path)
     return status.st_dev, status.st_ino
+
+
+def publish(path: str, name: str) -> None:
+    """Give the file of a closed log its name, at which there is nothing; durable when this returns."""
+    if os.path.lexists(name):
+        raise UsageError(f"there is something at {name!r} by now; it was left as it is")
+    os.rename(path, name)
+    sync_directory(os.path.dirname(os.path.realpath(name)))
 
 
 def _identity_if_any(real_path: str) -> _Identity | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -80,6 +80,14 @@ class TableStorage(ABC):
             # failpoint: group-put
         # failpoint: group-committed
         return outcomes
+
+    def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        with self._writing() as tables:
+            for table, key, value in rows:
+                if value is None:
+                    tables.delete(table, key)
+                else:
+                    tables.put(table, key, value)
 
     def thread(self, thread_id: str) -> ThreadRow | None:
         with self._reading() as tables:
@@ -237,19 +245,23 @@ class TableStorage(ABC):
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         for table in DERIVED:
-            start = b""
-            while True:
-                page: list[tuple[bytes, bytes]] = []
-                with self._reading() as tables:
-                    for row in tables.scan(table, start, AFTER_ALL):
-                        page.append(row)
-                        if len(page) == PAGE_ROWS:
-                            break
-                for key, value in page:
-                    yield table, key, value
-                if len(page) < PAGE_ROWS:
-                    break
-                start = page[-1][0] + b"\0"
+            for key, value in self.stored(table):
+                yield table, key, value
+
+    def stored(self, table: str, start: bytes = b"", stop: bytes = AFTER_ALL) -> Iterator[tuple[bytes, bytes]]:
+        while True:
+            page: list[tuple[bytes, bytes]] = []
+            size = 0
+            with self._reading() as tables:
+                for row in tables.scan(table, start, stop):
+                    page.append(row)
+                    size += len(row[1])
+                    if len(page) == PAGE_ROWS or size > PAGE_BYTES:
+                        break
+            if not page:
+                return
+            yield from page
+            start = page[-1][0] + b"\0"
 
     def event_threads(self) -> list[int]:
         found: list[int] = []
