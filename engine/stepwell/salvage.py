@@ -280,7 +280,7 @@ class Salvage:
                 self._remains.note(THREADS, _reason(error))
         self._put(self._proven(self._remains.rows(EVENTS)))
         parts = self._remains.rows(SEGMENTS)
-        self._put((SEGMENTS, key, value) for key, value in parts if len(key) == _PART_KEY_BYTES)
+        self._put((SEGMENTS, key, value) for key, value in parts if _is_part(key))
         for key, value in self._remains.rows(FEED):
             try:
                 for append in read_feed(key, value):
@@ -405,6 +405,8 @@ class Salvage:
         """Whether an event may be one that is missing."""
         doubtful = self._remains.is_doubtful
         held = self.held.get(number)
+        if sequence >= _END:
+            return False
         if held is None:
             # A thread that is in the catalogue is known; who is in none is new, or was in a part of it that is lost.
             return THREADS in self._remains.by_table or (doubtful and number > max(self.held, default=0))
@@ -539,6 +541,11 @@ def _chain_after(number: int, last: int, chain: bytes, stored: bytes) -> bytes:
         return b""
     after = fmt.chain_after(number, last + 1, record.header, fmt.body_digest(record.body), chain)
     return after if after == record.header.chain else b""
+
+
+def _is_part(key: bytes) -> bool:
+    """Whether a key can be one of a segment's part: what is damaged may say anything."""
+    return len(key) == _PART_KEY_BYTES and fmt.read_event_key(key)[1] < _END
 
 
 def _named(owner: int, key: bytes, value: bytes) -> tuple[int, str] | None:
