@@ -260,7 +260,7 @@ class Log:
         """
         if not isinstance(self.storage, LmdbStorage):
             return repair(self.path, into)  # which says why it cannot
-        with self._folding.resting(), self.storage.standing_still():
+        with self._folding.turn, self.storage.standing_still():
             return repair(self.path, into, progress=progress)
 
     def compact(self, into: str | os.PathLike[str]) -> Compaction:
