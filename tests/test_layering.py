@@ -22,7 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.datafile",),
-    ("storage.freepages",),
+    ("storage.freepages", "storage.metapages"),
+    ("storage.room",),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
     ("content", "pruning"),

@@ -85,6 +85,20 @@ def can_punch() -> bool:
     return _fallocate is not None
 
 
+def can_allocate() -> bool:
+    """Whether there is a way to give blocks to a file without writing to it."""
+    return _fallocate is not None
+
+
+def allocate(descriptor: int, length: int) -> None:
+    """Give blocks to the beginning of a file, and that length at least; what it holds stays.
+
+    Raises:
+        OSError: There is no room, or the file system cannot do it.
+    """
+    _call_fallocate(descriptor, 0, 0, length)
+
+
 def can_read() -> bool:
     """Whether LMDB's files are laid out on this system as described here."""
     return sys.byteorder == "little" and sys.maxsize > 1 << 32
@@ -182,6 +196,11 @@ class PageFile:
         """How much of the disk the file takes."""
         return os.fstat(self._descriptor).st_blocks * 512
 
+    def unused_end(self, used_bytes: int) -> Extent | None:
+        """What follows the last page in use."""
+        length = os.fstat(self._descriptor).st_size - used_bytes
+        return Extent(used_bytes, length) if length > 0 else None
+
     def free(self, transaction: int) -> list[FreeList]:
         """What was free after a transaction, the oldest list first; it must be the newest, or be read by somebody.
 
@@ -207,11 +226,7 @@ class PageFile:
             UnableError: The system or the file system cannot.
             OSError: It went wrong; the extent is as it was, or a hole in part.
         """
-        assert _fallocate is not None
-        while _fallocate(self._descriptor, _PUNCH_HOLE, extent.offset, extent.length):
-            code = ctypes.get_errno()
-            if code != errno.EINTR:
-                raise (UnableError if code in _UNABLE else OSError)(code, os.strerror(code))
+        _call_fallocate(self._descriptor, _PUNCH_HOLE, extent.offset, extent.length)
 
 
 class _FreeDb:
@@ -354,6 +369,14 @@ def _data(descriptor: int, start: int, stop: int) -> Iterator[Extent]:
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), stop)
         yield Extent(start, end - start)
         start = end
+
+
+def _call_fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    assert _fallocate is not None
+    while _fallocate(descriptor, mode, offset, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise (UnableError if code in _UNABLE else OSError)(code, os.strerror(code))
 
 
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:

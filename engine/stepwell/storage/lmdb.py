@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,24 +35,26 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import Operation, Outcome, freepages
-from stepwell.storage.datafile import Finding, inspect
+from stepwell.storage import Append, Copy, Operation, Outcome, freepages, metapages, room
+from stepwell.storage.datafile import PAGE_SIZES, Finding, inspect
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.ordered import TableStorage
+from stepwell.storage.room import LockFile, Reserve
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
 
-# The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
-_LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
+_FEW_READERS: Final = 16  # of this process: the first page of the lock file has room for several such
+_READERS_WITHOUT_ROOM: Final = 24
 _COMMITS_BETWEEN_READER_CHECKS: Final = 32
 _WORTH_A_TURN_BYTES: Final = 1 << 16
 _OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file takes is worth giving back
 _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
+_FIRST_PAGES_BYTES: Final = 2 * min(PAGE_SIZES)
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -96,7 +97,8 @@ class LmdbStorage(TableStorage):
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         if self.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
-        return self._open_environment().retrying(lambda: TableStorage.commit(self, operations))
+        makes_room = all(map(_makes_room, operations))
+        return self._open_environment().retrying(lambda: TableStorage.commit(self, operations), makes_room)
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
@@ -191,17 +193,35 @@ class _Environment:
         self._inside: dict[int, int] = {}  # transactions open, by thread
         self._commits = 0
         self._punches = freepages.can_punch()
-        _check_file(path, real_path, read_only)
-        self._env, self.tables, self.log_id = self._open(read_only)
-        self._identity = _identity(real_path)
-        if not read_only:
-            # A file that was there may have been made by a process that died before it came to this.
-            _sync_directory(os.path.dirname(real_path))
+        self._reserve = Reserve(real_path)
+        self._lock_file = LockFile(real_path)
+        self._is_low = False
+        self._is_unsettled = False  # LMDB could not write a meta page
+        self._is_lost = False  # and the environment was not opened anew since
+        found = _check_file(path, real_path, read_only)
+        try:
+            self._env, self.tables, self.log_id = self._open(read_only)
+        except CapacityError:
+            if found is Finding.NOTHING:
+                _remove_beginning(real_path)
+            raise
+        try:
+            self._identity = _identity(real_path)
+            self._lock_file.hold()
+            if not read_only:
+                # A file that was there may have been made by a process that died before it came to this.
+                _sync_directory(os.path.dirname(real_path))
+        except OSError as error:
+            self.close()
+            raise room.disk_full(path, real_path, f"its directory cannot be synced: {error}") from error
 
     def _open(
-        self, read_only: bool, largest_bytes: int = _LARGEST_MAP_BYTES
+        self, read_only: bool, largest_bytes: int | None = None
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
-        with _translated(self.path):
+        if largest_bytes is None:
+            largest_bytes = _largest_bytes(_length(self.real_path), makes_room=False)
+        self._lock_file.prepare(self.path)
+        with _translated(self.path, self.real_path):
             env = _open_map(self.real_path, read_only, largest_bytes)
             try:
                 env.reader_check()
@@ -214,10 +234,12 @@ class _Environment:
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction[bytes]]:
         """A transaction that ends with the block, whatever happens in it."""
-        with _translated(self.path):
+        with _translated(self.path, self.real_path):
             transaction = self._begin(write)
             try:
                 with transaction:
+                    if write and self._is_unsettled:
+                        self._settle(transaction.id() - 1)
                     yield transaction
             finally:
                 self._leave()
@@ -229,22 +251,21 @@ class _Environment:
 
     def _begin(self, write: bool) -> lmdb.Transaction[bytes]:
         while True:
-            with self._gate:
-                # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
-                # all transactions to end, it would wait for itself.
-                while self._resizing and threading.get_ident() not in self._inside:
-                    self._gate.wait()
-                if self._closed:
-                    raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
-                self._active += 1
-                self._inside[threading.get_ident()] = self._inside.get(threading.get_ident(), 0) + 1
+            env = self._enter()
             try:
-                return self._env.begin(write=write, buffers=False)
+                if self._is_lost:
+                    raise lmdb.PanicError("the environment is to be opened anew")
+                return env.begin(write=write, buffers=False)
+            except lmdb.PanicError:
+                self._leave()
+                with self._alone():
+                    self._open_anew(env)
             except lmdb.MapResizedError:
                 self._leave()
                 # Another process has grown the file beyond this one's map.
                 with self._alone():
                     self._resize(0)
+                    self._shrink()
             except lmdb.ReadersFullError:
                 self._leave()
                 if not self._env.reader_check():
@@ -252,6 +273,22 @@ class _Environment:
             except BaseException:
                 self._leave()
                 raise
+
+    def _enter(self) -> lmdb.Environment:
+        """The environment, which stays open and mapped until `_leave`."""
+        with self._gate:
+            # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
+            # all transactions to end, it would wait for itself.
+            while self._resizing and threading.get_ident() not in self._inside:
+                self._gate.wait()
+            if self._closed:
+                raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
+            if self._active >= _FEW_READERS and not self._lock_file.fill() and self._active >= _READERS_WITHOUT_ROOM:
+                trouble = f"{self._active} readers at once, and its lock file has no room for more"
+                raise room.disk_full(self.path, self.real_path, trouble)
+            self._active += 1
+            self._inside[threading.get_ident()] = self._inside.get(threading.get_ident(), 0) + 1
+            return self._env
 
     def _leave(self) -> None:
         with self._gate:
@@ -264,17 +301,66 @@ class _Environment:
             if self._resizing:
                 self._gate.notify_all()
 
-    def retrying(self, attempt: Callable[[], _T]) -> _T:
-        """Run a commit, with a larger map if it does not fit."""
-        turned = False
-        while True:
-            try:
-                return attempt()
-            except MapFullError as error:
-                if not turned and self._turn():
-                    turned = True
-                else:
-                    self._grow(error)
+    def _open_anew(self, broken: lmdb.Environment) -> None:
+        """After a failure to write a meta page LMDB takes an environment for broken, even for reading."""
+        if self._env is not broken:
+            return  # somebody else was faster
+        self._is_lost = self._is_unsettled = True
+        broken.close()
+        self._env, self.tables, self.log_id = self._open(self._read_only)
+        self._is_lost = False
+
+    def _settle(self, newest: int) -> None:
+        """Make sure that the disk holds what is seen, before anything is written over what it held before."""
+        try:
+            if freepages.can_read():
+                metapages.settle(self.real_path, newest)
+        except OSError as error:
+            raise room.disk_full(self.path, self.real_path, f"the meta pages cannot be written: {error}") from error
+        self._is_unsettled = False
+
+    def retrying(self, attempt: Callable[[], _T], makes_room: bool) -> _T:
+        """Run a commit, with a larger map if it does not fit, and with the reserve if it makes room."""
+        if not makes_room:
+            self._look_at_room()
+        turned = grown = released = False
+        try:
+            while True:
+                try:
+                    return attempt()
+                except MapFullError as error:
+                    if not turned and self._turn():
+                        turned = True
+                    else:
+                        self._grow(error, makes_room)
+                        grown = True
+                except DiskFullError:
+                    if not makes_room:
+                        self._give_back_end()
+                        raise
+                    if released or not self._reserve.release():
+                        raise
+                    released = True
+        finally:
+            if released:
+                self._refill()
+            if grown and makes_room:
+                # Operations that only add may not have what this one has used beyond their limit.
+                with self._alone():
+                    self._shrink()
+
+    def _look_at_room(self) -> None:
+        """Before anything is added: keep something of a disk that runs low."""
+        self._is_low = self._reserve.look(self._used_bytes)
+        if self._is_low:
+            self._lock_file.fill()
+
+    def _refill(self) -> None:
+        """Something used the reserve to make room: free pages of the file give it back."""
+        with suppress(StepwellError):
+            self._turn()
+            self.give_back(0, in_background=False, most_bytes=room.reserve_bytes(self._used_bytes()))
+            self._look_at_room()
 
     def _turn(self) -> bool:
         """Commit something small: LMDB gives out again what one commit freed only in the second after it."""
@@ -282,23 +368,48 @@ class _Environment:
             with self.transaction(write=True) as transaction:
                 turn = int.from_bytes(transaction.get(_META_TURN, b"", db=self.tables[META]))
                 transaction.put(_META_TURN, (turn + 1).to_bytes(8), db=self.tables[META])
-        except MapFullError:
+        except CapacityError:
             return False
         return True
 
-    def _grow(self, full: MapFullError) -> None:
+    def _grow(self, full: MapFullError, makes_room: bool) -> None:
         with self._alone():
-            size = self._env.info()["map_size"] * 2
-            if size > _LARGEST_MAP_BYTES:
+            size, used = self._map_bytes(), _used_bytes(self._env)
+            largest = _largest_bytes(used, makes_room)
+            if size >= largest:
                 raise MapFullError(
-                    f"the log {self.path!r} has reached its largest size of {_LARGEST_MAP_BYTES:,} bytes; "
-                    "prune threads, or start a new file"
+                    f"the log {self.path!r} takes {used:,} bytes and cannot grow: the most is {room.largest_bytes():,} "
+                    f"(its map, or ulimit -f), of which {room.reserve_bytes(used):,} are kept for what makes room; "
+                    "prune or delete threads, raise the limit, or start a new file"
                 ) from full
-            self._resize(size)
+            try:
+                self._resize(min(size * 2, largest))
+            except MapFullError:
+                if not makes_room:
+                    raise
+                # Of the address space too a little is left for what makes room.
+                self._resize(min(size + room.SMALLEST_RESERVE_BYTES, largest))
+
+    def _shrink(self) -> None:
+        """Let the map not be larger than operations that only add may make it."""
+        used = _used_bytes(self._env)
+        most = max(_largest_bytes(used, makes_room=False), used)
+        if self._map_bytes() > most:
+            self._resize(most)
+
+    def _map_bytes(self) -> int:
+        return self._env.info()["map_size"]
+
+    def _used_bytes(self) -> int:
+        env = self._enter()
+        try:
+            return 0 if self._is_lost else _used_bytes(env)
+        finally:
+            self._leave()
 
     def _resize(self, size: int) -> None:
         """Change the size of the map; 0 takes the size that the file says."""
-        before = self._env.info()["map_size"]
+        before = self._map_bytes()
         try:
             # A resizing that fails leaves no map at all, so the room is asked for first.
             mmap.mmap(-1, max(size - before, 1)).close()
@@ -312,10 +423,25 @@ class _Environment:
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
             ) from error
 
-    def give_back(self, least_bytes: int, in_background: bool) -> int:
-        """See `Storage.give_back`."""
-        if not self._punches:
-            return 0
+    def _give_back_end(self) -> None:
+        """Take from a file what a commit that failed has left at its end, where others may need it."""
+        if self._punches:
+            with (
+                suppress(UnclearError, OSError, StepwellError),
+                PageFile(self.real_path, self._identity) as file,
+                self.transaction(write=True) as transaction,
+            ):
+                try:
+                    end = file.unused_end(_used_bytes(self._env))
+                    if end is not None:
+                        file.punch(end)
+                finally:
+                    transaction.abort()
+
+    def give_back(self, least_bytes: int, in_background: bool, most_bytes: int | None = None) -> int:
+        """See `Storage.give_back`; no more than a number of bytes, if one is given."""
+        if not self._punches or (in_background and self._is_low):
+            return 0  # where room is scarce, what is free now is what the log will need next
         given = 0
         # What cannot be told, or cannot be done, leaves the file larger than it need be: that is no failure.
         with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self._identity) as file:
@@ -325,9 +451,9 @@ class _Environment:
             if not now + later or now + later < least_bytes:
                 return 0
             try:
-                for part in self._punch(file, in_background):
+                for part in self._punch(file, in_background, most_bytes):
                     given += part
-                if later >= _WORTH_A_TURN_BYTES:
+                if most_bytes is None and later >= _WORTH_A_TURN_BYTES:
                     self._turn()
                     for part in self._punch(file, in_background):
                         given += part
@@ -352,7 +478,7 @@ class _Environment:
             ]
             return totals[0], totals[1] - totals[0]
 
-    def _punch(self, file: PageFile, in_background: bool) -> Iterator[int]:
+    def _punch(self, file: PageFile, in_background: bool, most_bytes: int | None = None) -> Iterator[int]:
         """Give back what can be given back now, with pauses in the background; yields how many bytes each time."""
         fewest, reserve = _sparing(in_background)
         complete = False
@@ -369,6 +495,9 @@ class _Environment:
                     stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
                     for extent in extents:
                         if in_background and time.monotonic() > stop:
+                            break
+                        if most_bytes is not None and given >= most_bytes:
+                            complete = True
                             break
                         file.punch(extent)
                         given += extent.length
@@ -433,11 +562,13 @@ class _Environment:
         """In a forked child: give back its copy of what the parent opened."""
         self._gate = threading.Condition()
         self._env.close()
+        self._lock_file.close()
 
     def close(self) -> None:
         with self._alone():
             self._closed = True
             self._env.close()
+            self._lock_file.close()
 
 
 # --- one environment per file and process ---
@@ -508,8 +639,8 @@ if hasattr(os, "register_at_fork"):
 # --- opening ---
 
 
-def _check_file(path: str, real_path: str, read_only: bool) -> None:
-    """Raise if the engine must not touch what is there."""
+def _check_file(path: str, real_path: str, read_only: bool) -> Finding:
+    """What is there; raises if the engine must not touch it."""
     try:
         found = inspect(path, real_path)
     except OSError as error:
@@ -528,6 +659,20 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
             breaches = [str(error)]
         if breaches:
             raise CorruptionError(f"the file {path!r} was cut short or overwritten: {breaches[0]}")
+    return found
+
+
+def _remove_beginning(real_path: str) -> None:
+    """Empty a file that has not even the two pages that LMDB begins with: it would not be taken for a new one."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    with suppress(OSError), open(real_path, "r+b", buffering=0) as file:
+        # One at a time: as long as it is too short, nobody but who empties it can make a log of it.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_size < _FIRST_PAGES_BYTES:
+            file.truncate(0)
 
 
 def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
@@ -595,6 +740,29 @@ def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
 
 
+def _makes_room(operation: Operation) -> bool:
+    """Whether there is more room when it is done, so that it may use the reserve."""
+    return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
+
+
+def _largest_bytes(used_bytes: int, makes_room: bool) -> int:
+    """How large the map may become."""
+    largest = room.largest_bytes()
+    return largest if makes_room else max(largest - room.reserve_bytes(used_bytes), largest // 2)
+
+
+def _used_bytes(env: lmdb.Environment) -> int:
+    """How long the file is up to its last page in use."""
+    return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
+def _length(real_path: str) -> int:
+    try:
+        return os.stat(real_path).st_size
+    except OSError:
+        return 0
+
+
 def _sparing(in_background: bool) -> tuple[int, int]:
     """Of how many pages in a row a hole is made, and how many pages stay as they are."""
     return (_FEWEST_PAGES, _RESERVED_PAGES) if in_background else (1, 0)
@@ -621,19 +789,17 @@ def _sync_directory(directory: str) -> None:
 
 # --- errors ---
 
-_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translated(path: str, real_path: str) -> Iterator[None]:
     """Turn LMDB's errors into ours."""
     try:
         yield
     except lmdb.Error as error:
-        raise _translate(error, path) from error
+        raise _translate(error, path, real_path) from error
 
 
-def _translate(error: lmdb.Error, path: str) -> StepwellError:
+def _translate(error: lmdb.Error, path: str, real_path: str) -> StepwellError:
     if isinstance(error, lmdb.MapFullError):
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
@@ -645,9 +811,16 @@ def _translate(error: lmdb.Error, path: str) -> StepwellError:
         )
     code = getattr(error, "code", None)
     # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
-    if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
-        trouble = "is full, or fails" if code == errno.EIO else "is full"
-        return DiskFullError(f"the disk under {path!r} {trouble}; free some space and try again: {error}")
+    if code in room.NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
+        return room.disk_full(path, real_path, error, in_doubt=code == errno.EIO)
+    if isinstance(error, lmdb.TxnFullError):
+        return CapacityError(
+            f"the operation on {path!r} changes more than one transaction can; do it in parts: {error}"
+        )
+    if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
+        return CapacityError(
+            f"there is not enough memory for an operation on {path!r}; free some and try again: {error}"
+        )
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError):
