@@ -36,7 +36,7 @@ from stepwell.errors import (
     UsageError,
 )
 from stepwell.storage import Append, Copy, Operation, Outcome, freepages, metapages, room
-from stepwell.storage.datafile import PAGE_SIZES, Finding, inspect
+from stepwell.storage.datafile import Finding, inspect
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.room import LockFile, Reserve
@@ -54,7 +54,7 @@ _OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file take
 _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
-_FIRST_PAGES_BYTES: Final = 2 * min(PAGE_SIZES)
+_FIRST_PAGES_BYTES: Final = 2 * mmap.PAGESIZE
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
