@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -70,7 +70,11 @@ class Fault(NamedTuple):
 
 
 FAULTS: Final = [
-    *(Fault(code, BEFORE, lasting, ALL) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO) for lasting in (False, True)),
+    *(
+        Fault(code, BEFORE, lasting, ALL)
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        for lasting in (False, True)
+    ),
     *(Fault(errno.ENOSPC, how, lasting, WRITE) for how in (BEFORE, SHORT) for lasting in (False, True)),
     Fault(errno.EFBIG, BEFORE, True, WRITE | LENGTH),
     *(Fault(errno.EIO, AFTER, lasting, kinds) for kinds in (SYNC, META, ALL) for lasting in (False, True)),

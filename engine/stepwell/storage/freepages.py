@@ -141,6 +141,11 @@ def before(lists: list[FreeList], transaction: int, reserve: int = 0) -> list[in
     return pages
 
 
+def in_order_of_use(lists: list[FreeList], transaction: int) -> list[int]:
+    """The pages that are free since before a transaction, those that LMDB takes next first."""
+    return [page for free in lists if free.transaction < transaction for page in reversed(free.pages)]
+
+
 def oldest_readers(table: str) -> list[int]:
     """The transactions that are being read, from what LMDB says of its table of readers.
 
@@ -218,6 +223,32 @@ class PageFile:
                 extents = _data(self._descriptor, first * page_bytes, (first + count) * page_bytes)
                 found += [extent for extent in extents if extent.length >= fewest * page_bytes]
         return found
+
+    def move_blocks(self, pages: list[int]) -> int:
+        """Of some pages that are not in use, take the blocks that the last ones have, and give them to the first.
+
+        Args:
+            pages: In the order in which they will be used.
+
+        Returns:
+            How many bytes were moved.
+
+        Raises:
+            OSError: It went wrong; fewer pages have blocks.
+        """
+        page_bytes = _page_bytes(self._descriptor)
+        backed = {
+            page
+            for offset, length in self.occupied(sorted(pages))
+            for page in range(offset // page_bytes, (offset + length) // page_bytes)
+        }
+        first, last = pages[: len(backed)], pages[len(backed) :]
+        for start, count in _runs(sorted(backed.intersection(last))):
+            self.punch(Extent(start * page_bytes, count * page_bytes))
+        holes = sorted(set(first).difference(backed))
+        for start, count in _runs(holes):
+            _call_fallocate(self._descriptor, 0, start * page_bytes, count * page_bytes)
+        return len(holes) * page_bytes
 
     def punch(self, extent: Extent) -> None:
         """Give the blocks of an extent back.

@@ -55,6 +55,10 @@ _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
 _FIRST_PAGES_BYTES: Final = 2 * mmap.PAGESIZE
+_PAGE_BYTES: Final = 1 << 12  # of LMDB, nearly everywhere
+_ROW_BYTES: Final = 64  # of a key and what stands beside it
+_LARGEST_SHARING_BYTES: Final = 2000  # a larger value has pages of its own
+_CHANGED_PAGES: Final = 32  # of trees that a small group changes
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -97,8 +101,18 @@ class LmdbStorage(TableStorage):
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         if self.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
+        environment = self._open_environment()
         makes_room = all(map(_makes_room, operations))
-        return self._open_environment().retrying(lambda: TableStorage.commit(self, operations), makes_room)
+
+        def attempt() -> list[Outcome]:
+            with environment.transaction(write=True) as transaction:
+                tables = _LmdbTables(transaction, environment.tables)
+                outcomes = self._carry_out(tables, operations)
+                if not makes_room:
+                    environment.check_spare_pages(transaction.id() - 1, tables.put_bytes)
+            return outcomes
+
+        return environment.retrying(attempt, makes_room)
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
@@ -137,6 +151,7 @@ class _LmdbTables:
     def __init__(self, transaction: lmdb.Transaction[bytes], tables: dict[str, lmdb._Database]) -> None:
         self._transaction = transaction
         self._tables = tables
+        self.put_bytes = 0  # about as many as the values take in pages
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._transaction.get(key, db=self._tables[table])
@@ -171,6 +186,10 @@ class _LmdbTables:
             return cursor.key() if found else None
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
+        size = len(value)
+        self.put_bytes += (
+            size + _ROW_BYTES if size < _LARGEST_SHARING_BYTES else -(size + 16) // _PAGE_BYTES * -_PAGE_BYTES
+        )
         self._transaction.put(key, value, db=self._tables[table])
 
     def delete(self, table: str, key: bytes) -> None:
@@ -219,7 +238,7 @@ class _Environment:
         self, read_only: bool, largest_bytes: int | None = None
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
         if largest_bytes is None:
-            largest_bytes = _largest_bytes(_length(self.real_path), makes_room=False)
+            largest_bytes = room.largest_bytes()
         self._lock_file.prepare(self.path)
         with _translated(self.path, self.real_path):
             env = _open_map(self.real_path, read_only, largest_bytes)
@@ -265,7 +284,6 @@ class _Environment:
                 # Another process has grown the file beyond this one's map.
                 with self._alone():
                     self._resize(0)
-                    self._shrink()
             except lmdb.ReadersFullError:
                 self._leave()
                 if not self._env.reader_check():
@@ -320,34 +338,69 @@ class _Environment:
         self._is_unsettled = False
 
     def retrying(self, attempt: Callable[[], _T], makes_room: bool) -> _T:
-        """Run a commit, with a larger map if it does not fit, and with the reserve if it makes room."""
+        """Run a commit, again where it does not fit: after a turn, with a larger map, or with the reserve."""
         if not makes_room:
             self._look_at_room()
-        turned = grown = released = False
+        turned = moved = released = False
         try:
             while True:
                 try:
                     return attempt()
-                except MapFullError as error:
-                    if not turned and self._turn():
+                except (MapFullError, DiskFullError) as error:
+                    if not turned:
                         turned = True
+                        if self._turn():
+                            continue
+                    if isinstance(error, MapFullError):
+                        self._grow(error)
+                    elif not moved and self._move_blocks():
+                        moved = True
+                    elif makes_room and not released and self._reserve.release():
+                        released = True
                     else:
-                        self._grow(error, makes_room)
-                        grown = True
-                except DiskFullError:
-                    if not makes_room:
                         self._give_back_end()
                         raise
-                    if released or not self._reserve.release():
-                        raise
-                    released = True
         finally:
             if released:
                 self._refill()
-            if grown and makes_room:
-                # Operations that only add may not have what this one has used beyond their limit.
-                with self._alone():
-                    self._shrink()
+
+    def check_spare_pages(self, newest: int, put_bytes: int) -> None:
+        """Raise MapFullError where what is put would leave too little of the map for what makes room.
+
+        Args:
+            newest: The transaction before the one that is under way.
+            put_bytes: What it puts.
+        """
+        used, largest = _used_bytes(self._env), room.largest_bytes()
+        needed = put_bytes + _CHANGED_PAGES * _PAGE_BYTES + room.reserve_bytes(used)
+        if used + needed <= largest:
+            return
+        # A file never gets shorter: near the end of the map it is the free pages in it that count.
+        with suppress(UnclearError, OSError), PageFile(self.real_path, self._identity) as file:
+            free = sum(len(free.pages) for free in file.free(newest)) * self._env.stat()["psize"]
+            if largest - used + free < needed:
+                raise MapFullError(f"the map of {self.path!r} is full")
+
+    def _move_blocks(self) -> int:
+        """Let the pages that are used next have the blocks of those that are used last; how many bytes were moved.
+
+        LMDB uses free pages in an order of its own: on a full disk one hole among the first would be in the way of
+        all that follow.
+        """
+        if not self._punches:
+            return 0
+        with (
+            suppress(UnclearError, OSError, StepwellError),
+            PageFile(self.real_path, self._identity) as file,
+            self.transaction(write=True) as transaction,
+        ):
+            try:
+                newest = transaction.id() - 1
+                oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
+                return file.move_blocks(freepages.in_order_of_use(file.free(newest), oldest))
+            finally:
+                transaction.abort()
+        return 0
 
     def _look_at_room(self) -> None:
         """Before anything is added: keep something of a disk that runs low."""
@@ -372,30 +425,16 @@ class _Environment:
             return False
         return True
 
-    def _grow(self, full: MapFullError, makes_room: bool) -> None:
+    def _grow(self, full: MapFullError) -> None:
         with self._alone():
-            size, used = self._map_bytes(), _used_bytes(self._env)
-            largest = _largest_bytes(used, makes_room)
+            size, used, largest = self._map_bytes(), _used_bytes(self._env), room.largest_bytes()
             if size >= largest:
                 raise MapFullError(
-                    f"the log {self.path!r} takes {used:,} bytes and cannot grow: the most is {room.largest_bytes():,} "
+                    f"the log {self.path!r} takes {used:,} bytes and cannot grow: the most is {largest:,} "
                     f"(its map, or ulimit -f), of which {room.reserve_bytes(used):,} are kept for what makes room; "
                     "prune or delete threads, raise the limit, or start a new file"
                 ) from full
-            try:
-                self._resize(min(size * 2, largest))
-            except MapFullError:
-                if not makes_room:
-                    raise
-                # Of the address space too a little is left for what makes room.
-                self._resize(min(size + room.SMALLEST_RESERVE_BYTES, largest))
-
-    def _shrink(self) -> None:
-        """Let the map not be larger than operations that only add may make it."""
-        used = _used_bytes(self._env)
-        most = max(_largest_bytes(used, makes_room=False), used)
-        if self._map_bytes() > most:
-            self._resize(most)
+            self._resize(min(size * 2, largest))
 
     def _map_bytes(self) -> int:
         return self._env.info()["map_size"]
@@ -745,22 +784,9 @@ def _makes_room(operation: Operation) -> bool:
     return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
 
 
-def _largest_bytes(used_bytes: int, makes_room: bool) -> int:
-    """How large the map may become."""
-    largest = room.largest_bytes()
-    return largest if makes_room else max(largest - room.reserve_bytes(used_bytes), largest // 2)
-
-
 def _used_bytes(env: lmdb.Environment) -> int:
     """How long the file is up to its last page in use."""
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-
-
-def _length(real_path: str) -> int:
-    try:
-        return os.stat(real_path).st_size
-    except OSError:
-        return 0
 
 
 def _sparing(in_background: bool) -> tuple[int, int]:

@@ -69,12 +69,16 @@ class TableStorage(ABC):
 
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         with self._writing() as tables:
-            for operation in operations:
-                if isinstance(operation, Append) and operation.placed is not None:
-                    operation.placed(None)
-            commit = Commit(tables, self._held)
-            outcomes = [commit.attempt(operation) for operation in operations]
-            commit.finish()
+            return self._carry_out(tables, operations)
+
+    def _carry_out(self, tables: Tables, operations: Several[Operation]) -> list[Outcome]:
+        """Change the tables as a group of operations asks for."""
+        for operation in operations:
+            if isinstance(operation, Append) and operation.placed is not None:
+                operation.placed(None)
+        commit = Commit(tables, self._held)
+        outcomes = [commit.attempt(operation) for operation in operations]
+        commit.finish()
         return outcomes
 
     def thread(self, thread_id: str) -> ThreadRow | None:

@@ -84,6 +84,8 @@ def disk_full(path: str, real_path: str, trouble: object, *, in_doubt: bool = Fa
         trouble: What the system said.
         in_doubt: The system did not say that it was the room.
     """
+    free = free_bytes(real_path)
+    in_doubt = in_doubt and (free is None or free >= LOW_BYTES)
     what = f"the disk fails, or has no room, under {path!r}" if in_doubt else f"the disk has no room for {path!r}"
     return DiskFullError(
         f"{what}: {described(real_path)}; free some space, or prune or delete threads (for which a little is kept), "
