@@ -240,7 +240,7 @@ class PageFile:
         backed = {
             page
             for offset, length in self.occupied(sorted(pages))
-            for page in range(offset // page_bytes, (offset + length) // page_bytes)
+            for page in range(-(-offset // page_bytes), (offset + length) // page_bytes)
         }
         first, last = pages[: len(backed)], pages[len(backed) :]
         for start, count in _runs(sorted(backed.intersection(last))):

@@ -14,6 +14,7 @@ Where there is plenty of room nothing is kept, and no such file is there.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -36,7 +37,7 @@ _TEXT: Final = (
     b"This file keeps a little of the disk for deleting from the stepwell log beside it. It may be removed.\n"
 )
 _BLOCK_BYTES: Final = 512  # the unit of st_blocks
-_LOCK_PAGE_BYTES: Final = 1 << 12
+_LOCK_PAGE_BYTES: Final = mmap.PAGESIZE
 _GRANULE_BYTES: Final = 1 << 16  # of maps: a multiple of every page size
 
 
@@ -205,7 +206,8 @@ class LockFile:
             DiskFullError: There is not even room for that.
         """
         with suppress(OSError):
-            if os.stat(self.path).st_blocks:
+            # Less than a page is what an attempt on a full disk leaves, where blocks are smaller than that.
+            if _allocated_bytes(os.stat(self.path)) >= _LOCK_PAGE_BYTES:
                 return
         if not freepages.can_allocate():
             return
