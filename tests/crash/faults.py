@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -47,6 +47,7 @@ BEFORE, AFTER, SHORT = range(3)
 CREATE, WRITE, META, LENGTH, SYNC = (1 << bit for bit in range(5))
 ALL: Final = CREATE | WRITE | META | LENGTH | SYNC
 SEAL_AFTER_EVENTS: Final = 20
+FEWEST_CALLS: Final = 3  # in nearly every operation: two writes and a sync
 MEMORY: Final = Path("/dev/shm")  # where syncs cost nothing: that they fail is made up anyway
 
 Content = dict[str, Any]
@@ -365,9 +366,10 @@ def work(folder: Path, share: float, seed: int, only: str | None) -> None:
             continue
         after = _outcome(operation, prepared, place)
         for fault in FAULTS:
-            for number in itertools.count():
-                if choice.random() > share and number < 12:
-                    continue
+            numbers: Iterable[int] = itertools.count()
+            if share < 1:
+                numbers = [choice.randrange(FEWEST_CALLS)] if choice.random() < share else []
+            for number in numbers:
                 case = Case(operation, fault, number)
                 try:
                     if not play(case, prepared, place, {} if operation == CREATION else before, after):
@@ -380,13 +382,13 @@ def work(folder: Path, share: float, seed: int, only: str | None) -> None:
 
 
 def run(library: Path, folder: Path, *, share: float, seed: int, only: str | None = None) -> dict[str, int]:
-    """Play a share of all cases; how many there were, by operation.
+    """Play all cases, or in each operation a share of the faults, each in one call; how many were met, by operation.
 
     Args:
         library: `faults.c`, built.
         folder: Empty; for the logs.
-        share: Of the cases.
-        seed: Chooses them.
+        share: Of the faults; 1 for all, in each call.
+        seed: Chooses faults and calls.
         only: The one operation to be played.
     """
     environment = {
@@ -405,7 +407,9 @@ def run(library: Path, folder: Path, *, share: float, seed: int, only: str | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the cases (default: all)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the faults, each in one call (default: all, in all)"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
     parser.add_argument("--only", choices=[OPEN, CREATION, *OPERATIONS], help="one operation")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

@@ -34,8 +34,8 @@ from stepwell import CapacityError, DiskFullError, Log, MapFullError, Thread
 from stepwell.storage import room
 from stepwell_langgraph import StepwellSaver
 
-MAP_BYTES: Final = 3 << 20
-FILE_SYSTEM_BYTES: Final = 5 << 20
+MAP_BYTES: Final = 2 << 20
+FILE_SYSTEM_BYTES: Final = 3 << 20
 JOURNALED_BYTES: Final = 16 << 20
 PLACES: Final = ("map", "file size", "tmpfs", "ext4", "tmpfs with neighbours")
 THREADS: Final = 6

@@ -357,6 +357,9 @@ class _Environment:
                         moved = True
                     elif makes_room and not released and self._reserve.release():
                         released = True
+                        # A file system with a journal gives blocks out again when that they are free is in it.
+                        with suppress(OSError):
+                            _sync_directory(os.path.dirname(self.real_path))
                     else:
                         self._give_back_end()
                         raise
