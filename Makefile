@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash full agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -39,6 +39,10 @@ kill: $(DEV_READY) ## kill a writer 200 times and look for what it was promised
 
 crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was promised
 	$(PY) tests/crash/power_loss.py --images 4000 $(ARGS)
+
+full: $(DEV_READY) ## fill disks and maps, and let each write and sync fail, and look for what was promised
+	$(PY) tests/crash/faults.py $(ARGS)
+	$(PY) tests/crash/full.py
 
 agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
 	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)

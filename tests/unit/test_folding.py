@@ -435,29 +435,22 @@ def test_want_of_room_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """However often sealing finds no room, one line says so, without a trace, until it has succeeded again."""
     storage = FailingStorage()
     with Log(storage, seal_after_events=4) as log, caplog.at_level(logging.WARNING, "stepwell"):
-        for turn in range(2):
-            attempts = 0
-
-            def full(group: Several[Operation]) -> Exception | None:
-                nonlocal attempts
-                if not any(isinstance(operation, Seal) for operation in group):
-                    return None
-                attempts += 1
-                return DiskFullError("full")
-
-            storage.failure = full
-            while attempts < 3:
-                log.thread(f"t{turn}").append([step(f"s{log.thread(f't{turn}').row() is None} {noise(8).hex()}")])
-            until(lambda: len(caplog.records) > turn)
-            storage.failure = lambda group: None
-            number = log.thread(f"t{turn}").row()
-            assert number is not None
-            for more in range(8):
-                log.thread(f"t{turn}").append([step(f"more {more}")])
-            until(lambda number=number.number: bool(log.storage.segments(number)))  # type: ignore[misc]
-    told = [record for record in caplog.records if "could not be sealed yet" in record.message]
-    assert len(told) == len(caplog.records) == 2
-    assert all(record.exc_info is None for record in told)
+        storage.failure = lambda group: (
+            DiskFullError("full") if any(isinstance(operation, Seal) for operation in group) else None
+        )
+        for name in ("one", "two", "three"):
+            log.thread(name).append([step(f"s{number}") for number in range(4)])
+        until(lambda: len(log._folding._failed) == 3)
+        assert len(caplog.records) == 1
+        storage.failure = lambda group: None
+        log.thread("four").append([step(f"s{number}") for number in range(4)])
+        until(lambda: bool(log.storage.segments(4)) and not log._folding._has_no_room)
+        storage.failure = lambda group: DiskFullError("full") if isinstance(group[0], Seal) else None
+        log.thread("five").append([step(f"s{number}") for number in range(4)])
+        until(lambda: "five" in log._folding._failed)
+        assert log.audit().breaches == []
+    assert len(caplog.records) == 2
+    assert all("could not be sealed yet" in each.message and each.exc_info is None for each in caplog.records)
 
 
 def test_damaged_events_stay_loose(log: Log) -> None:

