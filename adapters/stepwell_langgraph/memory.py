@@ -8,14 +8,15 @@ well, since the objects that it hands out are those that the next put brings bac
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from stepwell import reader
+from stepwell.cache import Cache, Shelf
 from stepwell.events import Sequence
 from stepwell.fold import State
 from stepwell.format import id_key
@@ -23,11 +24,13 @@ from stepwell.log import Log
 from stepwell.patch import Array, Map, Ref, Value, read_content, references, size_of
 from stepwell.storage import Storage
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, locate
+from stepwell_langgraph.fields import Fields
 from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, PlainChannel, by_element
 
-_REMEMBERED_BYTES: Final = 1 << 26
-_ANNOUNCED_STEPS: Final = 1024
+_MOST_OF_LANE: Final = 8  # steps of one lane that are remembered at once: forks, and who reads while another writes
+_MEMORY_BYTES: Final = 2048  # that remembering an empty state takes, roughly
 _ANNOUNCED_OBJECTS: Final = 1 << 16  # of one step
+_ANNOUNCED_BYTES: Final = 64  # that noting one takes, roughly
 _ANNOUNCED_DEPTH: Final = 2  # an Overwrite of a list, a dict of lists
 
 LaneKey = tuple[str, str]
@@ -42,9 +45,8 @@ class LaneMemory:
         sequence: Where the step stands.
         channels: What each channel stands for.
         versions: The version of each channel.
-        checkpoint: The checkpoint without its values, with content as bytes.
-        metadata: Its metadata, with content as bytes.
-        fields_size: Bytes of both, roughly.
+        checkpoint: The checkpoint without its values.
+        metadata: Its metadata.
         fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
         turn: Number of puts so far.
     """
@@ -52,7 +54,6 @@ class LaneMemory:
     __slots__ = (
         "channels",
         "checkpoint",
-        "fields_size",
         "fresh",
         "incarnation",
         "metadata",
@@ -68,9 +69,8 @@ class LaneMemory:
         self.parent_id: str | None = None
         self.channels: dict[str, Channel] = {}
         self.versions: Mapping[str, str | int | float] = {}
-        self.checkpoint: Value | None = None
-        self.metadata: Value | None = None
-        self.fields_size = 0
+        self.checkpoint = Fields()
+        self.metadata = Fields()
         self.fresh = True
         self.turn = 0
 
@@ -84,27 +84,28 @@ class LaneMemory:
     @property
     def size(self) -> int:
         """Bytes of the encoded state, roughly: what holding its objects may cost."""
-        return sum(channel.size for channel in self.channels.values()) + self.fields_size
+        fields = self.checkpoint.size + self.metadata.size
+        return _MEMORY_BYTES + fields + sum(channel.size for channel in self.channels.values())
 
 
 class Memories:
-    """The steps that were written or read lately, up to a number of bytes; the least recent is forgotten.
+    """The steps that were written or read lately, lane by lane.
 
     A step may have two memories: one of the objects that were put, for the run that goes on, and one of the
     objects that `get_tuple` handed out, for the run that they begin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Cache | None = None) -> None:
+        cache = cache or Cache()
         self._lock = threading.Lock()
-        self._memories: OrderedDict[_Key, LaneMemory] = OrderedDict()
-        self._sizes: dict[_Key, int] = {}
-        self._size = 0
-        self._announced: OrderedDict[tuple[LaneKey, str], Announced] = OrderedDict()
-        self._last_puts: dict[LaneKey, str] = {}
+        self._lanes: Shelf[LaneKey, _Lane] = Shelf(cache)
+        self._announced: Shelf[tuple[LaneKey, str], Announced] = Shelf(cache)
 
     def holds(self, lane: LaneKey, step_id: str) -> bool:
         """Whether a step is remembered."""
-        return _Key(lane, step_id, True) in self._memories or _Key(lane, step_id, False) in self._memories
+        with self._lock:
+            memories = self._lanes.get(lane) or {}
+            return (step_id, True) in memories or (step_id, False) in memories
 
     def take(self, lane: LaneKey, step_id: str, values: Mapping[str, Any]) -> LaneMemory | None:
         """The memory of a step, which then belongs to the caller alone.
@@ -115,76 +116,73 @@ class Memories:
             values: The channel values that come next: of two memories, they say whose objects they are.
         """
         with self._lock:
-            read = self._remove(_Key(lane, step_id, False))
-            put = self._remove(_Key(lane, step_id, True))
+            memories = self._lanes.take(lane) or {}
+            read, put = memories.pop((step_id, False), None), memories.pop((step_id, True), None)
+            self._hold(lane, memories)
         if put is None or (read is not None and not put.knows(values) and read.knows(values)):
             return read
         return put
 
     def put(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
         """Remember a step; memories that a put made and those that a read made do not replace each other."""
-        key = _Key(lane, step_id, not memory.fresh)
-        size = memory.size
         with self._lock:
-            self._remove(key)
-            self._memories[key] = memory
-            if key.by_put:
-                self._last_puts[lane] = step_id
-            self._sizes[key] = size
-            self._size += size
-            while self._size > _REMEMBERED_BYTES and len(self._memories) > 1:
-                self._remove(next(iter(self._memories)))
+            memories = self._lanes.take(lane) or {}
+            memories.pop((step_id, not memory.fresh), None)
+            memories[step_id, not memory.fresh] = memory
+            while len(memories) > _MOST_OF_LANE:
+                del memories[next(iter(memories))]
+            self._hold(lane, memories)
 
-    def _remove(self, key: _Key) -> LaneMemory | None:
-        memory = self._memories.pop(key, None)
-        if memory is not None:
-            self._size -= self._sizes.pop(key)
-            if key.by_put and self._last_puts.get(key.lane) == key.step_id:
-                del self._last_puts[key.lane]
-        return memory
+    def _hold(self, lane: LaneKey, memories: _Lane) -> None:
+        if memories:
+            self._lanes.put(lane, memories, sum(memory.size for memory in memories.values()))
 
     def forget(self, thread_id: str) -> None:
         """Forget all lanes of a thread."""
         with self._lock:
-            for key in [key for key in self._memories if key.lane[0] == thread_id]:
-                self._remove(key)
+            for lane in self._lanes.all_keys():
+                if lane[0] == thread_id:
+                    self._lanes.take(lane)
 
     def take_puts(self) -> Several[tuple[LaneKey, str, LaneMemory]]:
         """Every memory that a put made; nothing is remembered afterwards."""
         with self._lock:
-            memories, self._memories = self._memories, OrderedDict()
-            self._sizes.clear()
-            self._last_puts.clear()
-            self._size = 0
-        return [(key.lane, key.step_id, memory) for key, memory in memories.items() if key.by_put]
+            lanes = [(lane, self._lanes.take(lane) or {}) for lane in self._lanes.all_keys()]
+        return [
+            (lane, step_id, memory)
+            for lane, memories in lanes
+            for (step_id, by_put), memory in memories.items()
+            if by_put
+        ]
 
     def announce(self, lane: LaneKey, step_id: str, writes: Several[tuple[str, Any]]) -> None:
         """Note the objects that a task on a step returned: they may have been changed by it."""
         with self._lock:
-            announced = self._announced.setdefault((lane, step_id), Announced(set(), set()))
+            announced = self._announced.take((lane, step_id)) or Announced(set(), set())
             for channel, value in writes:
                 announced.channels.add(channel)
                 if len(announced.objects) < _ANNOUNCED_OBJECTS:
                     _announce(value, announced.objects, _ANNOUNCED_DEPTH)
                 else:
                     announced.channels.clear()  # too many to note: everything will be looked at
-            while len(self._announced) > _ANNOUNCED_STEPS:
-                self._announced.popitem(last=False)
+            self._announced.put((lane, step_id), announced, _ANNOUNCED_BYTES * len(announced.objects))
 
     def announced(self, lane: LaneKey, step_id: str | None) -> Announced:
         """What was noted for the step after `step_id`, once."""
-        nothing = Announced(set(), set())
-        with self._lock:
-            return nothing if step_id is None else self._announced.pop((lane, step_id), nothing)
+        found = None if step_id is None else self._announced.take((lane, step_id))
+        return found or Announced(set(), set())
 
     def take_last_put(self, lane: LaneKey, step_id: str | None) -> tuple[str, LaneMemory] | None:
         """The memory that the last put of a lane made, if it is of that step (None: of any)."""
         with self._lock:
-            last = self._last_puts.get(lane)
+            memories = self._lanes.get(lane) or {}
+            last = next((step for step, by_put in reversed(memories) if by_put), None)
             if last is None or step_id not in (None, last):
                 return None
-            memory = self._remove(_Key(lane, last, True))
-            return None if memory is None else (last, memory)
+            memory = memories.pop((last, True))
+            self._lanes.take(lane)
+            self._hold(lane, memories)
+            return last, memory
 
 
 class Announced(NamedTuple):
@@ -216,10 +214,8 @@ def _announce(value: object, announced: set[int], depth: int) -> None:
         _announce(item, announced, depth - 1)
 
 
-class _Key(NamedTuple):
-    lane: LaneKey
-    step_id: str
-    by_put: bool
+_Lane: TypeAlias = dict[tuple[str, bool], LaneMemory]
+"""The memories of one lane by step, and whether a put made them; the latest comes last."""
 
 
 def recall_step(
@@ -253,11 +249,10 @@ def recall_step(
         else:
             memory.channels[name] = PlainChannel(known, size_of(known))
     if state.fields:
-        memory.checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
-        memory.metadata = reader.resolved_value(state.fields[METADATA], payloads.read)
-        memory.fields_size = size_of(memory.checkpoint) + size_of(memory.metadata)
-        payload = payloads.payload(memory.checkpoint)
-        memory.versions = serde.loads_typed((memory.checkpoint.type, payload))["channel_versions"]
+        checkpoint = reader.resolved_value(state.fields[CHECKPOINT], payloads.read)
+        memory.checkpoint = Fields(checkpoint)
+        memory.metadata = Fields(reader.resolved_value(state.fields[METADATA], payloads.read))
+        memory.versions = serde.loads_typed((checkpoint.type, payloads.payload(checkpoint)))["channel_versions"]
     return memory
 
 

@@ -11,7 +11,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from stepwell.errors import ConflictError
 from stepwell.events import Sequence, StepCommitted
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch, diff, parse
+from stepwell.patch import Merge, Patch
 from stepwell.storage import Committed
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, check_id, read_address, to_config
@@ -133,16 +133,11 @@ class Put:
     def _fields(self, memory: LaneMemory) -> Merge:
         core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}
         changes: dict[str, Patch] = {}
-        memory.fields_size = 0
-        for name, old, value in (
+        for name, fields, value in (
             (CHECKPOINT, memory.checkpoint, core),
-            (METADATA, memory.metadata, self._metadata),
+            (METADATA, memory.metadata, dict(self._metadata)),
         ):
-            type_, payload = self._serde.dumps_typed(value)
-            new = parse(type_, bytes(payload))
-            patch = diff(old, new)
+            patch = fields.update(value, self._serde)
             if patch is not None:
                 changes[name] = patch
-            setattr(memory, name, new)
-            memory.fields_size += len(payload)
         return Merge((), changes)

@@ -11,19 +11,22 @@ that it came from, field by field.  Everything else is decoded each time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from stepwell.cache import Cache, Shelf
 from stepwell.patch import Array, Blob, Content, Map, New, Ref, Value, array_header, read_content, references, wrapped
 from stepwell.reader import Payloads
 from stepwell_langgraph.fingerprint import IMMUTABLE_TYPES
 from stepwell_langgraph.messages import Messages, pattern_of
 
 _TYPE: Final = "msgpack"
-_REMEMBERED_BYTES: Final = 1 << 26
+_PATTERN_BYTES: Final = 1024  # that a pattern takes beside its content, roughly
 # Elements this small cost less to decode all at once than to look for one by one.
 _SMALL_ELEMENT_BYTES: Final = 256
 
@@ -38,11 +41,11 @@ class _Pattern(Protocol):
 class Revival:
     """Decodes what one serializer has encoded.  Thread-safe.
 
-    Remembers elements by where they stand in the log, where nothing ever changes, up to a number of bytes;
-    those of the thread that was read first are forgotten first.
+    Remembers elements by where they stand in the log, where nothing ever changes.  Half of the cache at most is
+    taken by one thread, which then forgets the elements first that were read first.
     """
 
-    def __init__(self, serde: SerializerProtocol) -> None:
+    def __init__(self, serde: SerializerProtocol, cache: Cache | None = None) -> None:
         self._serde = serde
         self._decode: Callable[[bytes | memoryview], Any] = _unexpected
         self._by_element = isinstance(serde, JsonPlusSerializer) and type(serde).loads_typed is _LOADS_TYPED
@@ -50,15 +53,14 @@ class Revival:
             self._messages = Messages(serde)
             self._decode = self._messages.decode
             self._wrap = type(self._decode(wrapped(b"\x90")))  # around an empty list: LangGraph's _DeltaSnapshot
-        # By thread and place.  Of an element that was decoded once, None: taking it apart pays only if it is asked
-        # for again.
-        self._patterns: dict[int, dict[Ref, _Pattern | None]] = {}
-        self._size = 0
+        self._patterns: Shelf[int, _Patterns] = Shelf(cache or Cache())
 
     def values(self, values: Mapping[str, Value], payloads: Payloads, *, often: bool = False) -> dict[str, Any]:
         """New objects from stored values; see `value`."""
-        self._fetch(values.values(), payloads)
-        return {name: self._value(value, payloads, often) for name, value in values.items()}
+        reading = self._begin(values.values(), payloads, often)
+        found = {name: self._value(value, reading) for name, value in values.items()}
+        self._end(reading)
+        return found
 
     def value(self, value: Value, payloads: Payloads, *, often: bool = False) -> Any:
         """A new object from a stored value.
@@ -68,59 +70,67 @@ class Revival:
             payloads: Reads its content.
             often: Whether most of it will be asked for again soon.
         """
-        self._fetch((value,), payloads)
-        return self._value(value, payloads, often)
+        reading = self._begin((value,), payloads, often)
+        found = self._value(value, reading)
+        self._end(reading)
+        return found
 
-    def _fetch(self, values: Iterable[Value], payloads: Payloads) -> None:
+    def _begin(self, values: Iterable[Value], payloads: Payloads, often: bool) -> _Reading:
         """Read the content of some values at once, but for what there are patterns of."""
-        known = self._patterns.get(payloads.thread, {})
+        patterns = self._patterns.get(payloads.thread) or _Patterns()
+        known = patterns.by_place
         payloads.fetch({ref.sequence for value in values for ref in references(value) if known.get(ref) is None})
+        return _Reading(payloads, patterns, often)
 
-    def _value(self, value: Value, payloads: Payloads, often: bool) -> Any:
+    def _end(self, reading: _Reading) -> None:
+        if reading.patterns.by_place:
+            self._patterns.put(reading.payloads.thread, reading.patterns, reading.patterns.size_bytes)
+
+    def _value(self, value: Value, reading: _Reading) -> Any:
         if self._by_element and value.type == _TYPE:
-            item = self._part(value, payloads, often)
+            item = self._part(value, reading)
             return self._wrap(item) if isinstance(value, Array | Map) and value.wrapped else item
-        return self._serde.loads_typed((value.type, payloads.payload(value)))
+        return self._serde.loads_typed((value.type, reading.payloads.payload(value)))
 
-    def _part(self, value: Value, payloads: Payloads, often: bool) -> Any:
+    def _part(self, value: Value, reading: _Reading) -> Any:
         if isinstance(value, Blob):
-            return self._content(value.content, payloads, often)
+            return self._content(value.content, reading)
         if isinstance(value, Map):
-            return {key: self._part(item, payloads, often) for key, item in value.entries.items()}
+            return {key: self._part(item, reading) for key, item in value.entries.items()}
         items: list[Any] = []
-        known = self._patterns.get(payloads.thread, {})
+        known = reading.patterns.by_place
         for piece in value.pieces:
             if len(piece.lengths) > 1:
-                items.extend(self._run(piece, payloads, often))
+                items.extend(self._run(piece, reading))
                 continue
             content = piece.content
             pattern = known.get(content) if type(content) is Ref else None
-            items.append(self._content(content, payloads, often) if pattern is None else pattern.make())
+            items.append(self._content(content, reading) if pattern is None else pattern.make())
         return items
 
-    def _run(self, piece: New, payloads: Payloads, often: bool) -> list[Any]:
+    def _run(self, piece: New, reading: _Reading) -> list[Any]:
         content, lengths = piece.content, piece.lengths
         if not isinstance(content, Ref) or content.length < len(lengths) * _SMALL_ELEMENT_BYTES:
-            found: list[Any] = self._decode(array_header(len(lengths)) + read_content(content, payloads.read))
+            found: list[Any] = self._decode(array_header(len(lengths)) + read_content(content, reading.payloads.read))
             return found
         start = content.start
         items: list[Any] = []
         for length in lengths:
-            items.append(self._content(Ref(content.sequence, start, length), payloads, often))
+            items.append(self._content(Ref(content.sequence, start, length), reading))
             start += length
         return items
 
-    def _content(self, content: Content, payloads: Payloads, often: bool) -> Any:
+    def _content(self, content: Content, reading: _Reading) -> Any:
+        payloads, patterns, often = reading
         if not isinstance(content, Ref):
             return self._decode(read_content(content, payloads.read))
-        known = self._patterns.get(payloads.thread, {})
+        known = patterns.by_place
         pattern = known.get(content)
         if pattern is not None:
             return pattern.make()
         data = payloads.view(content)
         if content not in known:
-            self._make_room(content.length)
-            known = self._patterns.setdefault(payloads.thread, {})
+            patterns.make_room(content.length, self._patterns.cache.most_bytes // 2)
             if not often:
                 known[content] = None
                 return self._decode(data)
@@ -136,22 +146,37 @@ class Revival:
             return _Immutable(item)
         return pattern_of(item, data) or _Encoded(bytes(data), self._decode)
 
-    def _make_room(self, length: int) -> None:
-        self._size += length
-        while self._size > _REMEMBERED_BYTES:
-            try:
-                thread = next(iter(self._patterns))
-                known = self._patterns[thread]
-                if known:
-                    ref = next(iter(known))
-                    del known[ref]
-                    self._size -= ref.length
-                else:
-                    del self._patterns[thread]
-            except StopIteration:
-                self._size = length  # all is forgotten, also what was remembered by a thread that came in between
-            except (KeyError, RuntimeError):
-                return  # another thread is making room
+
+class _Patterns:
+    """The patterns of one thread's elements by place.
+
+    Of an element that was decoded once there is None: taking it apart pays only if it is asked for again.
+    """
+
+    __slots__ = ("_lock", "by_place", "size_bytes")
+
+    def __init__(self) -> None:
+        self.by_place: dict[Ref, _Pattern | None] = {}
+        self.size_bytes = 0
+        self._lock = threading.Lock()
+
+    def make_room(self, length: int, most_bytes: int) -> None:
+        """Count one more, and forget those that were read first."""
+        with self._lock:
+            self.size_bytes += length + _PATTERN_BYTES
+            while self.size_bytes > most_bytes and self.by_place:
+                with suppress(RuntimeError):  # another thread has added one
+                    ref = next(iter(self.by_place))
+                    if self.by_place.pop(ref, self) is not self:
+                        self.size_bytes -= ref.length + _PATTERN_BYTES
+
+
+class _Reading(NamedTuple):
+    """What one reading of values goes by."""
+
+    payloads: Payloads
+    patterns: _Patterns
+    often: bool
 
 
 _LOADS_TYPED: Final = JsonPlusSerializer.loads_typed

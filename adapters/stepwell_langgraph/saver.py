@@ -87,11 +87,11 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 "use StepwellSaver.from_conn_string(path) to open one by its path"
             )
         self._serde: SerializerProtocol = BaseCheckpointSaver.serde  # the base class reads it before it sets it
-        self._revival = Revival(self._serde)
-        super().__init__(serde=serde)
         self.log = log
+        self._revival = Revival(self._serde, log.cache)
+        super().__init__(serde=serde)
         self.exact = exact
-        self._memories = Memories()
+        self._memories = Memories(log.cache)
 
     @classmethod
     def from_conn_string(
@@ -647,7 +647,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     @serde.setter
     def serde(self, serde: SerializerProtocol) -> None:
         self._serde = maybe_add_typed_methods(serde)
-        self._revival = Revival(self._serde)
+        self._revival = Revival(self._serde, self.log.cache)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The version after `current`: a number, and a random tail that differs between forks."""

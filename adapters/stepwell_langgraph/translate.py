@@ -53,9 +53,9 @@ from stepwell.patch import (
 from stepwell_langgraph.fingerprint import IMMUTABLE, Fingerprint, Fingerprints, encodes_to, fingerprint
 
 try:
-    from langgraph.checkpoint.serde.jsonplus import _msgpack_enc as _encode_element
+    from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
 except ImportError:  # a private name, so it may go: everything is then encoded as a whole
-    _encode_element = None  # type: ignore[assignment]
+    _msgpack_enc = None  # type: ignore[assignment]
 
 ROTATION_PUTS: Final = 32
 ALWAYS_CHECKED: Final = 128
@@ -66,12 +66,16 @@ _SCALARS: Final = (int, float, bool, type(None))
 _TYPE: Final = "msgpack"
 
 
+encode_element: Callable[[Any], bytes] = _msgpack_enc
+"""What JsonPlusSerializer makes of an element of a list, or of a value in a dict; None unless `by_element`."""
+
+
 def _elements_are_separable() -> bool:
-    if _encode_element is None:
+    if _msgpack_enc is None:
         return False
     sample = ["text", 1, None, {"key": (b"bytes", 2.5)}, {1, 2}]
     whole = JsonPlusSerializer().dumps_typed(sample)
-    return whole == (_TYPE, array_header(len(sample)) + b"".join(map(_encode_element, sample)))
+    return whole == (_TYPE, array_header(len(sample)) + b"".join(map(encode_element, sample)))
 
 
 _SEPARABLE: Final = _elements_are_separable()
@@ -263,7 +267,7 @@ class ListChannel:
         """Encode an element at the end of the list and remember it."""
         slot = self._by_id.get(id(item)) or _Slot(item, None)
         slot.mark = fingerprint(item)
-        data = _encode_element(item)
+        data = encode_element(item)
         slot.digest, slot.length, slot.checked = digest_of(data), len(data), self._turn
         self._remember(slot)
         self.size += len(data)
@@ -324,7 +328,7 @@ class ListChannel:
             if isinstance(slot.mark, Fingerprint) and slot.mark.matches(slot.object):
                 continue
             slot.mark = fingerprint(slot.object)  # before it is encoded: another thread may change it meanwhile
-            data = _encode_element(slot.object)
+            data = encode_element(slot.object)
             digest = digest_of(data)
             if slot.digest is None:
                 self._read_digests()
@@ -441,7 +445,7 @@ class DictChannel:
         return changes
 
     def _encode(self, slot: _Slot | None, item: object) -> _Slot:
-        data = _encode_element(item)
+        data = encode_element(item)
         if slot is None or slot.object is not item:
             # Entries are compared by their encoding: only that an object cannot change is of use here.
             slot = _Slot(item, IMMUTABLE if fingerprint(item) is IMMUTABLE else None)
@@ -517,7 +521,7 @@ def _mark(value: object, serde: SerializerProtocol) -> bytes | None:
     if by_element(serde) or not _SEPARABLE:
         return None
     try:
-        return digest_of(_encode_element(value))
+        return digest_of(encode_element(value))
     except Exception:  # whatever a foreign object raises: it is then encoded each time
         return None
 

@@ -15,7 +15,6 @@ way into the log must it wait for its turn, since only the writer knows where th
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import Final
 
 from stepwell import codec
 from stepwell import format as fmt
+from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
 from stepwell.errors import StepwellError
 from stepwell.events import Event, StepCommitted, WritesRecorded
@@ -31,8 +31,8 @@ from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
 from stepwell.storage import Committed, Entry, Storage
 
-_LARGEST_MEMORY: Final = 1 << 16  # contents; about 300 bytes each
-_MOST_RECALLED: Final = 1 << 12  # threads
+_CONTENT_BYTES: Final = 300  # what remembering a content takes, roughly
+_RECALLED_BYTES: Final = 100  # and that a thread was recalled
 
 
 class Place:
@@ -94,12 +94,16 @@ class ContentMemory:
 
     Args:
         recall: Reads what the newest state of a thread holds: each content with its place.
+        cache: Where contents are remembered; None for one of its own.
     """
 
-    def __init__(self, recall: Callable[[str], Iterable[tuple[Place, Fresh]]] = _nothing) -> None:
+    def __init__(
+        self, recall: Callable[[str], Iterable[tuple[Place, Fresh]]] = _nothing, cache: Cache | None = None
+    ) -> None:
+        cache = cache or Cache()
         self._recall = recall
-        self._recalled: OrderedDict[str, None] = OrderedDict()
-        self._places: OrderedDict[tuple[str, bytes], tuple[Place, int, int]] = OrderedDict()
+        self._recalled: Shelf[str, bool] = Shelf(cache)
+        self._places: Shelf[tuple[str, bytes], tuple[Place, int, int]] = Shelf(cache)
         self._lock = threading.Lock()
 
     def find(
@@ -124,36 +128,35 @@ class ContentMemory:
             place, start, length = found
             stale = incarnation is not None and place.sequence and not place.lies_in(incarnation, first)
             if place.failed or stale:
-                del self._places[thread_id, digest]
+                self._places.take((thread_id, digest))
                 return None
             if incarnation is None and not place.durable:
                 raise NotYetPlaced
             if not place.sequence:
                 return None  # it comes after this append, or was refused
-            self._places.move_to_end((thread_id, digest))
             return place.number, Ref(place.sequence, start, length)
 
     def recall(self, thread_id: str) -> bool:
         """Note what the newest state of a thread holds, once; returns whether that was done now."""
         with self._lock:
-            if thread_id in self._recalled:
+            if self._recalled.get(thread_id):
                 return False
-            self._recalled[thread_id] = None
-            while len(self._recalled) > _MOST_RECALLED:
-                self._recalled.popitem(last=False)
+            self._recalled.put(thread_id, True, _RECALLED_BYTES)
         with suppress(StepwellError):  # what cannot be read now is stored again, and told to whoever reads it
             for place, fresh in self._recall(thread_id):
                 with self._lock:
-                    self._places.setdefault((thread_id, fresh.digest), (place, fresh.start, fresh.length))
+                    if self._places.get((thread_id, fresh.digest)) is None:
+                        self._remember(thread_id, place, fresh)
         return True
 
     def remember(self, thread_id: str, place: Place, fresh: Iterable[Fresh]) -> None:
         """Note what an event holds that no event before it did."""
         with self._lock:
-            for digest, start, length in fresh:
-                self._places[thread_id, digest] = (place, start, length)
-            while len(self._places) > _LARGEST_MEMORY:
-                self._places.popitem(last=False)
+            for content in fresh:
+                self._remember(thread_id, place, content)
+
+    def _remember(self, thread_id: str, place: Place, fresh: Fresh) -> None:
+        self._places.put((thread_id, fresh.digest), (place, fresh.start, fresh.length), _CONTENT_BYTES)
 
 
 def settle(places: Iterable[Place], *, durable: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Self
 from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import pruning, reader
+from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
@@ -132,10 +133,12 @@ class Log:
         *,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
+        cache: Cache | None = None,
     ) -> None:
         self.storage = storage
-        self.reader = reader.Reader(storage)
-        self.content = ContentMemory(partial(newest_contents, storage, self.reader))
+        self.cache = cache or Cache()
+        self.reader = reader.Reader(storage, self.cache)
+        self.content = ContentMemory(partial(newest_contents, storage, self.reader), self.cache)
         self._writer = Writer(storage)
         self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
         self._writer.notice = self._folding.notice
@@ -152,6 +155,7 @@ class Log:
         read_only: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
+        cache_bytes: int = CACHE_BYTES,
     ) -> Self:
         """Open a log, or create it.
 
@@ -160,6 +164,8 @@ class Log:
             read_only: Refuse every change, and do not create the file.
             seal_after_events: A thread with so many loose events is sealed, in the background.
             seal_after_bytes: So is one whose loose records have so many bytes.
+            cache_bytes: Memory for what was written and read lately, in bytes: what is in it need not be read,
+                decoded or encoded again.  It serves all threads of the log; what was used longest ago is forgotten.
 
         Raises:
             UsageError: The directory, or with `read_only` the file, does not exist.
@@ -169,14 +175,18 @@ class Log:
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
         check_text("path", os.fspath(path))
+        if not isinstance(cache_bytes, int) or cache_bytes < 0:
+            raise UsageError(f"cache_bytes is a whole number from 0, not {cache_bytes!r}")
+        cache = Cache(cache_bytes)
         if os.fspath(path) == IN_MEMORY:
             if read_only:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
-            return cls(MemoryStorage(), seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
+            storage: Storage = MemoryStorage(cache=cache)
+            return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
         if "\0" in os.fspath(path):
             raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
-        storage = LmdbStorage(path, read_only=read_only)
-        return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes)
+        storage = LmdbStorage(path, read_only=read_only, cache=cache)
+        return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
 
     @property
     def path(self) -> str:

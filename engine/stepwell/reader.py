@@ -7,11 +7,12 @@ answers is plain data.  A branch is folded forward once, however many of its sta
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from stepwell import codec
+from stepwell.cache import Cache, Shelf
 from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError
 from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
@@ -22,7 +23,9 @@ from stepwell.storage import Found, Storage
 _PAGE_EVENTS: Final = 256
 _FIRST_ANCESTORS: Final = 64
 _PAYLOADS_HELD_BYTES: Final = 1 << 25
-_STATES_HELD: Final = 64
+_STATES_HELD: Final = 16  # of one thread
+_STATE_BYTES: Final = 4096  # what a state takes beside the references that it shares with others, roughly
+_REFERENCE_BYTES: Final = 200
 _STATES_PER_CALL: Final = 4
 
 
@@ -92,10 +95,10 @@ class Reader:
     content by reference and so costs little to keep.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, cache: Cache | None = None) -> None:
         self._storage = storage
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, int], State] = OrderedDict()
+        self._held: Shelf[int, dict[int, State]] = Shelf(cache or Cache())
 
     def state(self, thread: int, sequence: int) -> State:
         """The state after one step.
@@ -140,20 +143,19 @@ class Reader:
         return {0: EMPTY, **result}
 
     def _remembered(self, thread: int) -> dict[int, State]:
-        with self._lock:
-            held = {sequence: state for (number, sequence), state in self._held.items() if number == thread}
-        held[0] = EMPTY
-        return held
+        return {**(self._held.get(thread) or {}), 0: EMPTY}
 
     def _remember(self, thread: int, states: dict[int, State]) -> None:
         if len(states) > _STATES_PER_CALL:
             return  # a walk through history, which does not come back to where it was
         with self._lock:
+            held = dict(self._held.get(thread) or {})
             for sequence, state in states.items():
-                self._held[thread, sequence] = state
-                self._held.move_to_end((thread, sequence))
-            while len(self._held) > _STATES_HELD:
-                self._held.popitem(last=False)
+                held.pop(sequence, None)
+                held[sequence] = state
+            held = dict([*held.items()][-_STATES_HELD:])
+            # Those of one thread share most of what they refer to.
+            self._held.put(thread, held, sum(map(_size, states.values())) + _STATE_BYTES * len(held))
 
     def ancestors(self, thread: int, lane: int, step_key: bytes) -> Iterator[tuple[Found, State]]:
         """The steps that a step descends from, nearest first, with their states; the step itself is left out."""
@@ -172,6 +174,11 @@ class Reader:
             if len(page) < size:
                 return
             size *= 2
+
+
+def _size(state: State) -> int:
+    """Bytes of memory that a state takes by itself, roughly."""
+    return _REFERENCE_BYTES * sum(len(value.pieces) for value in state.channels.values() if isinstance(value, Array))
 
 
 def _step(thread: int, record: Record) -> StepCommitted:

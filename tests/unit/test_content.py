@@ -27,9 +27,9 @@ from stepwell import (
     StepwellError,
     WritesRecorded,
     codec,
-    content,
     pruning,
 )
+from stepwell.cache import Cache
 from stepwell.content import ContentMemory, NotYetPlaced, Place, settle
 from stepwell.patch import Merge, Ref, diff_entries, payload_of
 from stepwell.writer import Ticket
@@ -37,9 +37,11 @@ from stepwell.writer import Ticket
 DIGEST = codec.digest_of(b"content")
 
 
-def remembered(number: int = 1, sequence: int = 5, *, durable: bool = True) -> tuple[ContentMemory, Place]:
+def remembered(
+    number: int = 1, sequence: int = 5, *, durable: bool = True, cache: Cache | None = None
+) -> tuple[ContentMemory, Place]:
     """A memory that holds one content of thread "t", and where that stands."""
-    memory, place = ContentMemory(), Place()
+    memory, place = ContentMemory(cache=cache), Place()
     memory.remember("t", place, [codec.Fresh(DIGEST, 10, 7)])
     place.number, place.sequence = number, sequence
     if durable:
@@ -83,10 +85,9 @@ def test_content_that_is_gone(number: int, first: int) -> None:
     assert memory.find("t", DIGEST) is None
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded() -> None:
     """What was used longest ago is forgotten first."""
-    monkeypatch.setattr(content, "_LARGEST_MEMORY", 2)
-    memory, place = remembered()
+    memory, place = remembered(cache=Cache(1400))
     digests = [DIGEST, b"second", b"third"]
     memory.remember("t", place, [codec.Fresh(b"second", 0, 1)])
     memory.find("t", DIGEST)
@@ -238,8 +239,8 @@ def test_the_newest_state_is_read_once(path: Path, monkeypatch: pytest.MonkeyPat
         assert asked == ["t"]
         log.thread("new").append([wrote("s1", [INLINED])])
         assert asked == ["t", "new"]
-        monkeypatch.setattr(content, "_MOST_RECALLED", 1)
-        for thread in ("other", "t", "t"):
+        log.cache.most_bytes = 0
+        for thread in ("other", "t"):
             log.thread(thread).append([wrote("s1", [msgspec.msgpack.encode([{"x": noise(2000)}])], task="d")])
         assert asked == ["t", "new", "other", "t"]
         assert log.audit().breaches == []
@@ -376,7 +377,9 @@ def test_layout_of_an_encoding_that_was_replaced(failing: FailingStorage) -> Non
         thread.append([step("d", {"x": run})])
         assert [shown(log, "a"), shown(log, "d")] == [run, run]
         # Nor does what was said of the layout before stay "on its way" for ever.
-        assert all(place.durable or place.failed for place, _, _ in log.content._places.values())
+        kept = [log.content._places.get(key) for key in log.content._places.all_keys()]
+        assert kept
+        assert all(found is not None and (found[0].durable or found[0].failed) for found in kept)
         assert log.audit().breaches == []
 
 

@@ -28,9 +28,9 @@ from pydantic import BaseModel
 
 from building import step
 from stepwell import Log
+from stepwell.cache import Cache
 from stepwell.patch import Array, Value
 from stepwell.reader import Payloads
-from stepwell_langgraph import revive
 from stepwell_langgraph.messages import Messages
 from stepwell_langgraph.revive import Revival
 
@@ -366,28 +366,29 @@ def test_other_serializers(memory_log: Log) -> None:
             alike(found, JsonPlusSerializer().loads_typed(typed))
 
 
-def test_memory_is_bounded(memory_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(memory_log: Log) -> None:
     """However much is read, what is remembered is bounded, and all is still right."""
-    monkeypatch.setattr(revive, "_REMEMBERED_BYTES", 3000)
     serde = JsonPlusSerializer()
     items = [HumanMessage("long " * 99, id=str(n)) for n in range(40)]
     stored = Stored(memory_log, [items], serde)
     assert isinstance(stored.values[0], Array)
-    revival = Revival(serde)
+    revival = Revival(serde, Cache(20_000))
     truth = serde.loads_typed(stored.truth[0])
     for _ in range(4):
         alike(revival.value(stored.values[0], stored.payloads, often=True), truth)
-        assert sum(ref.length for known in revival._patterns.values() for ref in known) == revival._size <= 3000
+        patterns = revival._patterns.get(stored.payloads.thread)
+        assert patterns is not None
+        assert sum(ref.length + 1024 for ref in patterns.by_place) == patterns.size_bytes <= 10_000
+        assert patterns.by_place
 
 
-def test_many_threads_at_once(memory_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_at_once(memory_log: Log) -> None:
     """Threads that read at the same moment, while what is remembered is dropped, get what is right."""
-    monkeypatch.setattr(revive, "_REMEMBERED_BYTES", 5000)
     serde = JsonPlusSerializer()
     items = [AIMessage("long " * 99, id=str(n), tool_calls=[copy.deepcopy(CALL)]) for n in range(30)]
     stored = Stored(memory_log, [items], serde)
     truth = serde.loads_typed(stored.truth[0])
-    revival = Revival(serde)
+    revival = Revival(serde, Cache(30_000))
     wrong: list[object] = []
 
     def read() -> None:

@@ -93,13 +93,13 @@ class Chain:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The elements that were encoded so far, one by one."""
     seen: list[Any] = []
-    encode = translate._encode_element
+    encode = translate.encode_element
 
     def recording(element: Any) -> bytes:
         seen.append(element)
         return encode(element)
 
-    monkeypatch.setattr(translate, "_encode_element", recording)
+    monkeypatch.setattr(translate, "encode_element", recording)
     return seen
 
 
@@ -375,7 +375,7 @@ def test_equal_elements_that_are_new_objects_are_not_stored_again() -> None:
 def _stored_list(items: list[Any]) -> tuple[Chain, list[bytes]]:
     chain = Chain()
     chain.put(items)
-    return chain, [translate._encode_element(item) for item in items]
+    return chain, [translate.encode_element(item) for item in items]
 
 
 def test_adopted_objects_are_compared_with_what_is_stored(encoded: list[Any]) -> None:

@@ -6,48 +6,15 @@ whether it still does, only the tables know.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from typing import Final, Generic, TypeVar
-
+from stepwell.cache import Cache, Shelf
 from stepwell.codec import Record
 from stepwell.storage.segments import Segment
 
-_SEGMENTS_BYTES: Final = 1 << 25
-_RECORDS_BYTES: Final = 1 << 23
-
-_T = TypeVar("_T")
-
-
-class _Latest(Generic[_T]):
-    """The latest of some things by thread and sequence, up to a number of bytes; at least one."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._things: OrderedDict[tuple[int, int], tuple[_T, int]] = OrderedDict()
-        self._size = 0
-
-    def get(self, thread: int, sequence: int) -> _T | None:
-        with self._lock:
-            found = self._things.get((thread, sequence))
-            if found is None:
-                return None
-            self._things.move_to_end((thread, sequence))
-            return found[0]
-
-    def put(self, thread: int, sequence: int, thing: _T, size: int) -> None:
-        with self._lock:
-            if (thread, sequence) not in self._things:
-                self._things[thread, sequence] = thing, size
-                self._size += size
-            while self._size > self._most_bytes and len(self._things) > 1:
-                self._size -= self._things.popitem(last=False)[1][1]
-
 
 class Held:
-    """Segments by their last sequence, and loose records."""
+    """Segments by thread and last sequence, and loose records by thread and sequence."""
 
-    def __init__(self) -> None:
-        self.segments = _Latest[Segment](_SEGMENTS_BYTES)
-        self.records = _Latest[Record](_RECORDS_BYTES)
+    def __init__(self, cache: Cache | None = None) -> None:
+        cache = cache or Cache()
+        self.segments: Shelf[tuple[int, int], Segment] = Shelf(cache)
+        self.records: Shelf[tuple[int, int], Record] = Shelf(cache)

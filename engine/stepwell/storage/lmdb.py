@@ -22,6 +22,7 @@ import msgspec
 from lmdb import verify as offline
 
 from stepwell import format as fmt
+from stepwell.cache import Cache
 from stepwell.errors import (
     CapacityError,
     ClosedError,
@@ -55,9 +56,12 @@ _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
 _FIRST_PAGES_BYTES: Final = 2 * mmap.PAGESIZE
-_PAGE_BYTES: Final = 1 << 12  # of LMDB, nearly everywhere
+_PAGE_BYTES: Final = mmap.PAGESIZE  # of LMDB's files, unless they were made elsewhere
 _ROW_BYTES: Final = 64  # of a key and what stands beside it
-_LARGEST_SHARING_BYTES: Final = 2000  # a larger value has pages of its own
+_LARGEST_SHARING_BYTES: Final = _PAGE_BYTES // 2 - 48  # a larger value has pages of its own
+_SECONDS_BETWEEN_LOOKS: Final = 0.01  # at the disk, while it is not low: the bound for that is not passed so soon
+_FAR_BYTES: Final = 1 << 32  # from the end of the map
+_COMMITS_WHILE_FAR: Final = 64
 _CHANGED_PAGES: Final = 32  # of trees that a small group changes
 _META_FORMAT: Final = b"format"
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
@@ -84,10 +88,15 @@ class LmdbStorage(TableStorage):
 
     Opening the same file again in one process, by whatever path, gives a second handle on the same
     environment; it is closed when the last handle is.
+
+    Args:
+        path: The file.
+        read_only: Refuse every change, and do not create the file.
+        cache: Where what was read is remembered; None for one of its own.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
-        super().__init__()
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, cache: Cache | None = None) -> None:
+        super().__init__(cache)
         self.path = os.fspath(path)
         self.read_only = read_only
         self._environment: _Environment | None = _acquire(self.path, read_only)
@@ -215,6 +224,8 @@ class _Environment:
         self._reserve = Reserve(real_path)
         self._lock_file = LockFile(real_path)
         self._is_low = False
+        self._looked_at = -_SECONDS_BETWEEN_LOOKS
+        self._unchecked_commits = 0
         self._is_unsettled = False  # LMDB could not write a meta page
         self._is_lost = False  # and the environment was not opened anew since
         found = _check_file(path, real_path, read_only)
@@ -374,9 +385,14 @@ class _Environment:
             newest: The transaction before the one that is under way.
             put_bytes: What it puts.
         """
+        if self._unchecked_commits:
+            self._unchecked_commits -= 1
+            return
         used, largest = _used_bytes(self._env), room.largest_bytes()
         needed = put_bytes + _CHANGED_PAGES * _PAGE_BYTES + room.reserve_bytes(used)
         if used + needed <= largest:
+            if largest - used > _FAR_BYTES:
+                self._unchecked_commits = _COMMITS_WHILE_FAR
             return
         # A file never gets shorter: near the end of the map it is the free pages in it that count.
         with suppress(UnclearError, OSError), PageFile(self.real_path, self._identity) as file:
@@ -407,6 +423,10 @@ class _Environment:
 
     def _look_at_room(self) -> None:
         """Before anything is added: keep something of a disk that runs low."""
+        now = time.monotonic()
+        if not self._is_low and now - self._looked_at < _SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked_at = now
         self._is_low = self._reserve.look(self._used_bytes)
         if self._is_low:
             self._lock_file.fill()

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, Tables
@@ -22,8 +23,8 @@ class MemoryStorage(TableStorage):
     path = ":memory:"
     read_only = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, cache: Cache | None = None) -> None:
+        super().__init__(cache)
         self.log_id = os.urandom(16)
         self._tables: _MemoryTables | None = _MemoryTables()
         self._lock = threading.RLock()

@@ -11,6 +11,7 @@ from typing import Final
 
 from stepwell import codec
 from stepwell import format as fmt
+from stepwell.cache import Cache
 from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError
 from stepwell.storage import (
@@ -56,8 +57,8 @@ _AFTER_ALL_SEQUENCES: Final = 1 << 63
 class TableStorage(ABC):
     """The Storage protocol over an engine's tables."""
 
-    def __init__(self) -> None:
-        self._held = Held()
+    def __init__(self, cache: Cache | None = None) -> None:
+        self._held = Held(cache)
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Tables]:

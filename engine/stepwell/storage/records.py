@@ -160,11 +160,11 @@ class Records:
         return found
 
     def _open(self, thread: int, sequence: int, stored: bytes) -> Record:
-        record = self._held.records.get(thread, sequence) if self._committed else None
+        record = self._held.records.get((thread, sequence)) if self._committed else None
         if record is None:
             record = codec.open_record(thread, sequence, stored)
             if self._holds_loose:
-                self._held.records.put(thread, sequence, record, record.size)
+                self._held.records.put((thread, sequence), record, record.size)
         return record
 
     def _segment_from(self, thread: int, sequence: int) -> Segment | None:
@@ -189,7 +189,7 @@ class Records:
             start = last + 1
 
     def _load(self, thread: int, last: int) -> Segment:
-        segment = self._held.segments.get(thread, last)
+        segment = self._held.segments.get((thread, last))
         if segment is not None:
             return segment
         data = self._stored(thread, last)
@@ -202,14 +202,14 @@ class Records:
     def _unpack(self, thread: int, last: int, data: bytes, before: Callable[[int], bytes]) -> Segment:
         segment = unpack(thread, last, data, before)
         if self._committed:
-            self._held.segments.put(thread, last, segment, len(segment.plain))
+            self._held.segments.put((thread, last), segment, len(segment.plain))
         return segment
 
     def _blocks(self, thread: int, start: int, stop: int) -> bytes:
         """The plain blocks of the segments from one sequence up to another, which is the first of the next."""
         blocks: list[bytes] = []
         for last in self._lasts(thread, start, stop):
-            segment = self._held.segments.get(thread, last)
+            segment = self._held.segments.get((thread, last))
             if segment is None:
                 segment = self._unpack(thread, last, self._stored(thread, last), lambda group: b"".join(blocks))
             blocks.append(segment.plain)

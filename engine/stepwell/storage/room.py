@@ -25,6 +25,9 @@ from stepwell.errors import DiskFullError
 from stepwell.storage import freepages
 from stepwell.storage.freepages import UnableError
 
+if sys.platform != "win32":
+    import resource
+
 # The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
 LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 LOW_BYTES: Final = 1 << 26
@@ -95,10 +98,8 @@ def disk_full(path: str, real_path: str, trouble: object, *, in_doubt: bool = Fa
 
 
 def _file_size_limit() -> int | None:
-    if os.name != "posix":
+    if sys.platform == "win32":
         return None
-    import resource
-
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 

@@ -1,0 +1,96 @@
+"""What is remembered of a log, up to a number of bytes; what was not used for longest is forgotten first.
+
+One budget serves everything that is remembered, so that what is used most gets the most room, however many threads
+the log has.  Whoever remembers something has a shelf of its own for it, and must manage without: forgetting costs time,
+or space on disk, never correctness.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, Final, Generic, TypeVar
+
+CACHE_BYTES: Final = 1 << 27
+_ENTRY_BYTES: Final = 256  # what remembering something costs beside the thing itself, roughly
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+
+class Cache:
+    """Things on shelves.  Thread-safe.
+
+    Attributes:
+        most_bytes: The budget.  What was put last is held even if it is larger than that by itself.
+        size_bytes: What the things take, as far as those who put them know.
+    """
+
+    def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.size_bytes = 0
+        self._lock = threading.Lock()
+        self._things: OrderedDict[tuple[Shelf[Any, Any], Hashable], tuple[Any, int]] = OrderedDict()
+
+    def get(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
+        with self._lock:
+            found = self._things.get(place)
+            if found is None:
+                return None
+            self._things.move_to_end(place)
+            return found[0]
+
+    def put(self, place: tuple[Shelf[Any, Any], Hashable], thing: Any, size_bytes: int) -> None:
+        size_bytes += _ENTRY_BYTES
+        with self._lock:
+            before = self._things.pop(place, None)
+            if before is not None:
+                self.size_bytes -= before[1]
+            self._things[place] = thing, size_bytes
+            self.size_bytes += size_bytes
+            while self.size_bytes > self.most_bytes and len(self._things) > 1:
+                self.size_bytes -= self._things.popitem(last=False)[1][1]
+
+    def take(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
+        with self._lock:
+            found = self._things.pop(place, None)
+            if found is None:
+                return None
+            self.size_bytes -= found[1]
+            return found[0]
+
+    def places(self, shelf: Shelf[Any, Any]) -> list[Any]:
+        with self._lock:
+            return [key for owner, key in self._things if owner is shelf]
+
+
+class Shelf(Generic[_K, _V]):
+    """One sort of things in a cache, by key.  A thing is never None."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def get(self, key: _K) -> _V | None:
+        """A thing, which is the last to be forgotten now; None if it is not there."""
+        found: _V | None = self.cache.get((self, key))
+        return found
+
+    def put(self, key: _K, thing: _V, size_bytes: int) -> None:
+        """Remember a thing, in place of what had the key before.
+
+        Args:
+            key: Its key.
+            thing: The thing.
+            size_bytes: Bytes of memory that it takes, roughly.
+        """
+        self.cache.put((self, key), thing, size_bytes)
+
+    def take(self, key: _K) -> _V | None:
+        """A thing, which then belongs to the caller alone; None if it is not there."""
+        taken: _V | None = self.cache.take((self, key))
+        return taken
+
+    def all_keys(self) -> list[_K]:
+        """The keys of all its things, those first that are forgotten first."""
+        return self.cache.places(self)
