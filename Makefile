@@ -34,8 +34,10 @@ check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m mypy
 	$(PY) -m pytest --numprocesses auto
 
-kill: $(DEV_READY) ## kill a writer 200 times and look for what it was promised
+kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
+	$(PY) tests/crash/kill_writer.py --rounds 40 --writers 3
+	$(PY) tests/crash/kill_points.py
 
 crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was promised
 	$(PY) tests/crash/power_loss.py --images 4000 $(ARGS)

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.records",),  # sealed and loose records alike
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
-    ("storage.datafile",),
+    ("storage.datafile", "storage.lockfile", "storage.newfile"),
     ("storage.freepages", "storage.metapages"),
     ("storage.room",),
     ("storage.lmdb", "storage.memory"),

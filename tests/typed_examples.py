@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import assert_type
 
 from stepwell import (
     Breach,
     Commit,
+    Compaction,
     ConflictError,
     CorruptionError,
     Event,
@@ -29,6 +31,7 @@ from stepwell import (
     WritesRecorded,
     apply,
     changes,
+    compact,
     compose,
     diff,
     parse,
@@ -43,6 +46,8 @@ def open_a_log(path: os.PathLike[str]) -> None:
         assert_type(log, Log)
     with Log.open("agents.stepwell", read_only=True) as log:
         assert_type(log.path, str)
+        assert_type(log.compact(Path("copy.stepwell")).after_bytes, int)
+    assert_type(compact("agents.stepwell"), Compaction)
 
 
 class NotedLog(Log):

@@ -101,11 +101,11 @@ class Memories:
         self._lanes: Shelf[LaneKey, _Lane] = Shelf(cache)
         self._announced: Shelf[tuple[LaneKey, str], Announced] = Shelf(cache)
 
-    def holds(self, lane: LaneKey, step_id: str) -> bool:
-        """Whether a step is remembered."""
+    def peek(self, lane: LaneKey, step_id: str) -> LaneMemory | None:
+        """The memory of a step that `take` would give away, to be looked at only."""
         with self._lock:
             memories = self._lanes.get(lane) or {}
-            return (step_id, True) in memories or (step_id, False) in memories
+            return memories.get((step_id, True)) or memories.get((step_id, False))
 
     def take(self, lane: LaneKey, step_id: str, values: Mapping[str, Any]) -> LaneMemory | None:
         """The memory of a step, which then belongs to the caller alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, get_checkpoint_metadata
@@ -16,14 +16,19 @@ from stepwell.storage import Committed
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, check_id, read_address, to_config
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_parent, value_along_branch
-from stepwell_langgraph.translate import Channel, Checks, PlainChannel, update
+from stepwell_langgraph.translate import Channel, Checks, PlainChannel, unknown, update
+from stepwell_langgraph.weight import LIGHT_BYTES, is_light
 
 _ATTEMPTS: Final = 5
 _BEGINNINGS: Final = ("input", "update", "fork")  # sources of the first checkpoint of an invocation
 
 
 class Put:
-    """One put, which may need more than one attempt."""
+    """One put, which may need more than one attempt.
+
+    Attributes:
+        address: Where it goes.
+    """
 
     def __init__(
         self,
@@ -41,53 +46,64 @@ class Put:
         self._memories = memories
         self._serde = serde
         self._exact = exact
-        self._address = read_address(config)
-        self._lane: LaneKey = (self._address.thread_id, self._address.lane)
+        self.address = read_address(config)
+        self._lane: LaneKey = (self.address.thread_id, self.address.lane)
         self._id = check_id("checkpoint id", checkpoint["id"])
         self._checkpoint = checkpoint
         self._metadata = get_checkpoint_metadata(config, metadata)
         self._new_versions = new_versions
         self._memory = LaneMemory()
+        self._step: StepCommitted | None = None
         self._attempts = 0
 
-    def is_warm(self) -> bool:
-        """Whether `begin` can go without reading the log."""
-        parent_id = self._address.checkpoint_id
-        return parent_id is None or self._memories.holds(self._lane, parent_id)
+    def is_light(self) -> bool:
+        """Whether `begin` takes less than a millisecond: it need not read the log, and there is little to encode."""
+        parent_id = self.address.checkpoint_id
+        memory = LaneMemory() if parent_id is None else self._memories.peek(self._lane, parent_id)
+        if memory is None or (self._looks_at_everything(memory) and memory.size > LIGHT_BYTES):
+            return False
+        new: list[Any] = [self._metadata]
+        for name, value in self._checkpoint["channel_values"].items():
+            new += unknown(memory.channels.get(name), value, moved=name in self._new_versions)
+        return is_light(new)
 
-    def warm(self) -> None:
-        """Read what `begin` needs from the log."""
-        if self._address.checkpoint_id is not None:
-            memory = recall_parent(self._log, self._serde, self._address)
-            self._memories.put(self._lane, self._address.checkpoint_id, memory)
+    def begin(self, *, may_read: bool = True) -> Ticket:
+        """Encode the checkpoint and submit it.
 
-    def begin(self) -> Ticket:
-        """Encode the checkpoint and submit it."""
-        parent_id = self._address.checkpoint_id
+        Raises:
+            NotRecalled: The log has to be read for it, and may not be; call it again when it may.
+        """
+        if self._step is None:
+            self._step = self._encoded()
+        thread = self._log.thread(self.address.thread_id)
+        ticket = thread.begin_append([self._step], incarnation=self._memory.incarnation, may_read=may_read)
+        self._step = None  # another attempt encodes it anew
+        return ticket
+
+    def _encoded(self) -> StepCommitted:
+        parent_id = self.address.checkpoint_id
         values = self._checkpoint["channel_values"]
         memory = None if parent_id is None else self._memories.take(self._lane, parent_id, values)
         if memory is None:
-            memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self._address)
+            memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self.address)
         self._memory = memory
-        step = StepCommitted(
+        return StepCommitted(
             self._id,
             parent_id,
             self._channels(memory),
             self._fields(memory),
-            self._address.lane,
+            self.address.lane,
             memory.sequence,
         )
-        thread = self._log.thread(self._address.thread_id)
-        return thread.begin_append([step], incarnation=memory.incarnation)
 
     def finish(self, committed: Committed) -> RunnableConfig:
         """Remember what is now the head."""
         memory = self._memory
         memory.incarnation = committed.number
         memory.sequence = Sequence(committed.sequences[-1])
-        memory.parent_id = self._address.checkpoint_id
+        memory.parent_id = self.address.checkpoint_id
         self._memories.put(self._lane, self._id, memory)
-        return to_config(self._address.thread_id, self._address.lane, self._id)
+        return to_config(self.address.thread_id, self.address.lane, self._id)
 
     def retry_or_raise(self, error: ConflictError) -> None:
         """The thread was pruned or deleted under this put: encode it anew, unless that happens all the time."""
@@ -96,8 +112,8 @@ class Put:
             raise error
 
     def _channels(self, memory: LaneMemory) -> Merge:
-        announced = self._memories.announced(self._lane, self._address.checkpoint_id)
-        everything = self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS
+        announced = self._memories.announced(self._lane, self.address.checkpoint_id)
+        everything = self._looks_at_everything(memory)
         turn = memory.turn
         memory.turn += 1
         memory.fresh = False
@@ -121,7 +137,7 @@ class Put:
                 if name in memory.channels:
                     channels[name] = memory.channels[name]
             elif memory.versions:
-                stored = value_along_branch(self._log, self._serde, self._address, name, version)
+                stored = value_along_branch(self._log, self._serde, self.address, name, version)
                 if stored is not None:
                     channels[name] = PlainChannel(stored)
                     changes[name] = stored
@@ -129,6 +145,9 @@ class Put:
         memory.channels = channels
         memory.versions = dict(versions)
         return Merge(drop, changes)
+
+    def _looks_at_everything(self, memory: LaneMemory) -> bool:
+        return self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS
 
     def _fields(self, memory: LaneMemory) -> Merge:
         core = {key: value for key, value in self._checkpoint.items() if key != "channel_values"}

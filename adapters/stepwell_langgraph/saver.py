@@ -49,6 +49,8 @@ from stepwell_langgraph.offload import offload, offload_iterator
 from stepwell_langgraph.put import Put
 from stepwell_langgraph.revive import Revival
 from stepwell_langgraph.translate import ListChannel, PlainChannel
+from stepwell_langgraph.turns import Begin, Turns
+from stepwell_langgraph.weight import is_light
 
 _log: Final = logging.getLogger("stepwell")
 
@@ -92,6 +94,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         super().__init__(serde=serde)
         self.exact = exact
         self._memories = Memories(log.cache)
+        self._turns = Turns()
 
     @classmethod
     def from_conn_string(
@@ -174,9 +177,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         put = self._put(config, checkpoint, metadata, new_versions)
         while True:
             try:
-                if not put.is_warm():
-                    await offload(put.warm)
-                return put.finish(await put.begin())
+                ticket = await self._turns.begin(put.address.thread_id, put.begin, light=put.is_light())
+                return put.finish(await ticket)
             except ConflictError as error:
                 put.retry_or_raise(error)
 
@@ -202,7 +204,7 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             UsageError: The config names no thread or no checkpoint, or an id is not a str.
             CapacityError: There is no room; nothing was stored.
         """
-        self._begin_writes(config, writes, task_id, task_path).result()
+        self._begin_writes(config, writes, task_id, task_path)().result()
 
     async def aput_writes(
         self,
@@ -212,27 +214,32 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """`put_writes` for coroutines.  If it is cancelled, the writes may be stored all the same."""
-        await self._begin_writes(config, writes, task_id, task_path)
+        begin = self._begin_writes(config, writes, task_id, task_path)
+        light = is_light(value for _, value in writes)
+        await (await self._turns.begin(read_address(config).thread_id, begin, light=light))
 
     def _begin_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> Ticket:
+    ) -> Begin:
+        """What encodes the writes and submits them."""
         address = read_address(config)
         if address.checkpoint_id is None:
             raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
+        step_id = address.checkpoint_id
+        check_id("task_id", task_id)
+        check_id("task_path", task_path)
         # Before anything is encoded: the put that takes the writes over may overtake this call.
-        self._memories.announce((address.thread_id, address.lane), address.checkpoint_id, writes)
-        event = WritesRecorded(
-            address.checkpoint_id,
-            check_id("task_id", task_id),
-            check_id("task_path", task_path),
-            tuple(
+        self._memories.announce((address.thread_id, address.lane), step_id, writes)
+
+        def begin(*, may_read: bool = True) -> Ticket:
+            recorded = tuple(
                 Write(WRITES_IDX_MAP.get(channel, index), check_id("channel", channel), self._value(value))
                 for index, (channel, value) in enumerate(writes)
-            ),
-            address.lane,
-        )
-        return self.log.thread(address.thread_id).begin_append([event])
+            )
+            event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane)
+            return self.log.thread(address.thread_id).begin_append([event], may_read=may_read)
+
+        return begin
 
     def _value(self, value: Any) -> Value:
         type_, payload = self.serde.dumps_typed(value)

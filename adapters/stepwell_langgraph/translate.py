@@ -215,6 +215,10 @@ class ListChannel:
         objects = self._adopted or self._objects
         return bool(objects) and objects[0] is item
 
+    def unknown(self, value: list[object]) -> list[object]:
+        """The elements that come after those that are known: what is to be encoded, as a rule."""
+        return value[self._count :]
+
     def _settle(self, turn: int) -> None:
         """Look at the objects that were adopted: most are not only read, so that is left until the next put."""
         if self._adopted and self._stored is not None:
@@ -396,6 +400,11 @@ class DictChannel:
             slot = self._entries[key] = _Slot(_NOTHING, None)
             slot.value = value
 
+    def unknown(self, value: dict[str, object]) -> list[object]:
+        """The entries that are not known: what is to be encoded, as a rule."""
+        slots = self._entries
+        return [item for key, item in [*value.items()] if key not in slots or slots[key].object is not item]
+
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
         self._turn = checks.turn
@@ -474,6 +483,10 @@ class PlainChannel:
         self._checked = True
         self._serde: SerializerProtocol | None = None
 
+    def knows(self, value: object) -> bool:
+        """Whether its value came from this very object."""
+        return value is self._object
+
     def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
 
@@ -544,6 +557,17 @@ def update(
                 return channel, channel.update(entries, checks)
     channel = channel if isinstance(channel, PlainChannel) else PlainChannel()
     return channel, channel.update(value, serde, checks, moved=moved)
+
+
+def unknown(channel: Channel | None, value: Any, *, moved: bool) -> Sequence[Any]:
+    """What of a value has to be encoded, as far as identities tell."""
+    if isinstance(channel, ListChannel) and type(value) is list:
+        return channel.unknown(value)
+    if isinstance(channel, DictChannel) and type(value) is dict:
+        return channel.unknown(value)
+    if isinstance(channel, PlainChannel) and channel.knows(value) and not moved:
+        return ()
+    return (value,)
 
 
 def _worth_splitting(value: list[object]) -> bool:

@@ -19,14 +19,16 @@ from stepwell.errors import (
 )
 from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes
+from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact
 from stepwell.patch import apply, compose, diff, parse
+from stepwell.storage import Compaction
 
 __all__ = [
     "Breach",
     "CapacityError",
     "ClosedError",
     "Commit",
+    "Compaction",
     "ConflictError",
     "CorruptionError",
     "DiskFullError",
@@ -54,6 +56,7 @@ __all__ = [
     "WritesRecorded",
     "apply",
     "changes",
+    "compact",
     "compose",
     "diff",
     "parse",

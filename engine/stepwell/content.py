@@ -89,6 +89,10 @@ class NotYetPlaced(Exception):
     """The content stands in an event whose sequence is not known yet."""
 
 
+class NotRecalled(Exception):
+    """What the newest state holds is to be looked at, and the caller has no time to read it."""
+
+
 class ContentMemory:
     """The latest contents of all threads of one log.
 
@@ -136,11 +140,17 @@ class ContentMemory:
                 return None  # it comes after this append, or was refused
             return place.number, Ref(place.sequence, start, length)
 
-    def recall(self, thread_id: str) -> bool:
-        """Note what the newest state of a thread holds, once; returns whether that was done now."""
+    def recall(self, thread_id: str, *, may_read: bool) -> bool:
+        """Note what the newest state of a thread holds, once; returns whether that was done now.
+
+        Raises:
+            NotRecalled: It would have to be read, and may not be.
+        """
         with self._lock:
             if self._recalled.get(thread_id):
                 return False
+            if not may_read:
+                raise NotRecalled
             self._recalled.put(thread_id, True, _RECALLED_BYTES)
         with suppress(StepwellError):  # what cannot be read now is stored again, and told to whoever reads it
             for place, fresh in self._recall(thread_id):
@@ -170,14 +180,20 @@ class Encoding:
 
     Attributes:
         places: Where each event will stand.
+
+    Raises:
+        NotRecalled: The log would have to be read, and `may_read` is not set.
     """
 
-    def __init__(self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int) -> None:
+    def __init__(
+        self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int, *, may_read: bool = True
+    ) -> None:
         self.places: list[Place] = []
         self._memory = memory
         self._thread_id = thread_id
         self._events = events
         self._now = now
+        self._may_read = may_read
         self._number: int | None = None
         self._oldest = 0
         self._early: list[Entry] | None = None
@@ -188,6 +204,7 @@ class Encoding:
         """The entries, for a thread of this number whose oldest event stands at `first`."""
         if self._early is not None and (not self._oldest or (self._number == number and self._oldest >= first)):
             return self._early
+        self._early = None  # from here on it is another encoding that `_oldest` and the places are about
         return self._encode(number, first)
 
     def locate(self, committed: Committed | None) -> None:
@@ -212,7 +229,12 @@ class Encoding:
     def _known(self, digest: bytes, incarnation: int | None, first: int, *, inside: bool) -> Ref | None:
         found = self._memory.find(self._thread_id, digest, incarnation, first)
         # The writer, which knows the incarnation, has no time to read.
-        if found is None and inside and incarnation is None and self._memory.recall(self._thread_id):
+        if (
+            found is None
+            and inside
+            and incarnation is None
+            and self._memory.recall(self._thread_id, may_read=self._may_read)
+        ):
             found = self._memory.find(self._thread_id, digest, incarnation, first)
         if found is None:
             return None

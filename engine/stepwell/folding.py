@@ -145,8 +145,10 @@ class Folding:
         while True:
             with self._sealing:
                 run = self._plan(thread_id, only_full)
+                # failpoint: seal-read
                 if run is None or not self._submit(run.operation()).result().number:
                     return sealed  # nothing is left, or somebody else was faster
+                # failpoint: seal-committed
                 self._carry(thread_id, run.ends())
             sealed += len(run.records)
 

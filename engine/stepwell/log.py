@@ -24,8 +24,9 @@ from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
-from stepwell.storage import Append, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
 from stepwell.writer import Ticket, Writer, finish_all
 
@@ -172,19 +173,15 @@ class Log:
             NotALogError: There is something else at `path`; it is left as it is.
             NewerFormatError: A newer version of the library wrote it.
         """
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-            raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
-        check_text("path", os.fspath(path))
+        path = _checked_path(path)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is a whole number from 0, not {cache_bytes!r}")
         cache = Cache(cache_bytes)
-        if os.fspath(path) == IN_MEMORY:
+        if path == IN_MEMORY:
             if read_only:
                 raise UsageError("a log in memory is new and empty: there is nothing to read in it")
             storage: Storage = MemoryStorage(cache=cache)
             return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
-        if "\0" in os.fspath(path):
-            raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
         storage = LmdbStorage(path, read_only=read_only, cache=cache)
         return cls(storage, seal_after_events=seal_after_events, seal_after_bytes=seal_after_bytes, cache=cache)
 
@@ -244,6 +241,25 @@ class Log:
         with self._folding.resting():
             return auditing.audit(self.storage)
 
+    def compact(self, into: str | os.PathLike[str]) -> Compaction:
+        """Write what the log holds now into a new file that is as small as it can be.
+
+        The log may be in use, by this process and by others: the new file shows one moment of it, and pages
+        that are freed meanwhile are used again only afterwards.  It is whole and durable when this returns;
+        when it raises, or is interrupted, there is none.
+
+        Args:
+            into: Path of the new file, where nothing may be.
+
+        Returns:
+            What the log takes of the disk, and what the new file takes.
+
+        Raises:
+            UsageError: There is something at the path, or no file can be put there; the log is in memory.
+            DiskFullError: There is no room for it.
+        """
+        return self.storage.compact(_checked_path(into))
+
     def submit(self, operation: Append | Delete | Copy | Rewrite | Seal, places: Several[Place] = ()) -> Ticket:
         """Queue an operation behind all that were submitted before."""
         if self.storage.read_only:
@@ -254,10 +270,13 @@ class Log:
         """Wait for everything that was submitted and give the file back.  Closing twice is harmless."""
         self._dropped.detach()
         self._folding.close()
+        # failpoint: closing-folding-ended
         self._writer.close()
+        # failpoint: closing-writer-ended
         if self._writer.has_run:
             with suppress(StepwellError):  # whether or not room is given back, the log is closed
                 self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
+        # failpoint: closing-given-back
         self.storage.close()
         _open_logs.discard(self)
 
@@ -305,7 +324,14 @@ class Thread:
         sequences = self.begin_append(events, expected_head=expected_head).result().sequences
         return Sequence(sequences[-1] if sequences else 0)
 
-    def begin_append(self, events: Several[Event], *, expected_head: int | None = None, incarnation: int = 0) -> Ticket:
+    def begin_append(
+        self,
+        events: Several[Event],
+        *,
+        expected_head: int | None = None,
+        incarnation: int = 0,
+        may_read: bool = True,
+    ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
         Args:
@@ -313,14 +339,19 @@ class Thread:
             expected_head: As for `append`.
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
+            may_read: Whether there is time to read what the thread holds, to look for content in it.
+
+        Raises:
+            NotRecalled: There is not, and it has to be done: begin again when there is.
         """
         for event in events:
             _check_event(event)
         now = time.time_ns()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now)
+            encoding = Encoding(self.log.content, self.id, events, now, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        # failpoint: append-encoded
         operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
         return self.log.submit(operation, encoding.places)
 
@@ -383,6 +414,7 @@ class Thread:
                     return
                 if isinstance(operation, Delete):
                     break  # an append that came meanwhile must not be deleted with the rest
+                # failpoint: prune-planned
                 self.log.submit(operation).result()
                 return
         self.log.submit(Rewrite(self.id, decide)).result()
@@ -503,6 +535,38 @@ class Thread:
             )
             for pending in reader.writes(storage, row.number, sequences, lane)
         ]
+
+
+def compact(path: str | os.PathLike[str]) -> Compaction:
+    """Make the file of a log as small as it can be, while nobody has the log open.
+
+    A new file is written beside it and takes its place at once: a crash at any moment leaves the old file or
+    the new one, whole.  Meanwhile the disk holds both, and whoever opens the log waits for the end.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file took of the disk, and what it takes now.
+
+    Raises:
+        UsageError: The log is open, in this process or another, or there is none; nothing was changed.
+        DiskFullError: There is no room for the new file; nothing was changed.
+        NotALogError: There is something else at `path`; it is left as it is.
+    """
+    path = _checked_path(path)
+    if path == IN_MEMORY:
+        raise UsageError("a log in memory has no file to compact")
+    return compact_file(path)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise UsageError(f"the path of a log is a str or a path, not {type(path).__name__}: {path!r}")
+    check_text("path", os.fspath(path))
+    if "\0" in os.fspath(path):
+        raise UsageError(f"the path {os.fspath(path)!r} holds a NUL character, which no path can")
+    return os.fspath(path)
 
 
 def check_text(what: str, text: str) -> None:

@@ -142,6 +142,7 @@ class Writer:
                 self._thread = thread
                 _running.add(thread)
             self._queue.put(ticket)
+        # failpoint: operation-queued
         return ticket
 
     def close(self) -> None:
@@ -181,6 +182,7 @@ class Writer:
                     self._last()
                     _running.discard(threading.current_thread())
                     return
+                # failpoint: group-gathered
                 for part in _parts(group):
                     self._commit(part)
         except BaseException as error:
@@ -231,10 +233,13 @@ class Writer:
                     self._commit([ticket])
             return
         waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
+            # failpoint: ticket-resolved
         _tell(waiting)
+        # failpoint: group-acknowledged
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)

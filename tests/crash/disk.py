@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from crash.trace import (
     Event,
+    Linked,
     Met,
     Noted,
     Reached,
@@ -132,6 +133,8 @@ class Disk:
                 del self._syncs[token]
             case Renamed(path, new_path):
                 self._change_paths(lambda paths: path in paths and paths.update({new_path: paths.pop(path)}))
+            case Linked(path, new_path):
+                self._change_paths(lambda paths: path in paths and paths.update({new_path: paths[path]}))
             case Removed(path):
                 self._change_paths(lambda paths: paths.pop(path, None))
             case Noted():
@@ -229,7 +232,9 @@ class Disk:
             : rng.randint(0, len(self._changes_of_paths)) if named is None else named
         ]:
             change(paths)
-        return {path: self._image_of(self._files[file], choice, rng) for path, file in paths.items()}
+        # A file may have two paths.
+        contents = {file: self._image_of(self._files[file], choice, rng) for file in dict.fromkeys(paths.values())}
+        return {path: contents[file] for path, file in paths.items()}
 
     def _image_of(self, file: _File, choice: Choice, rng: random.Random) -> bytes:
         size = self._rules.sector_bytes

@@ -23,11 +23,12 @@ from typing import Final, NamedTuple
 from lmdb import verify as offline
 
 from crash.disk import Choice, Rules
-from crash.images import Promise, images, promises
-from crash.recorded import FILE, LOCK_SUFFIX, Owner, Shown, Step, Workload
+from crash.images import Promise, images
+from crash.recorded import FILE, LOCK_SUFFIX, Compact, CompactInPlace, Owner, Shown, Step
 from crash.trace import Event
-from stepwell import Log, StepCommitted, StepwellError, changes
+from stepwell import Log, StepCommitted, StepwellError, changes, compact
 from stepwell.patch import Ref, payload_of
+from stepwell.storage import newfile
 
 _DEADLINE_SECONDS: Final = 60
 _LOCK_BYTES: Final = 32768
@@ -47,7 +48,7 @@ class Verdict(NamedTuple):
         choice: The image.
         outcome: WHOLE; REFUSED, by an error of ours while nothing was promised; LOST; or REPEATED, if an equal
             image with an equal promise was judged before.
-        reason: What is wrong.
+        reason: What is wrong; of a whole one, how many operations of each owner are there.
     """
 
     choice: Choice
@@ -66,7 +67,7 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
     """Open a log as after a crash, and use it.
 
     Returns:
-        WHOLE, or REFUSED and why.
+        WHOLE and how many operations of each owner are there, or REFUSED and why.
 
     Raises:
         Failure: Something is lost, half there, or does not go on.
@@ -78,15 +79,19 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
             raise Failure(f"it cannot be opened: {error}") from error
         return REFUSED, str(error)
     with log:
-        shown = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
+        there = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
+        shown = [owner.shown[count] for owner, count in zip(owners, there, strict=True)]
         others = {found.thread_id for found in log.threads()}.difference(*shown)
         _demand(not others, f"there are threads that nobody opened: {others}")
         _check_audit(log)
         for thread_id in ("after the crash", *sorted(shown[0])[:1]):
             _check_going_on(log, thread_id)
-    problems = offline.verify(str(path), subdir=False)  # type: ignore[no-untyped-call]
-    _demand(not problems, f"the file's pages are not in order: {problems[:3]}")
-    return WHOLE, ""
+        for number, owner in enumerate(owners):
+            _check_copies(log, path, number, owner, promise.done[number])
+    _check_pages(path)
+    if any(isinstance(operation, CompactInPlace) for owner in owners for operation in owner.operations):
+        _check_compaction(path)
+    return WHOLE, " ".join(map(str, there))
 
 
 def _demand(holds: bool, otherwise: str) -> None:
@@ -94,14 +99,14 @@ def _demand(holds: bool, otherwise: str) -> None:
         raise Failure(otherwise)
 
 
-def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> Shown:
-    """What the owner's threads show: all that was acknowledged, and of the rest the first few, each whole."""
+def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> int:
+    """How many operations are there: all that were acknowledged, and of the rest the first few, each whole."""
     found = {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads(prefix=f"owner{number}/")}
     done, begun = promise.done[number], promise.begun[number]
     allowed = owner.shown[done : max(done, begun) + 1]
     if found not in allowed:
         raise Failure(f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
-    return found
+    return done + allowed.index(found)
 
 
 def _steps_of(log: Log, thread_id: str) -> list[Step]:
@@ -147,16 +152,73 @@ def _check_going_on(log: Log, thread_id: str) -> None:
     _demand(state is not None and (state.sequence, state.channels) == (sequence, channels), "what is appended is lost")
 
 
+def _check_pages(path: Path) -> None:
+    problems = offline.verify(str(path), subdir=False)  # type: ignore[no-untyped-call]
+    _demand(not problems, f"the pages of {path.name} are not in order: {problems[:3]}")
+
+
+def _check_copies(log: Log, path: Path, number: int, owner: Owner, done: int) -> None:
+    """Each compacted copy shows what its owner's threads showed, or is not there; the next one is there again."""
+    missing = None
+    for position, operation in enumerate(owner.operations):
+        if not isinstance(operation, Compact):
+            continue
+        target = path.with_name(operation.file)
+        if not target.exists():
+            _demand(position >= done, f"the copy {target.name} was acknowledged and is not there")
+            missing = missing or target
+            continue
+        with Log.open(target) as copied:
+            found = {
+                each.thread_id: _steps_of(copied, each.thread_id) for each in copied.threads(prefix=f"owner{number}/")
+            }
+            _demand(found == owner.shown[position], f"the copy {target.name} does not show what the log showed")
+            _check_audit(copied)
+            _check_going_on(copied, "after the crash")
+        _check_pages(target)
+    if missing is not None:
+        log.compact(missing)
+        _demand(missing.exists(), f"the copy {missing.name} cannot be made")
+        _demand(not _draft_of(missing).exists(), f"something is left beside {missing.name}")
+
+
+def _check_compaction(path: Path) -> None:
+    """The file can be compacted, and shows the same afterwards."""
+    before = _everything(path)
+    compact(path)
+    _demand(not _draft_of(path).exists(), f"something is left beside {path.name}")
+    _demand(_everything(path) == before, "compacted, the log shows something else")
+    with Log.open(path) as log:
+        _check_audit(log)
+        _check_going_on(log, "after compaction")
+    _check_pages(path)
+
+
+def _everything(path: Path) -> Shown:
+    with Log.open(path) as log:
+        return {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads()}
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(path.name + newfile.SUFFIX)
+
+
 # --- many images ---
 
 
 def judge_all(
-    workload: Workload, events: Sequence[Event], rules: Rules, chosen: Sequence[Choice], folder: Path
+    owners: Sequence[Owner],
+    promised: Sequence[Promise],
+    events: Sequence[Event],
+    rules: Rules,
+    chosen: Sequence[Choice],
+    folder: Path,
 ) -> list[Verdict]:
     """Judge images in as many processes as there are processors.
 
     Args:
-        workload: What was recorded.
+        owners: Who did what was recorded.
+        promised: What is promised at each point.
         events: The trace.
         rules: What is assumed of the disk.
         chosen: The images.
@@ -172,7 +234,7 @@ def judge_all(
             # In the order of points, so that each worker goes through the trace once.
             share = sorted(chosen[number::count])
             pipe, theirs = processes.Pipe(duplex=False)
-            arguments = (workload, events, rules, share, Path(scratch) / str(number), folder, theirs)
+            arguments = (owners, promised, events, rules, share, Path(scratch) / str(number), folder, theirs)
             worker = processes.Process(target=_work, args=arguments)
             worker.start()
             theirs.close()
@@ -202,16 +264,15 @@ def _received(pipes: list[Connection]) -> Iterator[Verdict]:
 
 
 def _work(
-    workload: Workload,
-    events: list[Event],
+    owners: Sequence[Owner],
+    promised: Sequence[Promise],
+    events: Sequence[Event],
     rules: Rules,
     chosen: list[Choice],
     scratch: Path,
     folder: Path,
     pipe: Connection,
 ) -> None:
-    owners = [Owner(workload, number) for number in range(workload.owners)]
-    promised = promises(events, workload.owners)
     judged: set[tuple[bytes, Promise]] = set()
     gc.freeze()  # children share what is not touched
     for choice, files in images(events, rules, chosen):
@@ -222,10 +283,10 @@ def _work(
             continue
         judged.add(key)
         _lay_out(scratch, files, random.Random(choice.seed))
-        verdict = _in_own_process(choice, scratch / FILE, promise, owners)
-        if verdict.outcome == LOST:
+        outcome, reason = judge_apart(scratch / FILE, promise, owners)
+        if outcome == LOST:
             _lay_out(folder / f"image-{'-'.join(map(str, choice))}", files, random.Random(choice.seed))
-        pipe.send(verdict)
+        pipe.send(Verdict(choice, outcome, reason))
 
 
 def _digest(files: dict[str, bytes]) -> bytes:
@@ -247,7 +308,8 @@ def _lay_out(folder: Path, files: dict[str, bytes], rng: random.Random) -> None:
         (folder / (FILE + LOCK_SUFFIX)).write_bytes(lock)
 
 
-def _in_own_process(choice: Choice, path: Path, promise: Promise, owners: Sequence[Owner]) -> Verdict:
+def judge_apart(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, str]:
+    """`judge` in a process that is forked from this one, which must have one thread; LOST and why where it raises."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -273,5 +335,5 @@ def _in_own_process(choice: Choice, path: Path, promise: Promise, owners: Sequen
     code = os.waitstatus_to_exitcode(status)
     if code:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Verdict(choice, LOST, f"the process that opened it ended with {name}")
-    return Verdict(choice, outcome, reason)
+        return LOST, f"the process that opened it ended with {name}"
+    return outcome, reason

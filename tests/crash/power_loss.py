@@ -26,15 +26,20 @@ if __name__ == "__main__":
 
 from crash import recorded
 from crash.disk import TODAY, Choice, Disk, Rules
-from crash.images import choices, promises
+from crash.images import Promise, choices, images, promises
 from crash.judge import LOST, REFUSED, WHOLE, Verdict, judge_all
-from crash.recorded import LOCK_SUFFIX, WORKLOADS, Workload, named
+from crash.recorded import LOCK_SUFFIX, WORKLOADS, Owner, Workload, named, part
 from crash.recorder import NoCompilerError, build, record
-from crash.trace import Event, Met
+from crash.trace import Event, Met, SyncBegan, SyncEnded, Written
 
 OLD_KERNEL: Final = "3.5.0"
 WITHOUT_LENGTH: Final = Rules(length_by_fdatasync=False)
 TORN_META: Final = Rules(sector_bytes=8)
+EVERYTHING: Final = (*WORKLOADS, "append+pair", "compaction+pair", "everything+twice", "reuse+twice", "in-place+twice")
+RECOVERY: Final = WORKLOADS["recovery"]
+IMAGES_OF_A_RECOVERY: Final = 20
+FILES: Final = "files"
+_FOLDER: Final = 1 << 20  # numbers that no trace reaches
 
 
 @dataclass
@@ -74,28 +79,58 @@ def record_workload(library: Path, workload: Workload, folder: Path) -> list[Eve
         workload: What to run.
         folder: Is created, and takes the files and the trace.
     """
-    files = folder / "files"
-    files.mkdir(parents=True)
-    command = [sys.executable, recorded.__file__, workload.label, str(files)]
-    kernel = OLD_KERNEL if "oldkernel" in workload.variants else ""
+    command = [sys.executable, recorded.__file__, workload.label, str(folder / FILES)]
+    return _record(library, command, folder, OLD_KERNEL if "oldkernel" in workload.variants else "")[0]
+
+
+def _record(library: Path, command: Sequence[str], folder: Path, kernel: str = "") -> tuple[list[Event], int]:
+    """What a command did to its files, and how many events at the beginning say what was there before."""
+    files = folder / FILES
+    files.mkdir(parents=True, exist_ok=True)
+    there = {str(path): path.read_bytes() for path in files.iterdir()}
     trace = record(library, files, command, folder / "trace", kernel)
     # The lock file is a map, which is written to by no call and synced by none: the judge makes up what it holds.
     locks = {event.file for event in trace if isinstance(event, Met) and event.path.endswith(LOCK_SUFFIX)}
     events = [event for event in trace if getattr(event, "file", None) not in locks]
+    inherited = _inherited(events, there, files)
+    events = [*inherited, *events]
     disk = Disk()
     for event in events:
         disk.apply(event)
     for path, content in disk.contents().items():
         assert Path(path).read_bytes() == content, f"the trace does not lead to {path}"
-    return events
+    return events, len(inherited)
+
+
+def _inherited(events: list[Event], there: dict[str, bytes], folder: Path) -> list[Event]:
+    """How the files that were there before came to be there, as events; the others do not tell of it any more."""
+    if not there:
+        return []
+    inherited: list[Event] = [Met(_FOLDER, str(folder), False, True)]
+    met = {event.path: event for event in events if isinstance(event, Met) and not event.created}
+    for number, (path, content) in enumerate(there.items(), _FOLDER + 1):
+        file = met[path].file if path in met else number
+        inherited += [Met(file, path, True, False), Written(file, 0, content)]
+        inherited += [SyncBegan(file, 0), SyncEnded(file, 0, True)]
+        if path in met:
+            events.remove(met[path])
+    return [*inherited, SyncBegan(_FOLDER, 0), SyncEnded(_FOLDER, 0, True)]
 
 
 def sample(
-    events: Sequence[Event], owners: int, rules: Rules, count: int, rng: random.Random
+    events: Sequence[Event], promised: Sequence[Promise], rules: Rules, count: int, rng: random.Random, after: int = 0
 ) -> tuple[int, list[Choice]]:
-    """How many images there are to choose from, and some of them: an eighth from before the log was opened."""
-    promised = promises(events, owners)
-    possible = list(choices(events, rules, rng))
+    """How many images there are to choose from, and some of them: an eighth from before the log was opened.
+
+    Args:
+        events: The trace.
+        promised: What is promised at each point.
+        rules: What is assumed of the disk.
+        count: How many.
+        rng: Chooses.
+        after: The point from which on the power may go.
+    """
+    possible = [choice for choice in choices(events, rules, rng) if choice.point >= after]
     early = [choice for choice in possible if not promised[choice.point].opened]
     late = [choice for choice in possible if promised[choice.point].opened]
     chosen = rng.sample(early, min(len(early), count // 8))
@@ -115,10 +150,44 @@ def run(library: Path, workload: Workload, rules: Rules, count: int, seed: int, 
     """
     rng = random.Random(f"{seed} {workload.name}")
     events = record_workload(library, workload, folder)
-    possible, chosen = sample(events, workload.owners, rules, count, rng)
+    owners = [Owner(workload, number) for number in range(workload.owners)]
+    promised = promises(events, workload.owners)
+    twice = "twice" in workload.variants
+    possible, chosen = sample(events, promised, rules, count // IMAGES_OF_A_RECOVERY if twice else count, rng)
     start = time.perf_counter()
-    verdicts = judge_all(workload, events, rules, chosen, folder)
+    verdicts = judge_all(owners, promised, events, rules, chosen, folder)
+    if twice:
+        whole = {verdict.choice: verdict.reason for verdict in verdicts if verdict.outcome == WHOLE}
+        for number, (choice, files) in enumerate(images(events, rules, sorted(whole))):
+            there = tuple(map(int, whole[choice].split()))
+            place = folder / f"recovery{number}"
+            again, more = _run_again(library, owners, there, promised[choice.point], files, rules, rng, place)
+            possible, verdicts = possible + again, verdicts + more
     return Result(workload.label, possible, verdicts, time.perf_counter() - start)
+
+
+def _run_again(
+    library: Path,
+    owners: list[Owner],
+    there: tuple[int, ...],
+    promise: Promise,
+    files: dict[str, bytes],
+    rules: Rules,
+    rng: random.Random,
+    folder: Path,
+) -> tuple[int, list[Verdict]]:
+    """Go on with an image of a first crash, and judge images of a second one; how many there are, and the verdicts."""
+    (folder / FILES).mkdir(parents=True)
+    for path, content in files.items():
+        (folder / FILES / Path(path).name).write_bytes(content)
+    survivors = len(owners)
+    events, inherited = _record(library, part(RECOVERY, folder / FILES, survivors), folder)
+    promised = [
+        Promise(opened or promise.opened, there + done[survivors:], there + begun[survivors:])
+        for opened, done, begun in promises(events, survivors + 1)
+    ]
+    possible, chosen = sample(events, promised, rules, IMAGES_OF_A_RECOVERY, rng, inherited)
+    return possible, judge_all([*owners, Owner(RECOVERY, survivors)], promised, events, rules, chosen, folder)
 
 
 # --- the whole of it ---
@@ -134,7 +203,8 @@ def _line(result: Result) -> str:
 
 
 def _reasons(result: Result) -> str:
-    said = (verdict.reason.strip().splitlines()[-1] for verdict in result.verdicts if verdict.reason)
+    unhappy = (verdict for verdict in result.verdicts if verdict.outcome in (REFUSED, LOST) and verdict.reason)
+    said = (verdict.reason.strip().splitlines()[-1] for verdict in unhappy)
     counted = Counter(re.sub(r"'/\S*'", "the file", reason)[:150] for reason in said)
     return "".join(f"\n    {number} x {reason}" for reason, number in counted.most_common(5))
 
@@ -143,9 +213,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cut the power at every moment and look for what was promised.")
     parser.add_argument("--images", type=int, default=4000, help="how many to judge (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: a new one)")
-    parser.add_argument(
-        "--workloads", default=",".join(WORKLOADS), help="default: %(default)s; variants: recorded.named"
-    )
+    parser.add_argument("--workloads", default=",".join(EVERYTHING), help="default: %(default)s; variants: Workload")
     parser.add_argument(
         "--disk",
         choices=("today", "without-length", "torn-meta"),

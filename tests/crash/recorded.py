@@ -4,16 +4,23 @@ Every operation and every byte follows from the names of the workload and of the
 image knows what was promised without having been told.  An owner is one thread of execution with agent
 threads of its own; what it does, it does in order.
 
-    python tests/crash/recorded.py NAME FOLDER    runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py NAME FOLDER              runs one, on FOLDER/agents.stepwell
+    python tests/crash/recorded.py recovery FOLDER OWNER    goes on with the file of a crash, as an owner of its own
+    python tests/crash/recorded.py NAME FOLDER OWNER        the part of one owner, in a process of its own
+    python tests/crash/recorded.py NAME FOLDER OWNER HOLD   the same; it begins when it can read a line from standard
+                                                            input, and after HOLD operations waits for its end
 """
 
 from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence as Several
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +34,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
 
 from crash.recorder import NOTES
-from stepwell import Log, Sequence, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell import Log, Sequence, StepCommitted, UsageError, Write, WritesRecorded, changes, compact, parse
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.writer import Ticket
 
@@ -75,7 +82,7 @@ class Record(NamedTuple):
 
 
 class Prune(NamedTuple):
-    """Keep the newest steps."""
+    """Keep the newest steps; none deletes the thread."""
 
     thread: str
     keep: int
@@ -100,11 +107,25 @@ class Seal(NamedTuple):
     thread: str
 
 
+class SealAll(NamedTuple):
+    """Seal all threads, those of others too; nothing that can be read changes."""
+
+
 class Reopen(NamedTuple):
     """Close the log and open it again."""
 
 
-Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | Reopen
+class Compact(NamedTuple):
+    """Write the log into a new file beside it, which shows what is shown now."""
+
+    file: str
+
+
+class CompactInPlace(NamedTuple):
+    """Close the log, compact its file unless another process has it open, and open it again."""
+
+
+Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | SealAll | Reopen | Compact | CompactInPlace
 Shown: TypeAlias = dict[str, list[Step]]
 """By thread, its steps in commit order."""
 
@@ -119,13 +140,13 @@ def carried_out(shown: Shown, operation: Operation) -> Shown:
             steps = shown[thread]
             at = next(i for i, step in enumerate(steps) if (step.step_id, step.lane) == (step_id, lane))
             steps[at] = steps[at]._replace(writes=tuple(sorted((*steps[at].writes, write), key=_task_of)))
-        case Prune(thread, keep):
+        case Prune(thread, keep) if keep:
             shown[thread] = shown[thread][-keep:]
-        case Delete(thread):
+        case Prune(thread, _) | Delete(thread):
             shown.pop(thread, None)
         case Copy(thread, target):
             shown[target] = list(shown[thread])
-        case Seal() | Reopen():
+        case Seal() | SealAll() | Reopen() | Compact() | CompactInPlace():
             pass
     return shown
 
@@ -146,12 +167,15 @@ class Workload:
         name: Decides every byte.
         operations: How many each owner carries out.
         owners: Threads of execution.
+        processes: Whether each owner has a process of its own.
         kinds: What they do, by weight.
         sizes: Of a step's new content, in bytes.
         seal_after_events: As for `Log.open`.
         pause_seconds: Between operations.
-        map_bytes: The map begins so small; 0 is as it is.
-        variants: `inherited`: the file is there already, made by a process that was killed at once.
+        map_bytes: So small the map begins, by process; as it is where nothing is said.
+        variants: `twice`: the power goes again while the log is used after the first time.
+            `pair`: two owners, each with a process of its own.
+            `inherited`: the file is there already, made by a process that was killed at once.
             `oldkernel`: LMDB is made to believe in a kernel whose fdatasync is broken.
             `nosync`, `nometasync`: LMDB is told not to sync, or not to sync its meta page, which loses what was
             acknowledged: a judge that does not find it is none.
@@ -160,11 +184,12 @@ class Workload:
     name: str
     operations: int = 30
     owners: int = 1
+    processes: bool = False
     kinds: dict[str, int] = field(default_factory=lambda: {"append": 6, "fork": 1, "record": 2})
     sizes: tuple[int, ...] = (40, 300, 1500, 5000)
     seal_after_events: int = 1000
     pause_seconds: float = 0.0
-    map_bytes: int = 0
+    map_bytes: tuple[int, ...] = ()
     variants: frozenset[str] = frozenset()
 
     @property
@@ -180,13 +205,48 @@ WORKLOADS: Final = {
         Workload("groups", operations=9, owners=6, kinds={"append": 2, "record": 1, "alone": 4}),
         Workload("sealing", operations=36, seal_after_events=8, pause_seconds=0.006),
         Workload("growth", operations=8, sizes=(30_000, 100_000, 250_000)),
-        Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=1 << 17),
+        Workload("map-growth", operations=16, sizes=(10_000, 60_000), map_bytes=(1 << 17,)),
         Workload("prune", kinds={"append": 6, "record": 2, "prune": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
         Workload("delete", kinds={"append": 8, "record": 2, "delete": 2, "seal": 1}, sizes=(300, 3000, 20_000)),
         Workload(
             "reuse",
             kinds={"append": 6, "prune": 1, "delete": 2, "seal": 4, "reopen": 1},
             sizes=(3000, 20_000, 60_000),
+        ),
+        Workload(
+            "compaction",
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact": 3},
+            sizes=(300, 3000, 20_000),
+        ),
+        Workload(
+            "in-place",
+            operations=24,
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact in place": 3},
+            sizes=(300, 3000, 20_000),
+        ),
+        Workload(
+            "processes",
+            operations=14,
+            owners=2,
+            processes=True,
+            kinds={"append": 6, "record": 2, "prune": 1, "copy": 1, "delete": 1, "seal": 2, "reopen": 1},
+            sizes=(300, 3000, 20_000),
+            seal_after_events=8,
+        ),
+        Workload(
+            "maps",
+            operations=10,
+            owners=2,
+            processes=True,
+            kinds={"append": 8, "prune": 1, "delete": 1, "reopen": 1},
+            sizes=(10_000, 60_000),
+            map_bytes=(1 << 17, 1 << 18),
+        ),
+        Workload(
+            "recovery",
+            operations=10,
+            kinds={"append": 6, "record": 1, "seal all": 2, "prune": 1, "delete": 1, "reopen": 1},
+            sizes=(300, 3000, 20_000),
         ),
         Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
         Workload(
@@ -202,9 +262,10 @@ WORKLOADS: Final = {
 
 
 def named(text: str) -> Workload:
-    """A workload by its name, with any of `+inherited`, `+oldkernel`, `+nosync` and `+nometasync` behind it."""
+    """A workload by its name, with any of its variants behind it, each with a `+`."""
     name, *variants = text.split("+")
-    return replace(WORKLOADS[name], variants=frozenset(variants))
+    workload = replace(WORKLOADS[name], variants=frozenset(variants))
+    return replace(workload, owners=2, processes=True) if "pair" in variants else workload
 
 
 class Owner:
@@ -244,7 +305,7 @@ class Owner:
             case "record":
                 return Record(thread, target.step_id, target.lane, self._content())
             case "prune":
-                return Prune(thread, rng.randint(1, 3))
+                return Prune(thread, rng.randint(0, 3))
             case "delete":
                 return Delete(thread)
             case "copy":
@@ -252,8 +313,15 @@ class Owner:
                 return Copy(thread, f"{self._name}/copy{self._made}")
             case "seal":
                 return Seal(thread)
+            case "seal all":
+                return SealAll()
             case "reopen":
                 return Reopen()
+            case "compact":
+                self._made += 1
+                return Compact(f"{self._name}-compacted{self._made}.stepwell")
+            case "compact in place":
+                return CompactInPlace()
         raise AssertionError(kind)
 
     def _step(self, before: list[Step], lane: str) -> Step:
@@ -280,20 +348,30 @@ class Owner:
 
 
 class _Program:
-    def __init__(self, workload: Workload, folder: Path) -> None:
+    """One process.
+
+    Args:
+        workload: What is done.
+        folder: Where.
+        owners: By whom.
+        hold: Begin with a line of standard input, and after so many operations wait for its end; 0: wait for nothing.
+    """
+
+    def __init__(self, workload: Workload, folder: Path, owners: Several[int], hold: int = 0) -> None:
         self._workload = workload
         self._path = folder / FILE
-        self._notes = os.open(folder / NOTES, os.O_WRONLY)
+        self._owners = owners
+        self._hold = hold
+        self._notes = os.open(folder / NOTES, os.O_WRONLY | os.O_APPEND)
         self._log = self._open()
         self._note(OPENED)
 
     def run(self) -> None:
-        """All owners, each in its thread."""
-        numbers = range(self._workload.owners)
-        if self._workload.owners == 1:
-            self._run_owner(0)
+        """All its owners, each in its thread."""
+        if len(self._owners) == 1:
+            self._run_owner(self._owners[0])
         else:
-            threads = [threading.Thread(target=self._run_owner, args=(number,)) for number in numbers]
+            threads = [threading.Thread(target=self._run_owner, args=(number,)) for number in self._owners]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -302,19 +380,23 @@ class _Program:
 
     def _open(self) -> Log:
         storage = LmdbStorage(self._path)
-        if self._workload.map_bytes:
+        for size in self._workload.map_bytes[self._owners[0] : self._owners[0] + 1]:
             environment = storage._open_environment()
             with environment._alone():
-                environment._resize(self._workload.map_bytes)
+                environment._resize(size)
         return Log(storage, seal_after_events=self._workload.seal_after_events)
 
     def _note(self, *words: object) -> None:
-        os.write(self._notes, " ".join(map(str, words)).encode())
+        os.write(self._notes, " ".join(map(str, words)).encode() + b"\n")
 
     def _run_owner(self, number: int) -> None:
         waiting: list[tuple[int, list[Ticket]]] = []
         for position, operation in enumerate(Owner(self._workload, number).operations):
             alone = isinstance(operation, Append) and operation.alone
+            if self._hold and position == 0:
+                sys.stdin.readline()
+            elif self._hold and position == self._hold:
+                sys.stdin.read()
             if not alone or len(waiting) == 4:
                 self._wait(number, waiting)
             self._note(BEGAN, number, position)
@@ -354,8 +436,18 @@ class _Program:
                 log.thread(thread_id).copy_to(target)
             case Seal(thread_id):
                 log.seal(thread_id)
+            case SealAll():
+                log.seal()
             case Reopen():
                 log.close()
+                self._log = self._open()
+            case Compact(file):
+                log.compact(self._path.with_name(file))
+            case CompactInPlace():
+                log.close()
+                # Where another process may have it open, being refused is part of the work.
+                with suppress(*([UsageError] if self._workload.processes else [])):
+                    compact(self._path)
                 self._log = self._open()
         return []
 
@@ -366,13 +458,32 @@ def _record(step_id: str, lane: str, write: bytes) -> WritesRecorded:
 
 def run(workload: Workload, folder: Path) -> None:
     """Run a workload on the file of a folder that holds an empty file for notes."""
+    if not workload.processes:
+        run_part(workload, folder, range(workload.owners))
+        return
+    others = [subprocess.Popen(part(workload, folder, number)) for number in range(1, workload.owners)]
+    run_part(workload, folder, [0])
+    codes = [other.wait() for other in others]
+    assert not any(codes), f"the other processes ended with {codes}"
+
+
+def part(workload: Workload, folder: Path, owner: int, hold: int = 0) -> list[str]:
+    """The command that runs what one owner does."""
+    return [sys.executable, __file__, workload.label, str(folder), str(owner), str(hold)]
+
+
+def run_part(workload: Workload, folder: Path, owners: Several[int], hold: int = 0) -> None:
+    """Run what some owners do, in this process."""
     sync, metasync = ("nosync" not in workload.variants, "nometasync" not in workload.variants)
     if "inherited" in workload.variants:
         lmdb.open(str(folder / FILE), subdir=False).close()
     with patch.object(lmdb, "open", partial(lmdb.open, sync=sync, metasync=metasync)):
-        _Program(workload, folder).run()
+        _Program(workload, folder, owners, hold).run()
 
 
 if __name__ == "__main__":
-    label, folder = sys.argv[1:]
-    run(named(label), Path(folder))
+    label, folder, *rest = sys.argv[1:]
+    if rest:
+        run_part(named(label), Path(folder), [int(rest[0])], *map(int, rest[1:]))
+    else:
+        run(named(label), Path(folder))

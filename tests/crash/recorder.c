@@ -16,6 +16,9 @@
    Where RECORD_KERNEL is set, the program is told that it runs on that release of Linux, with its files on ext4:
    LMDB asks, since fdatasync was broken there once.
 
+   Processes that the program starts are recorded into the same trace: what numbers files and syncs, and the lock
+   that keeps records in order, are in a map that all of them share.  Each has its own descriptors.
+
    Not seen: maps that are written to, and what libc does inside itself.  Whoever reads the trace compares the
    files that it leads to with the files that are there. */
 
@@ -27,8 +30,10 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
@@ -37,7 +42,7 @@
 
 enum kind {
     CREATED = 1, OPENED, WRITTEN, SYNC_WRITE_BEGAN, SYNC_WRITE_ENDED, RESIZED, ALLOCATED, SYNC_BEGAN, SYNC_ENDED,
-    RENAMED, REMOVED, NOTED, UNKNOWN
+    RENAMED, REMOVED, NOTED, UNKNOWN, LINKED
 };
 
 struct record {
@@ -52,14 +57,20 @@ struct open_file {
     int dsync, notes;
 };
 
+/* A new file of zeros is a shared state that nobody has prepared yet. */
+struct shared {
+    int is_prepared;
+    pthread_mutex_t lock;
+    uint64_t tokens;
+    uint32_t file_count;
+    struct { dev_t device; ino_t inode; } files[FILES];
+};
+
 static struct open_file descriptors[DESCRIPTORS];
-static struct { dev_t device; ino_t inode; } files[FILES];
-static uint32_t file_count;
-static uint64_t tokens;
+static struct shared *shared;
 static int trace = -1;
 static char folder[PATH_MAX];
 static size_t folder_length;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*real_open)(const char *, int, ...);
 static int (*real_openat)(int, const char *, int, ...);
@@ -76,19 +87,40 @@ static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 static int (*real_rename)(const char *, const char *);
 static int (*real_unlink)(const char *);
+static int (*real_link)(const char *, const char *);
+static int (*real_linkat)(int, const char *, int, const char *, int);
 static int (*real_fstatfs)(int, struct statfs *);
 static int (*real_uname)(struct utsname *);
 
 #define FIND(name) (real_##name = dlsym(RTLD_NEXT, #name))
 
+/* The first process prepares it before it can have started another. */
+static void share(const char *path) {
+    char name[PATH_MAX];
+    if (snprintf(name, sizeof name, "%s.shared", path) >= (int)sizeof name) abort();
+    int file = real_open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (file < 0 || real_ftruncate(file, sizeof *shared)) abort();
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (shared == MAP_FAILED) abort();
+    real_close(file);
+    if (!shared->is_prepared) {
+        pthread_mutexattr_t attributes;
+        pthread_mutexattr_init(&attributes);
+        pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+        pthread_mutex_init(&shared->lock, &attributes);
+        shared->is_prepared = 1;
+    }
+}
+
 __attribute__((constructor)) static void start(void) {
     FIND(open), FIND(openat), FIND(close), FIND(write), FIND(writev), FIND(pwrite), FIND(pwritev), FIND(pwritev2);
     FIND(ftruncate), FIND(fallocate), FIND(posix_fallocate), FIND(fsync), FIND(fdatasync), FIND(rename), FIND(unlink);
-    FIND(fstatfs), FIND(uname);
+    FIND(fstatfs), FIND(uname), FIND(link), FIND(linkat);
     const char *named = getenv("RECORD_FOLDER"), *path = getenv("RECORD_TRACE");
     if (named && path && strlen(named) < sizeof folder) {
         strcpy(folder, named);
         folder_length = strlen(folder);
+        share(path);
         trace = real_open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     }
 }
@@ -125,32 +157,32 @@ static struct open_file *found(int descriptor) {
 static void opened(int descriptor, const char *path, int flags, int existed) {
     struct stat status;
     if (descriptor >= DESCRIPTORS || fstat(descriptor, &status)) abort();
-    pthread_mutex_lock(&lock);
     const char *name = strrchr(path, '/');
     if (!strcmp(name ? name + 1 : path, "notes")) {
         descriptors[descriptor] = (struct open_file){0, 0, 1};
     } else {
         uint32_t file = 0;
-        for (uint32_t i = file_count; existed && i > 0 && !file; i--)
-            if (files[i - 1].device == status.st_dev && files[i - 1].inode == status.st_ino) file = i;
+        for (uint32_t i = shared->file_count; existed && i > 0 && !file; i--)
+            if (shared->files[i - 1].device == status.st_dev && shared->files[i - 1].inode == status.st_ino) file = i;
         if (!file) {
-            if (file_count == FILES) abort();
-            files[file_count].device = status.st_dev;
-            files[file_count++].inode = status.st_ino;
-            file = file_count;
+            if (shared->file_count == FILES) abort();
+            shared->files[shared->file_count].device = status.st_dev;
+            shared->files[shared->file_count++].inode = status.st_ino;
+            file = shared->file_count;
             put_path(existed ? OPENED : CREATED, file, S_ISDIR(status.st_mode), path);
         }
         if (existed && flags & O_TRUNC) put(RESIZED, file, 0, 0, 0, NULL, 0, 0);
         descriptors[descriptor] = (struct open_file){file, !!(flags & O_DSYNC), 0};
     }
-    pthread_mutex_unlock(&lock);
 }
 
 static int opening(int directory, const char *path, int flags, mode_t mode) {
-    int inside = is_inside(path), existed = inside && !access(path, F_OK), saved;
-    int descriptor = real_openat(directory, path, flags, mode);
-    saved = errno;
-    if (descriptor >= 0 && inside) opened(descriptor, path, flags, existed);
+    if (!is_inside(path)) return real_openat(directory, path, flags, mode);
+    pthread_mutex_lock(&shared->lock);
+    int existed = !access(path, F_OK);
+    int descriptor = real_openat(directory, path, flags, mode), saved = errno;
+    if (descriptor >= 0) opened(descriptor, path, flags, existed);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return descriptor;
 }
@@ -171,9 +203,9 @@ int openat64(int directory, const char *path, int flags, ...) { MODE(flags) retu
 
 int close(int descriptor) {
     if (found(descriptor)) {
-        pthread_mutex_lock(&lock);
+        pthread_mutex_lock(&shared->lock);
         descriptors[descriptor] = (struct open_file){0, 0, 0};
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&shared->lock);
     }
     return real_close(descriptor);
 }
@@ -191,7 +223,7 @@ static ssize_t writing(int descriptor, const struct iovec *parts, int count, off
     if (!known) return do_write(descriptor, parts, count, offset, how);
     size_t length = 0;
     for (int i = 0; i < count; i++) length += parts[i].iov_len;
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     struct open_file file = *known;
     if (how == HERE && !file.notes) {
         int append = fcntl(descriptor, F_GETFL) & O_APPEND;
@@ -201,16 +233,16 @@ static ssize_t writing(int descriptor, const struct iovec *parts, int count, off
     int saved;
     if (file.notes) {
         put(NOTED, 0, 0, length, 0, parts, count, length);
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&shared->lock);
         return length;
     }
     if (file.dsync) {
-        uint64_t token = ++tokens;
+        uint64_t token = ++shared->tokens;
         put(SYNC_WRITE_BEGAN, file.file, offset, length, token, parts, count, length);
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&shared->lock);
         written = do_write(descriptor, parts, count, offset, how);
         saved = errno;
-        pthread_mutex_lock(&lock);
+        pthread_mutex_lock(&shared->lock);
         put(SYNC_WRITE_ENDED, file.file, offset, length, token, NULL, 0, 0);
         /* Its bytes are in the trace already: a write that came out short would make the trace untrue. */
         if (written != (ssize_t)length) put(UNKNOWN, file.file, 0, 0, 0, NULL, 0, 0);
@@ -219,7 +251,7 @@ static ssize_t writing(int descriptor, const struct iovec *parts, int count, off
         saved = errno;
         if (written > 0) put(WRITTEN, file.file, offset, written, 0, parts, count, written);
     }
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return written;
 }
@@ -254,9 +286,9 @@ ssize_t pwritev2(int descriptor, const struct iovec *parts, int count, off_t off
     struct open_file *known = found(descriptor);
     if (!known) return real_pwritev2(descriptor, parts, count, offset, flags);
     if (flags) {
-        pthread_mutex_lock(&lock);
+        pthread_mutex_lock(&shared->lock);
         put(UNKNOWN, known->file, 0, 0, flags, NULL, 0, 0);
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&shared->lock);
     }
     return writing(descriptor, parts, count, offset, offset == -1 ? HERE : AT);
 }
@@ -270,10 +302,10 @@ ssize_t pwritev64v2(int descriptor, const struct iovec *parts, int count, off_t 
 int ftruncate(int descriptor, off_t length) {
     struct open_file *known = found(descriptor);
     if (!known) return real_ftruncate(descriptor, length);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     int result = real_ftruncate(descriptor, length), saved = errno;
     if (!result) put(RESIZED, known->file, 0, length, 0, NULL, 0, 0);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return result;
 }
@@ -283,10 +315,10 @@ int ftruncate64(int descriptor, off_t length) { return ftruncate(descriptor, len
 int fallocate(int descriptor, int mode, off_t offset, off_t length) {
     struct open_file *known = found(descriptor);
     if (!known) return real_fallocate(descriptor, mode, offset, length);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     int result = real_fallocate(descriptor, mode, offset, length), saved = errno;
     if (!result) put(ALLOCATED, known->file, offset, length, mode, NULL, 0, 0);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return result;
 }
@@ -298,10 +330,10 @@ int fallocate64(int descriptor, int mode, off_t offset, off_t length) {
 int posix_fallocate(int descriptor, off_t offset, off_t length) {
     struct open_file *known = found(descriptor);
     if (!known) return real_posix_fallocate(descriptor, offset, length);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     int result = real_posix_fallocate(descriptor, offset, length);
     if (!result) put(ALLOCATED, known->file, offset, length, 0, NULL, 0, 0);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     return result;
 }
 
@@ -315,15 +347,15 @@ static int syncing(int descriptor, int whole) {
     int (*sync)(int) = whole ? real_fsync : real_fdatasync;
     struct open_file *known = found(descriptor);
     if (!known || known->notes) return sync(descriptor);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     uint32_t file = known->file;
-    uint64_t token = ++tokens;
+    uint64_t token = ++shared->tokens;
     put(SYNC_BEGAN, file, whole, 0, token, NULL, 0, 0);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     int result = sync(descriptor), saved = errno;
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     put(result ? UNKNOWN : SYNC_ENDED, file, whole, 0, token, NULL, 0, 0);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return result;
 }
@@ -333,25 +365,41 @@ int fdatasync(int descriptor) { return syncing(descriptor, 0); }
 
 /* --- names --- */
 
+static void put_names(enum kind kind, const char *from, const char *to) {
+    struct iovec parts[3] = {{(void *)from, strlen(from)}, {"", 1}, {(void *)to, strlen(to)}};
+    put(kind, 0, 0, 0, 0, parts, 3, parts[0].iov_len + 1 + parts[2].iov_len);
+}
+
 int rename(const char *from, const char *to) {
     if (!is_inside(from) && !is_inside(to)) return real_rename(from, to);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     int result = real_rename(from, to), saved = errno;
-    if (!result) {
-        struct iovec parts[3] = {{(void *)from, strlen(from)}, {"", 1}, {(void *)to, strlen(to)}};
-        put(RENAMED, 0, 0, 0, 0, parts, 3, parts[0].iov_len + 1 + parts[2].iov_len);
-    }
-    pthread_mutex_unlock(&lock);
+    if (!result) put_names(RENAMED, from, to);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return result;
 }
 
+int linkat(int from_directory, const char *from, int to_directory, const char *to, int flags) {
+    if (!is_inside(from) && !is_inside(to)) return real_linkat(from_directory, from, to_directory, to, flags);
+    pthread_mutex_lock(&shared->lock);
+    int result = real_linkat(from_directory, from, to_directory, to, flags), saved = errno;
+    if (!result) put_names(LINKED, from, to);
+    pthread_mutex_unlock(&shared->lock);
+    errno = saved;
+    return result;
+}
+
+int link(const char *from, const char *to) {
+    return is_inside(from) || is_inside(to) ? linkat(AT_FDCWD, from, AT_FDCWD, to, 0) : real_link(from, to);
+}
+
 int unlink(const char *path) {
     if (!is_inside(path)) return real_unlink(path);
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&shared->lock);
     int result = real_unlink(path), saved = errno;
     if (!result) put_path(REMOVED, 0, 0, path);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&shared->lock);
     errno = saved;
     return result;
 }

@@ -9,6 +9,7 @@ import pytest
 from crash.disk import PAGE_BYTES, TODAY, Choice, Disk, Rules
 from crash.trace import (
     Event,
+    Linked,
     Met,
     Reached,
     Removed,
@@ -137,5 +138,10 @@ def test_names_are_durable_when_their_folder_was_synced() -> None:
         ((PATH, A), (OTHER_PATH, B)),
         ((PATH, B),),
     }
+    linked = [*new, *synced(FOLDER, 2), Written(FILE, 0, B), Linked(PATH, OTHER_PATH)]
+    both = [image for image in possible(linked) if OTHER_PATH in image]
+    assert both
+    assert all(image[OTHER_PATH] == image[PATH] for image in both), "one file with two names"
+    assert {frozenset(image) for image in possible(linked)} == {frozenset({PATH}), frozenset({PATH, OTHER_PATH})}
     removed = [*renamed, *synced(FOLDER, 5), Removed(PATH), *synced(FOLDER, 6)]
     assert {frozenset(image) for image in possible(removed)} == {frozenset()}

@@ -12,11 +12,12 @@ import pytest
 from crash.disk import PAGE_BYTES, TODAY, Rules
 from crash.images import Promise
 from crash.judge import Failure, judge
-from crash.power_loss import WITHOUT_LENGTH, Result, record_workload, run
+from crash.power_loss import IMAGES_OF_A_RECOVERY, WITHOUT_LENGTH, Result, record_workload, run
 from crash.recorded import FILE, WORKLOADS, Delete, Owner, carried_out, named
 from crash.recorded import run as run_workload
 from crash.recorder import NOTES, NoCompilerError, build, record
 from crash.trace import (
+    Linked,
     Met,
     Noted,
     Reached,
@@ -66,9 +67,17 @@ def test_nothing_that_was_acknowledged_is_lost_when_the_power_goes(library: Path
         assert result.judged >= images // 2
 
 
+def test_nothing_is_lost_when_the_power_goes_a_second_time(library: Path, seed: int, tmp_path: Path) -> None:
+    """While a log is opened and used after a crash, a second one loses neither what was left nor what came then."""
+    name = random.Random(seed).choice(sorted(WORKLOADS))
+    result = judged(library, f"{name}+twice", TODAY, IMAGES_OF_A_RECOVERY, seed, tmp_path)
+    assert result.lost == []
+    assert result.judged >= IMAGES_OF_A_RECOVERY // 2
+
+
 def test_workloads_do_what_they_are_for(library: Path, tmp_path: Path) -> None:
-    """The traces hold commits of sealings, a map that grew, a file that grew in a commit, and holes that are filled."""
-    for name in ("sealing", "map-growth", "growth", "reuse"):
+    """Traces hold sealings, maps and files that grow, new files that take their names, and holes that are filled."""
+    for name in ("sealing", "map-growth", "maps", "growth", "reuse", "compaction", "in-place"):
         events = record_workload(library, WORKLOADS[name], tmp_path / name)
         with Log.open(tmp_path / name / "files" / FILE) as log:
             rows = [log.thread(each.thread_id).row() for each in log.threads()]
@@ -76,8 +85,11 @@ def test_workloads_do_what_they_are_for(library: Path, tmp_path: Path) -> None:
             used = log.storage._open_environment()._env.info()["last_pgno"] * PAGE_BYTES
         if name == "sealing":
             assert max(row.sealed for row in rows if row is not None) > 8
-        elif name == "map-growth":
-            assert used > 2 * WORKLOADS[name].map_bytes
+        elif name in ("map-growth", "maps"):
+            assert used > 2 * max(WORKLOADS[name].map_bytes)
+        elif name in ("compaction", "in-place"):
+            kind = Linked if name == "compaction" else Renamed
+            assert sum(isinstance(event, kind) for event in events) > 1
         elif name == "growth":
             assert max(len(event.content) for event in events if isinstance(event, Written)) > 200_000
         elif freepages.can_punch():
@@ -102,7 +114,8 @@ def test_what_the_judge_lets_pass(tmp_path: Path) -> None:
         copied.write_bytes(path.read_bytes())
         return judge(copied, Promise(True, (done,), (begun,)), [owner])
 
-    assert judged_with(there, there) == judged_with(there - 3, there) == ("whole", "")
+    assert judged_with(there, there) == ("whole", f"{there}")
+    assert judged_with(there - 3, there)[0] == "whole"
     changing = max(n for n in range(1, there + 1) if owner.shown[n] != owner.shown[n - 1])
     with pytest.raises(Failure, match="acknowledged"):
         judged_with(0, changing - 1)
@@ -157,6 +170,7 @@ def test_every_call_is_recorded(library: Path, tmp_path: Path) -> None:
         os.write(other, b"elsewhere")
         os.fsync(other)
         os.rename(f"{folder}/a", f"{folder}/b")
+        os.link(f"{folder}/b", f"{folder}/c")
         directory = os.open(folder, os.O_RDONLY)
         os.fsync(directory)
         os.unlink(f"{folder}/b")
@@ -183,6 +197,7 @@ def test_every_call_is_recorded(library: Path, tmp_path: Path) -> None:
         SyncWriteBegan(1, 32, b"meta", 3),
         SyncWriteEnded(1, 3),
         Renamed(a, b),
+        Linked(b, f"{folder}/c"),
         Met(2, str(folder), False, True),
         SyncBegan(2, 4),
         SyncEnded(2, 4, True),

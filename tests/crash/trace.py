@@ -93,6 +93,13 @@ class Renamed(NamedTuple):
     new_path: str
 
 
+class Linked(NamedTuple):
+    """A file has another path too."""
+
+    path: str
+    new_path: str
+
+
 class Removed(NamedTuple):
     """A path is free."""
 
@@ -116,6 +123,7 @@ Event: TypeAlias = (
     | SyncBegan
     | SyncEnded
     | Renamed
+    | Linked
     | Removed
     | Noted
 )
@@ -154,6 +162,8 @@ def _event(kind: int, file: int, offset: int, length: int, extra: int, rest: byt
             return SyncEnded(file, extra, bool(offset))
         case 10:
             return Renamed(*rest.decode().split("\0"))
+        case 14:
+            return Linked(*rest.decode().split("\0"))
         case 11:
             return Removed(rest.decode())
         case 12:

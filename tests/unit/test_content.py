@@ -353,6 +353,24 @@ def test_places_of_a_failed_attempt(failing: FailingStorage) -> None:
         assert log.audit().breaches == []
 
 
+def test_nothing_refers_to_what_was_pruned_when_a_group_is_tried_again(failing: FailingStorage) -> None:
+    """An append that was encoded anew since its thread had been pruned does not go back to its first encoding."""
+    big = noise(5000)
+    with Log(failing) as log:
+        thread = log.thread("t")
+        head = thread.append([step("s0", {"x": big}), step("s1")])
+        thread.prune([head])
+        queued_behind(failing, log)
+        failing.failure = lambda group: DiskFullError("full") if len(group) > 1 else None
+        tickets = [thread.begin_append([step("s2", {"x": big})]), log.thread("other").begin_append([step("o")])]
+        failing.gate.release()
+        for ticket in tickets:
+            ticket.result()
+        assert shown(log, "s2") == big
+        assert grown_by(log, step("s3", {"x": big})) < 200
+        assert log.audit().breaches == []
+
+
 def test_layout_of_an_encoding_that_was_replaced(failing: FailingStorage) -> None:
     """An append that is encoded again when its turn comes is found by its last layout only."""
     old, first, second, pending = noise(), noise(), noise(), noise()

@@ -266,6 +266,18 @@ class Branches(NamedTuple):
     bases: dict[int, memoryview]
 
 
+class Compaction(NamedTuple):
+    """What writing a log anew has saved.
+
+    Attributes:
+        before_bytes: What the file took of the disk.
+        after_bytes: What the new one takes.
+    """
+
+    before_bytes: int
+    after_bytes: int
+
+
 class Storage(Protocol):
     """What an engine must do.
 
@@ -381,6 +393,9 @@ class Storage(Protocol):
         Returns:
             How many bytes were given back.
         """
+
+    def compact(self, into: str) -> Compaction:
+        """Write what the log holds now into a new file, without free pages; see `Log.compact`."""
 
     def close(self) -> None:
         """Give back what the engine holds.  Closing twice is harmless."""

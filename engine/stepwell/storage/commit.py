@@ -79,6 +79,7 @@ class Commit:
             if isinstance(operation, Rewrite):
                 row = self._thread(operation.thread_id)
                 decided = None if row is None else operation.decide(row)
+                # failpoint: rewrite-decided
                 return Committed(0, 0, ()) if decided is None else self.attempt(decided)
             return self._copy(operation)
         except StepwellError as error:
@@ -112,6 +113,7 @@ class Commit:
             return Committed(row.number if row else 0, 0, ())
         for entry in entries:
             self._check_base(operation, row, entry)
+        # failpoint: append-checked
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
@@ -120,6 +122,7 @@ class Commit:
         else:
             if operation.restart:
                 self._clear(row)
+                # failpoint: prune-cleared
             first = row.last + 1
         sequences = tuple(self._add(row, entry) for entry in entries)
         self._feed(row, first)
@@ -228,6 +231,7 @@ class Commit:
         if sealing is None:
             stored = header + entry.body
             self._tables.put(EVENTS, fmt.event_key(row.number, sequence), stored)
+            # failpoint: event-put
             row.loose_bytes += len(stored)
             row.stored_bytes += len(stored)
         else:
@@ -250,6 +254,7 @@ class Commit:
         self._begin()
         gone = _entry(ThreadDeleted(Sequence(row.last), row.chain), None, operation.created_at)
         self._clear(row)
+        # failpoint: delete-cleared
         self._tables.delete(NAMES, fmt.name_key(THREAD_NAMES, operation.thread_id.encode()))
         row.deleted, row.name_hash = True, b""
         sequence = self._record(row, 0, gone)
@@ -276,7 +281,9 @@ class Commit:
         if source.first > 1:
             opened = ThreadPruned(operation.target_id, Sequence(source.first - 1), fmt.CHAIN_SEED, operation.created_at)
         self._copy_events(source, row, _plain_entry(opened, operation.created_at))
+        # failpoint: copy-events-put
         self._copy_derived(source.number, row.number)
+        # failpoint: copy-derived-put
         row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
         copied = ThreadCopied(operation.source_id, Sequence(source.last))
         sequence = self._record(row, 0, _entry(copied, None, operation.created_at))
@@ -328,6 +335,7 @@ class Commit:
             self._tables.delete(EVENTS, key)
             row.loose_bytes -= len(stored)
             row.stored_bytes -= len(stored)
+        # failpoint: seal-records-removed
         self._put_segment(row.number, operation.last, operation.segment)
         row.sealed = operation.last
         row.stored_bytes += len(operation.segment)
@@ -337,6 +345,7 @@ class Commit:
     def _put_segment(self, thread: int, last: int, segment: bytes) -> None:
         for key, part in cut(thread, last, segment):
             self._tables.put(SEGMENTS, key, part)
+            # failpoint: segment-part-put
 
     def _copy_derived(self, source: int, target: int) -> None:
         self._flush_lanes()

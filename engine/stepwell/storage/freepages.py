@@ -54,7 +54,8 @@ _NO_ROOT: Final = (1 << 64) - 1
 _FIRST_PAGE: Final = 2  # 0 and 1 are the meta pages
 _DEEPEST: Final = 32
 
-_PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
+_PUNCH_HOLE: Final = _KEEP_SIZE | 0x02  # FALLOC_FL_PUNCH_HOLE
 _UNABLE: Final = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -91,12 +92,12 @@ def can_allocate() -> bool:
 
 
 def allocate(descriptor: int, length: int) -> None:
-    """Give blocks to the beginning of a file, and that length at least; what it holds stays.
+    """Give blocks to the beginning of a file; its length, and what it holds, stay.
 
     Raises:
         OSError: There is no room, or the file system cannot do it.
     """
-    _call_fallocate(descriptor, 0, 0, length)
+    _call_fallocate(descriptor, _KEEP_SIZE, 0, length)
 
 
 def can_read() -> bool:

@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, TypeAlias, TypeVar
 
 import lmdb
 import msgspec
@@ -36,14 +36,16 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import Append, Copy, Operation, Outcome, freepages, metapages, room
+from stepwell.storage import Append, Compaction, Copy, Operation, Outcome, freepages, lockfile, metapages, room
 from stepwell.storage.datafile import Finding, inspect
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
+from stepwell.storage.newfile import NewFile, occupied_bytes, sync_directory
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.room import LockFile, Reserve
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
+_Identity: TypeAlias = tuple[int, int]  # device and inode
 
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
@@ -119,6 +121,7 @@ class LmdbStorage(TableStorage):
                 outcomes = self._carry_out(tables, operations)
                 if not makes_room:
                     environment.check_spare_pages(transaction.id() - 1, tables.put_bytes)
+            # failpoint: group-committed
             return outcomes
 
         return environment.retrying(attempt, makes_room)
@@ -138,6 +141,18 @@ class LmdbStorage(TableStorage):
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
         return 0 if self.read_only else environment.give_back(least_bytes, in_background)
+
+    def compact(self, into: str) -> Compaction:
+        environment = self._open_environment()
+        target = os.path.realpath(into)
+        with _new_file(into), NewFile(target) as file:
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), into)
+            like = os.stat(environment.real_path)
+            with environment.transaction(write=False):
+                _copy_compactly(environment._env, file, into)
+            file.take_name(like)
+            return Compaction(occupied_bytes(like), occupied_bytes(os.stat(target)))
 
     def _open_environment(self) -> _Environment:
         environment = self._environment
@@ -229,21 +244,39 @@ class _Environment:
         self._is_unsettled = False  # LMDB could not write a meta page
         self._is_lost = False  # and the environment was not opened anew since
         found = _check_file(path, real_path, read_only)
+        # failpoint: opening-checked
         try:
-            self._env, self.tables, self.log_id = self._open(read_only)
+            self._env, self.tables, self.log_id, self._identity = self._open_settled(read_only)
         except CapacityError:
             if found is Finding.NOTHING:
                 _remove_beginning(real_path)
             raise
-        try:
-            self._identity = _identity(real_path)
-            self._lock_file.hold()
-            if not read_only:
+        self._lock_file.hold()
+        if not read_only:
+            try:
                 # A file that was there may have been made by a process that died before it came to this.
-                _sync_directory(os.path.dirname(real_path))
-        except OSError as error:
-            self.close()
-            raise room.disk_full(path, real_path, f"its directory cannot be synced: {error}") from error
+                sync_directory(os.path.dirname(real_path))
+            except OSError as error:
+                self.close()
+                raise room.disk_full(path, real_path, f"its directory cannot be synced: {error}") from error
+        # failpoint: opening-name-synced
+
+    def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
+        """Open the file that has the path, while `compact` may put another one there."""
+        while True:
+            before = _identity_if_any(self.real_path)
+            try:
+                env, tables, log_id = self._open(read_only)
+            except CapacityError:
+                raise
+            except StepwellError:
+                if _identity_if_any(self.real_path) == before:
+                    raise
+                continue
+            identity = _identity_if_any(self.real_path)
+            if identity is not None and before in (None, identity):
+                return env, tables, log_id, identity
+            env.close()
 
     def _open(
         self, read_only: bool, largest_bytes: int | None = None
@@ -253,6 +286,7 @@ class _Environment:
         self._lock_file.prepare(self.path)
         with _translated(self.path, self.real_path):
             env = _open_map(self.real_path, read_only, largest_bytes)
+            # failpoint: opening-mapped
             try:
                 env.reader_check()
                 tables, log_id = _open_tables(env, self.path, read_only)
@@ -295,6 +329,7 @@ class _Environment:
                 # Another process has grown the file beyond this one's map.
                 with self._alone():
                     self._resize(0)
+                # failpoint: map-adopted
             except lmdb.ReadersFullError:
                 self._leave()
                 if not self._env.reader_check():
@@ -370,7 +405,7 @@ class _Environment:
                         released = True
                         # A file system with a journal gives blocks out again when that they are free is in it.
                         with suppress(OSError):
-                            _sync_directory(os.path.dirname(self.real_path))
+                            sync_directory(os.path.dirname(self.real_path))
                     else:
                         self._give_back_end()
                         raise
@@ -446,6 +481,7 @@ class _Environment:
                 transaction.put(_META_TURN, (turn + 1).to_bytes(8), db=self.tables[META])
         except CapacityError:
             return False
+        # failpoint: turn-committed
         return True
 
     def _grow(self, full: MapFullError) -> None:
@@ -457,7 +493,9 @@ class _Environment:
                     f"(its map, or ulimit -f), of which {room.reserve_bytes(used):,} are kept for what makes room; "
                     "prune or delete threads, raise the limit, or start a new file"
                 ) from full
+            # failpoint: map-growing
             self._resize(min(size * 2, largest))
+            # failpoint: map-grown
 
     def _map_bytes(self) -> int:
         return self._env.info()["map_size"]
@@ -553,6 +591,7 @@ class _Environment:
                     newest = transaction.id() - 1
                     oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
                     extents = file.occupied(freepages.before(file.free(newest), oldest, reserve), fewest)
+                    # failpoint: holes-found
                     # At least half of the time is spent on holes, however long the list is.
                     stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
                     for extent in extents:
@@ -562,11 +601,13 @@ class _Environment:
                             complete = True
                             break
                         file.punch(extent)
+                        # failpoint: hole-punched
                         given += extent.length
                     else:
                         complete = True
                 finally:
                     transaction.abort()
+            # failpoint: holes-made
             yield given
             if not complete:
                 time.sleep(_HOLD_SECONDS)
@@ -582,15 +623,15 @@ class _Environment:
         """Open the file anew for writing: the first handle on it was a read-only one."""
         if not self._read_only:
             return
-        _sync_directory(os.path.dirname(self.real_path))
+        sync_directory(os.path.dirname(self.real_path))
         with self._alone():
             self._env.close()
             try:
-                self._env, self.tables, self.log_id = self._open(read_only=False)
+                self._env, self.tables, self.log_id, self._identity = self._open_settled(read_only=False)
                 self._read_only = False
             except BaseException:
                 # Whoever reads through the other handles goes on as before.
-                self._env, self.tables, self.log_id = self._open(read_only=True)
+                self._env, self.tables, self.log_id, self._identity = self._open_settled(read_only=True)
                 raise
 
     @contextmanager
@@ -631,17 +672,21 @@ class _Environment:
             self._closed = True
             self._env.close()
             self._lock_file.close()
+        # failpoint: closed
 
 
 # --- one environment per file and process ---
 
 _environments: dict[str, _Environment] = {}
+_compacting: set[str] = set()  # files that nobody may open in this process until `compact` is done with them
 _registry = threading.Lock()
 
 
 def _acquire(path: str, read_only: bool) -> _Environment:
     real_path = os.path.realpath(path)
     with _registry:
+        if real_path in _compacting:
+            raise UsageError(f"the log {path!r} is being compacted by this process; open it when that has ended")
         environment = _environments.get(real_path)
         if environment is not None and environment.is_gone():
             # The file was removed or replaced: who has it open keeps it, who opens it now gets the new one.
@@ -690,6 +735,7 @@ def _after_fork_in_child() -> None:
     global _registry
     _registry = threading.Lock()
     _environments.clear()
+    _compacting.clear()
     while _at_rest:
         _at_rest.pop().abandon()
 
@@ -737,7 +783,7 @@ def _remove_beginning(real_path: str) -> None:
             file.truncate(0)
 
 
-def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Environment:
+def _open_map(real_path: str, read_only: bool, largest_bytes: int, *, lock: bool = True) -> lmdb.Environment:
     size = largest_bytes
     while True:
         try:
@@ -746,6 +792,7 @@ def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Envir
                 map_size=size,
                 subdir=False,
                 readonly=read_only,
+                lock=lock,
                 max_dbs=2 * len(ALL),
                 max_readers=_MAX_READERS,
             )
@@ -763,6 +810,7 @@ def _open_map(real_path: str, read_only: bool, largest_bytes: int) -> lmdb.Envir
 def _open_tables(env: lmdb.Environment, path: str, read_only: bool) -> tuple[dict[str, lmdb._Database], bytes]:
     if not read_only:
         _create_tables(env, path)
+        # failpoint: opening-tables-created
     try:
         # Outside any transaction: a table that was opened within one is gone when that was only for reading.
         tables = {table: env.open_db(table.encode(), create=False) for table in ALL}
@@ -796,6 +844,94 @@ def _create_tables(env: lmdb.Environment, path: str) -> None:
         tables = {table: env.open_db(table.encode(), transaction) for table in ALL}
         format_ = LogFormat(fmt.FORMAT_VERSION, fmt.READABLE_FROM_VERSION, os.urandom(16))
         transaction.put(_META_FORMAT, msgspec.msgpack.encode(format_), db=tables[META])
+        # failpoint: opening-tables-put
+
+
+# --- compaction ---
+
+
+def compact(path: str) -> Compaction:
+    """See `stepwell.compact`."""
+    real_path = os.path.realpath(path)
+    if not lockfile.CAN_LOCK:
+        raise UsageError(f"this system does not say whether {path!r} is in use; use Log.compact(into=...) instead")
+    if not os.path.exists(real_path):
+        raise UsageError(f"there is no log at {path!r} to compact")
+    with _registry:
+        if real_path in _environments or real_path in _compacting:
+            raise _in_use(path, "this process")
+        _compacting.add(real_path)
+    try:
+        return _compact_alone(path, real_path)
+    finally:
+        with _registry:
+            _compacting.discard(real_path)
+
+
+def _compact_alone(path: str, real_path: str) -> Compaction:
+    _check_file(path, real_path, read_only=True)
+    with _new_file(path), _translated(path, real_path), ExitStack() as stack:
+        # Before the lock file is touched: it raises if this process has the file open by some other way.
+        env = _open_map(real_path, True, room.LARGEST_MAP_BYTES, lock=False)
+        stack.callback(env.close)
+        try:
+            lock = stack.enter_context(lockfile.alone(real_path))
+        except lockfile.InUseError:
+            raise _in_use(path, "another process") from None
+        # failpoint: compaction-locked
+        _open_tables(env, path, read_only=True)
+        with NewFile(real_path) as file:
+            like = os.stat(real_path)
+            if like.st_nlink > 1:
+                raise UsageError(
+                    f"the log {path!r} has {like.st_nlink} names (hard links), and only one would get the new file; "
+                    "remove the others, or use Log.compact(into=...)"
+                )
+            _copy_compactly(env, file, path)
+            env.close()
+            lockfile.forget(lock)
+            with suppress(OSError):
+                if freepages.can_allocate():
+                    freepages.allocate(lock, mmap.PAGESIZE)
+            # failpoint: compaction-lock-emptied
+            file.replace(like)
+        # failpoint: compaction-replaced
+        # Fills the lock file anew before the lock goes to somebody who waits for it; else who comes next does.
+        with suppress(lmdb.Error, StepwellError):
+            _open_map(real_path, False, room.LARGEST_MAP_BYTES).close()
+        # failpoint: compaction-lock-filled
+        return Compaction(occupied_bytes(like), occupied_bytes(os.stat(real_path)))
+
+
+def _in_use(path: str, whose: str) -> UsageError:
+    return UsageError(
+        f"the log {path!r} is open in {whose}, and is compacted in its place only while nobody has it open: "
+        "close it there first, or make a smaller copy with Log.compact(into=...)"
+    )
+
+
+def _copy_compactly(env: lmdb.Environment, file: NewFile, path: str) -> None:
+    try:
+        env.copyfd(file.fileno(), compact=True)
+    except lmdb.IncompatibleError as error:
+        raise CorruptionError(f"{path!r}: the log has pages that are neither in use nor free: {error}") from error
+    except lmdb.Error as error:
+        raise _translate(error, path, os.path.dirname(os.path.realpath(path))) from error
+
+
+@contextmanager
+def _new_file(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a new file for a path into our errors."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError(
+            f"there is something at {path!r} already, which is left as it is; choose another path"
+        ) from error
+    except OSError as error:
+        if error.errno in room.NO_ROOM:
+            raise DiskFullError(f"the disk has no room for a new file at {path!r}; free some space: {error}") from error
+        raise UsageError(f"no new file can be put at {path!r}: {error}") from error
 
 
 def _foreign(path: str) -> NotALogError:
@@ -817,23 +953,15 @@ def _sparing(in_background: bool) -> tuple[int, int]:
     return (_FEWEST_PAGES, _RESERVED_PAGES) if in_background else (1, 0)
 
 
-def _identity(real_path: str) -> tuple[int, int]:
+def _identity(real_path: str) -> _Identity:
     status = os.stat(real_path)
     return status.st_dev, status.st_ino
 
 
-def _sync_directory(directory: str) -> None:
-    """Make the file's name durable; a synced file without a name would be lost."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:
-        return  # who may pass through a directory but not read it cannot sync it either
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _identity_if_any(real_path: str) -> _Identity | None:
+    with suppress(OSError):
+        return _identity(real_path)
+    return None
 
 
 # --- errors ---

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stepwell.cache import Cache
-from stepwell.errors import ClosedError, ForkedError
+from stepwell.errors import ClosedError, ForkedError, UsageError
+from stepwell.storage import Compaction
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, Tables
 
@@ -60,6 +61,9 @@ class MemoryStorage(TableStorage):
         if self._tables is None:
             raise ClosedError("the log in memory was closed, and its content is gone; open a new one")
         return self._tables
+
+    def compact(self, into: str) -> Compaction:
+        raise UsageError("a log in memory has no file to make a smaller copy of; copy its threads into another log")
 
     def close(self) -> None:
         if self._pid == os.getpid():

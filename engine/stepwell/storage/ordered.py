@@ -74,12 +74,14 @@ class TableStorage(ABC):
 
     def _carry_out(self, tables: Tables, operations: Several[Operation]) -> list[Outcome]:
         """Change the tables as a group of operations asks for."""
+        # failpoint: group-begun
         for operation in operations:
             if isinstance(operation, Append) and operation.placed is not None:
                 operation.placed(None)
         commit = Commit(tables, self._held)
         outcomes = [commit.attempt(operation) for operation in operations]
         commit.finish()
+        # failpoint: group-put
         return outcomes
 
     def thread(self, thread_id: str) -> ThreadRow | None:

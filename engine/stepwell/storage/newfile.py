@@ -1,0 +1,156 @@
+"""A file that appears whole, or not at all.
+
+    1. It is written under a name of its own beside its target, `<target>-new`, locked by whoever writes it.
+    2. It is synced.
+    3. It takes the target's name: by a link, which replaces nothing, or by a rename, which replaces what is there.
+    4. The directory is synced.
+
+A crash before 3 leaves the target as it was, and `<target>-new`, which the next attempt removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from typing import Final, Self
+
+from stepwell.errors import UsageError
+
+if sys.platform != "win32":
+    import fcntl
+
+SUFFIX: Final = "-new"
+
+_NO_LINKS: Final = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
+
+
+class NewFile:
+    """A file on its way; when the block ends, it has the target's name or is gone.
+
+    Args:
+        target: The path that it is for.
+
+    Raises:
+        UsageError: Another one is on its way to the same target.
+        OSError: It cannot be created.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._path = target + SUFFIX
+        self._descriptor = self._claim()
+        self._is_draft = True
+
+    def _claim(self) -> int:
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if not _lock(descriptor):
+                    raise UsageError(f"another process is writing {self._path!r}; let it end, or choose another path")
+                status = os.fstat(descriptor)
+                if _is_at(status, self._path):
+                    if not status.st_size and status.st_nlink == 1:
+                        return descriptor
+                    # Somebody died over it.  It is not emptied: it may have its second name already.
+                    os.unlink(self._path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def fileno(self) -> int:
+        """The descriptor to write through."""
+        return self._descriptor
+
+    def take_name(self, like: os.stat_result) -> None:
+        """Give the file its name, which nobody must have yet; it is durable when this returns.
+
+        Args:
+            like: A file whose permissions and owner it gets.
+
+        Raises:
+            FileExistsError: Something has that name; it is left as it is.
+        """
+        self._finish(like)
+        try:
+            os.link(self._path, self.target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(self.target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.target) from None
+            os.rename(self._path, self.target)
+        # failpoint: new-file-linked
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        self._is_draft = False
+        sync_directory(os.path.dirname(self.target))
+
+    def replace(self, like: os.stat_result) -> None:
+        """Put the file in the place of what has its name; it is durable when this returns.
+
+        Args:
+            like: A file whose permissions and owner it gets.
+        """
+        self._finish(like)
+        os.replace(self._path, self.target)
+        self._is_draft = False
+        # failpoint: new-file-renamed
+        sync_directory(os.path.dirname(self.target))
+
+    def _finish(self, like: os.stat_result) -> None:
+        # failpoint: new-file-written
+        if sys.platform != "win32":
+            mine = os.fstat(self._descriptor)
+            if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+                os.fchown(self._descriptor, like.st_uid, like.st_gid)
+            os.fchmod(self._descriptor, like.st_mode & 0o7777)
+        os.fsync(self._descriptor)
+        # failpoint: new-file-synced
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_draft:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+        os.close(self._descriptor)
+
+
+def occupied_bytes(status: os.stat_result) -> int:
+    """What a file takes of the disk."""
+    return status.st_size if sys.platform == "win32" else status.st_blocks * 512
+
+
+def sync_directory(directory: str) -> None:
+    """Make the names in a directory durable; a synced file without a name would be lost."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:
+        return  # who may pass through a directory but not read it cannot sync it either
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Keep other processes and other threads from writing the same file; False if one does."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _is_at(status: os.stat_result, path: str) -> bool:
+    try:
+        return os.path.samestat(status, os.stat(path))
+    except FileNotFoundError:
+        return False
