@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash signals repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash full signals repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -47,6 +47,10 @@ signals: $(DEV_READY) ## interrupt every call at every moment, by Ctrl-C and by 
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)
+
+full: $(DEV_READY) ## fill disks and maps, and let each write and sync fail, and look for what was promised
+	$(PY) tests/crash/faults.py $(ARGS)
+	$(PY) tests/crash/full.py
 
 agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
 	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)
