@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash signals damage repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash full signals damage repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -50,6 +50,10 @@ damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie o
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)
+
+full: $(DEV_READY) ## fill disks and maps, and let each write and sync fail, and look for what was promised
+	$(PY) tests/crash/faults.py $(ARGS)
+	$(PY) tests/crash/full.py
 
 agents: $(DEV_READY) ## run every agent in every mode, not only the sample that `make test` runs
 	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents $(ARGS)

@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
-    ("storage.datafile", "storage.filesystem", "storage.freepages"),
-    ("storage.structure", "storage.remains"),
+    ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
+    ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
     ("content", "pruning"),

@@ -19,14 +19,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.codec import Record
-from stepwell.errors import ClosedError, ConflictError, ForkedError
+from stepwell.errors import CapacityError, ClosedError, ConflictError, ForkedError, StepwellError
 from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
 from stepwell.patch import references
@@ -66,6 +66,7 @@ class Folding:
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._waiting: set[str] = set()
         self._failed: dict[str, int] = {}  # sequences to wait for before another attempt
+        self._has_no_room = False
         self._lock = threading.Lock()  # of the writer's thread and of the folding one; no other may wait for them
         self._sealing = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -120,16 +121,27 @@ class Folding:
                     return
                 self.seal(thread_id, only_full=True)
                 self._failed.pop(thread_id, None)
+                self._has_no_room = False
                 self._storage.give_back(_LEAST_GIVEN_BACK_BYTES, in_background=True)
             except (ConflictError, ClosedError):
                 continue  # the thread was pruned or deleted, or the log closed: nothing is left to do
+            except CapacityError as error:
+                # Where there is no room for one there is none for the next: it is told once, until there is some.
+                if not self._has_no_room:
+                    _log.warning("The events of thread %r could not be sealed yet: %s", thread_id, error)
+                self._has_no_room = True
+                self._put_off(thread_id)
             except Exception:
-                # What was appended is safe without it; another attempt is made when there is more to seal.
                 _log.warning("The events of thread %r could not be sealed", thread_id, exc_info=True)
-                row = self._storage.thread(thread_id)
-                self._failed[thread_id] = 0 if row is None else row.last + self._after_events
+                self._put_off(thread_id)
             finally:
                 self._sealing.release()
+
+    def _put_off(self, thread_id: str) -> None:
+        """What was appended is safe without it; another attempt is made when there is more to seal."""
+        with suppress(StepwellError):
+            row = self._storage.thread(thread_id)
+            self._failed[thread_id] = 0 if row is None else row.last + self._after_events
 
     def seal(self, thread_id: str, *, only_full: bool = False) -> int:
         """Put the loose events of a thread into segments; returns how many.

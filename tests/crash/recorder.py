@@ -25,8 +25,8 @@ class NoCompilerError(Exception):
     """There is nothing to build the recorder with, or it cannot be preloaded here."""
 
 
-def build(folder: Path) -> Path:
-    """The recorder as a shared library in a folder.
+def build(folder: Path, source: Path = SOURCE) -> Path:
+    """The recorder, or another such source, as a shared library in a folder.
 
     Raises:
         NoCompilerError: Recording is not possible on this machine; the message says why.
@@ -36,11 +36,11 @@ def build(folder: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         raise NoCompilerError("there is no C compiler here (cc, gcc or clang) to build the recorder with")
-    library = folder / "recorder.so"
-    command = [compiler, "-O1", "-Wall", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+    library = folder / f"{source.stem}.so"
+    command = [compiler, "-O1", "-Wall", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl", "-lpthread"]
     built = subprocess.run(command, capture_output=True, text=True)
     if built.returncode:
-        raise AssertionError(f"the recorder cannot be compiled:\n{built.stderr}")
+        raise AssertionError(f"{source.name} cannot be compiled:\n{built.stderr}")
     return library
 
 

@@ -431,6 +431,28 @@ def test_a_sealing_that_fails(caplog: pytest.LogCaptureFixture) -> None:
         assert log.audit().breaches == []
 
 
+def test_want_of_room_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often sealing finds no room, one line says so, without a trace, until it has succeeded again."""
+    storage = FailingStorage()
+    with Log(storage, seal_after_events=4) as log, caplog.at_level(logging.WARNING, "stepwell"):
+        storage.failure = lambda group: (
+            DiskFullError("full") if any(isinstance(operation, Seal) for operation in group) else None
+        )
+        for name in ("one", "two", "three"):
+            log.thread(name).append([step(f"s{number}") for number in range(4)])
+        until(lambda: len(log._folding._failed) == 3)
+        assert len(caplog.records) == 1
+        storage.failure = lambda group: None
+        log.thread("four").append([step(f"s{number}") for number in range(4)])
+        until(lambda: bool(log.storage.segments(4)) and not log._folding._has_no_room)
+        storage.failure = lambda group: DiskFullError("full") if isinstance(group[0], Seal) else None
+        log.thread("five").append([step(f"s{number}") for number in range(4)])
+        until(lambda: "five" in log._folding._failed)
+        assert log.audit().breaches == []
+    assert len(caplog.records) == 2
+    assert all("could not be sealed yet" in each.message and each.exc_info is None for each in caplog.records)
+
+
 def test_damaged_events_stay_loose(log: Log) -> None:
     """A damaged event is not sealed with the rest, as if it were sound; those before it can be."""
     write(log, "one", 20)

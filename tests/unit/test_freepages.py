@@ -463,3 +463,31 @@ def test_a_file_system_that_cannot(env: lmdb.Environment, path: Path, monkeypatc
     with pytest.raises(OSError, match="Input/output error") as raised:
         punch(env, path)
     assert not isinstance(raised.value, UnableError)
+
+
+def test_blocks_move_to_the_pages_that_are_used_next(tmp_path: Path) -> None:
+    """As many free pages have blocks as before, and none that LMDB takes later than one without."""
+    path = tmp_path / "data"
+    env = opened(path)
+    for start in range(0, 60, 20):
+        fill(env, range(start, start + 20))
+    for start in range(0, 60, 20):
+        empty(env, range(start, start + 20))
+    fill(env, range(100, 101))
+    fill(env, range(101, 102))
+    with page_file(path) as file, env.begin(write=True) as transaction:
+        last = transaction.id() - 1
+        pages = freepages.in_order_of_use(file.free(last), last)
+        for page in pages[: len(pages) // 3 : 2]:
+            file.punch(Extent(page * PAGE, PAGE))
+        backed = sum(extent.length for extent in file.occupied(sorted(pages)))
+        taken = file.occupied_bytes
+        assert 0 < backed < len(pages) * PAGE
+        assert 0 < file.move_blocks(pages) <= len(pages) * PAGE - backed
+        # Blocks that were not written yet do not show as data everywhere, but are counted.
+        assert file.occupied(sorted(pages[backed // PAGE :])) == []
+        assert file.occupied_bytes == taken
+        transaction.abort()
+    fill(env, range(200, 220))
+    env.close()
+    assert listed(path)

@@ -38,7 +38,8 @@ from stepwell.storage.pages import FIRST_PAGE, FORMAT, META_BYTES, Meta, PageErr
 
 _NUMBER_BYTES: Final = 8
 
-_PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
+_PUNCH_HOLE: Final = _KEEP_SIZE | 0x02  # FALLOC_FL_PUNCH_HOLE
 _UNABLE: Final = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -69,6 +70,20 @@ def can_punch() -> bool:
     return _fallocate is not None
 
 
+def can_allocate() -> bool:
+    """Whether there is a way to give blocks to a file without writing to it."""
+    return _fallocate is not None
+
+
+def allocate(descriptor: int, length: int) -> None:
+    """Give blocks to the beginning of a file; its length, and what it holds, stay.
+
+    Raises:
+        OSError: There is no room, or the file system cannot do it.
+    """
+    _call_fallocate(descriptor, _KEEP_SIZE, 0, length)
+
+
 def read_free(pages: Pages, meta: Meta) -> list[FreeList]:
     """What is free by a meta page, the oldest list first; the pages that say so are met.
 
@@ -84,7 +99,7 @@ def read_free(pages: Pages, meta: Meta) -> list[FreeList]:
                     raise UnclearError(f"transaction {lists[-1].transaction} comes after {lists[-2].transaction}")
     except PageError as error:
         raise UnclearError(str(error)) from error
-    free = before(lists, meta.transaction + 1)
+    free = before(lists, meta.transaction + 2)
     if not all(map(gt, free[1:], free)):
         raise UnclearError("a page is free twice")
     for page in free:
@@ -99,7 +114,8 @@ def _read_list(pages: Pages, meta: Meta, row: Row) -> FreeList:
     transaction = array("Q", row.key)[0]
     numbers = array("Q", pages.value(row))
     count = numbers[0]
-    if not 0 < transaction <= meta.transaction or count >= len(numbers):
+    # Of the next transaction where the state of one stands under the number before it, see `metapages.py`.
+    if not 0 < transaction <= meta.transaction + 1 or count >= len(numbers):
         raise UnclearError(f"transaction {transaction} lists {count} pages in {row.length} bytes")
     free = numbers[1 : count + 1]
     if free and (free[0] > meta.last_page or free[-1] < FIRST_PAGE or not all(map(gt, free, free[1:]))):
@@ -134,6 +150,11 @@ def before(lists: list[FreeList], transaction: int, reserve: int = 0) -> list[in
             pages += free.pages[: len(free.pages) - kept]
     pages.sort()
     return pages
+
+
+def in_order_of_use(lists: list[FreeList], transaction: int) -> list[int]:
+    """The pages that are free since before a transaction, those that LMDB takes next first."""
+    return [page for free in lists if free.transaction < transaction for page in reversed(free.pages)]
 
 
 def oldest_readers(table: str) -> list[int]:
@@ -191,6 +212,11 @@ class PageFile:
         """How much of the disk the file takes."""
         return os.fstat(self._descriptor).st_blocks * 512
 
+    def unused_end(self, used_bytes: int) -> Extent | None:
+        """What follows the last page in use."""
+        length = os.fstat(self._descriptor).st_size - used_bytes
+        return Extent(used_bytes, length) if length > 0 else None
+
     def free(self, transaction: int) -> list[FreeList]:
         """What was free after a transaction, the oldest list first; it must be the newest, or be read by somebody.
 
@@ -213,6 +239,32 @@ class PageFile:
                 found += [extent for extent in extents if extent.length >= fewest * page_bytes]
         return found
 
+    def move_blocks(self, pages: list[int]) -> int:
+        """Of some pages that are not in use, take the blocks that the last ones have, and give them to the first.
+
+        Args:
+            pages: In the order in which they will be used.
+
+        Returns:
+            How many bytes were moved.
+
+        Raises:
+            OSError: It went wrong; fewer pages have blocks.
+        """
+        page_bytes = _meta(self._descriptor, 0).page_bytes
+        backed = {
+            page
+            for offset, length in self.occupied(sorted(pages))
+            for page in range(-(-offset // page_bytes), (offset + length) // page_bytes)
+        }
+        first, last = pages[: len(backed)], pages[len(backed) :]
+        for start, count in _runs(sorted(backed.intersection(last))):
+            self.punch(Extent(start * page_bytes, count * page_bytes))
+        holes = sorted(set(first).difference(backed))
+        for start, count in _runs(holes):
+            _call_fallocate(self._descriptor, 0, start * page_bytes, count * page_bytes)
+        return len(holes) * page_bytes
+
     def punch(self, extent: Extent) -> None:
         """Give the blocks of an extent back.
 
@@ -220,11 +272,7 @@ class PageFile:
             UnableError: The system or the file system cannot.
             OSError: It went wrong; the extent is as it was, or a hole in part.
         """
-        assert _fallocate is not None
-        while _fallocate(self._descriptor, _PUNCH_HOLE, extent.offset, extent.length):
-            code = ctypes.get_errno()
-            if code != errno.EINTR:
-                raise (UnableError if code in _UNABLE else OSError)(code, os.strerror(code))
+        _call_fallocate(self._descriptor, _PUNCH_HOLE, extent.offset, extent.length)
 
 
 def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:
@@ -254,6 +302,14 @@ def _data(descriptor: int, start: int, stop: int) -> Iterator[Extent]:
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), stop)
         yield Extent(start, end - start)
         start = end
+
+
+def _call_fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    assert _fallocate is not None
+    while _fallocate(descriptor, mode, offset, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise (UnableError if code in _UNABLE else OSError)(code, os.strerror(code))
 
 
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:

@@ -11,7 +11,6 @@ import errno
 import mmap
 import os
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,23 +35,35 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import Compaction, Operation, Outcome, filesystem, freepages, lockfile
+from stepwell.storage import (
+    Append,
+    Compaction,
+    Copy,
+    Operation,
+    Outcome,
+    filesystem,
+    freepages,
+    lockfile,
+    metapages,
+    room,
+)
 from stepwell.storage.checksums import CheckedTables, Row, with_checksum
 from stepwell.storage.datafile import META_FORMAT, Finding, LogFormat, inspect, read_format
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.newfile import NewFile, finish, occupied_bytes, sync_directory
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
+from stepwell.storage.room import LockFile, Reserve
 from stepwell.storage.structure import UnsoundError, check
 from stepwell.storage.tables import ALL, META, Tables
 
 _T = TypeVar("_T")
 _Identity: TypeAlias = tuple[int, int]  # device and inode
 
-# The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
-_LARGEST_MAP_BYTES: Final = 1 << 40 if sys.maxsize > 1 << 32 else 1 << 28
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
+_FEW_READERS: Final = 16  # of this process: the first page of the lock file has room for several such
+_READERS_WITHOUT_ROOM: Final = 24
 _COMMITS_BETWEEN_READER_CHECKS: Final = 32
 _WORTH_A_TURN_BYTES: Final = 1 << 16
 _OCCUPIED_SHARE: Final = 4  # in the background: a quarter of what the file takes is worth giving back
@@ -63,6 +74,14 @@ _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where findi
 _LOCK_FILE: Final = "-lock"
 _MOST_BYTES: Final = 1 << 26  # of pages that are looked at on opening, of a file that is known
 _SNAPSHOT_ATTEMPTS: Final = 5
+_FIRST_PAGES_BYTES: Final = 2 * mmap.PAGESIZE
+_PAGE_BYTES: Final = mmap.PAGESIZE  # of LMDB's files, unless they were made elsewhere
+_ROW_BYTES: Final = 64  # of a key and what stands beside it
+_LARGEST_SHARING_BYTES: Final = _PAGE_BYTES // 2 - 48  # a larger value has pages of its own
+_SECONDS_BETWEEN_LOOKS: Final = 0.01  # at the disk, while it is not low: the bound for that is not passed so soon
+_FAR_BYTES: Final = 1 << 32  # from the end of the map
+_COMMITS_WHILE_FAR: Final = 64
+_CHANGED_PAGES: Final = 32  # of trees that a small group changes
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
 
@@ -104,7 +123,19 @@ class LmdbStorage(TableStorage):
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         if self.read_only:
             raise ReadOnlyError(f"the log {self.path!r} was opened with read_only=True; open it without to append")
-        return self._open_environment().retrying(lambda: TableStorage.commit(self, operations))
+        environment = self._open_environment()
+        makes_room = all(map(_makes_room, operations))
+
+        def attempt() -> list[Outcome]:
+            with environment.transaction(write=True) as transaction:
+                tables = _LmdbTables(transaction, environment.tables)
+                outcomes = self._carry_out(CheckedTables(tables), operations)
+                if not makes_room:
+                    environment.check_spare_pages(transaction.id() - 1, tables.put_bytes)
+            # failpoint: group-committed
+            return outcomes
+
+        return environment.retrying(attempt, makes_room)
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
@@ -165,6 +196,7 @@ class _LmdbTables:
     def __init__(self, transaction: lmdb.Transaction[bytes], tables: dict[str, lmdb._Database]) -> None:
         self._transaction = transaction
         self._tables = tables
+        self.put_bytes = 0  # about as many as the values take in pages
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._transaction.get(key, db=self._tables[table])
@@ -205,6 +237,10 @@ class _LmdbTables:
             return before, after
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
+        size = len(value)
+        self.put_bytes += (
+            size + _ROW_BYTES if size < _LARGEST_SHARING_BYTES else -(size + 16) // _PAGE_BYTES * -_PAGE_BYTES
+        )
         self._transaction.put(key, value, db=self._tables[table])
 
     def delete(self, table: str, key: bytes) -> None:
@@ -231,12 +267,29 @@ class _Environment:
         # Where nobody on this machine had the file open, it comes from elsewhere.
         is_known = os.path.exists(real_path + _LOCK_FILE)
         self._verify = not is_known or None if verify is None else verify
-        _check_file(path, real_path, read_only)
+        self._reserve = Reserve(real_path)
+        self._lock_file = LockFile(real_path)
+        self._is_low = False
+        self._looked_at = -_SECONDS_BETWEEN_LOOKS
+        self._unchecked_commits = 0
+        self._is_unsettled = False  # LMDB could not write a meta page
+        self._is_lost = False  # and the environment was not opened anew since
+        found = _check_file(path, real_path, read_only)
         # failpoint: opening-checked
-        self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only)
+        try:
+            self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only)
+        except CapacityError:
+            if found is Finding.NOTHING:
+                _remove_beginning(real_path)
+            raise
+        self._lock_file.hold()
         if not read_only:
-            # A file that was there may have been made by a process that died before it came to this.
-            sync_directory(os.path.dirname(real_path))
+            try:
+                # A file that was there may have been made by a process that died before it came to this.
+                sync_directory(os.path.dirname(real_path))
+            except OSError as error:
+                self.close()
+                raise room.disk_full(path, real_path, f"its directory cannot be synced: {error}") from error
         # failpoint: opening-name-synced
 
     def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
@@ -245,6 +298,8 @@ class _Environment:
             before = _identity_if_any(self.real_path)
             try:
                 env, tables, log_id = self._open(read_only)
+            except CapacityError:
+                raise
             except StepwellError:
                 if _identity_if_any(self.real_path) == before:
                     raise
@@ -255,9 +310,12 @@ class _Environment:
             env.close()
 
     def _open(
-        self, read_only: bool, largest_bytes: int = _LARGEST_MAP_BYTES
+        self, read_only: bool, largest_bytes: int | None = None
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
-        with _translated(self.path, read_only):
+        if largest_bytes is None:
+            largest_bytes = room.largest_bytes()
+        self._lock_file.prepare(self.path)
+        with _translated(self.path, self.real_path, read_only):
             if read_only and filesystem.is_overlay(self.real_path):
                 _copy_up(self.real_path)
             env = _open_map(self.real_path, read_only, largest_bytes)
@@ -276,7 +334,7 @@ class _Environment:
 
     def check(self) -> None:
         """Raise unless the engine can follow every page, as somebody asks for certainty who has it open already."""
-        with _translated(self.path, self._read_only):
+        with _translated(self.path, self.real_path, self._read_only):
             _check_snapshot(self._env, self.path, self.real_path, None)
 
     # Ctrl-C can raise KeyboardInterrupt after any call, between any two lines.  What must not be left undone is the
@@ -288,13 +346,15 @@ class _Environment:
         mark = object()
         try:
             with self._begin(write, mark) as transaction:
+                if write and self._is_unsettled:
+                    self._settle(transaction.id() - 1)
                 yield transaction
         except lmdb.Error as error:
             if isinstance(error.__context__, GeneratorExit):
                 return  # interrupted, and dropped after the log was closed: nobody is there to be told
             if self._closed:
                 raise self._closed_error() from error
-            raise _translate(error, self.path) from error
+            raise _translate(error, self.path, self.real_path) from error
         finally:
             self._inside.pop(mark, None)
             self._tell()
@@ -306,18 +366,15 @@ class _Environment:
 
     def _begin(self, write: bool, mark: object) -> lmdb.Transaction[bytes]:
         while True:
-            thread = threading.get_ident()
-            with self._lock:
-                # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
-                # all transactions to end, it would wait for itself.
-                while self._alone_thread is not None and thread not in self._inside.values():
-                    self._refuse_if_alone(thread)
-                    self._gate.wait(_LOOK_AGAIN_SECONDS)
-                if self._closed:
-                    raise self._closed_error()
-                self._inside[mark] = thread
+            env = self._enter(mark)
             try:
-                return self._env.begin(write=write, buffers=False)
+                if self._is_lost:
+                    raise lmdb.PanicError("the environment is to be opened anew")
+                return env.begin(write=write, buffers=False)
+            except lmdb.PanicError:
+                self._inside.pop(mark, None)
+                with self._alone():
+                    self._open_anew(env)
             except lmdb.MapResizedError:
                 self._inside.pop(mark, None)
                 # Another process has grown the file beyond this one's map.
@@ -329,6 +386,24 @@ class _Environment:
                 if not self._env.reader_check():
                     raise
 
+    def _enter(self, mark: object) -> lmdb.Environment:
+        """The environment, which stays open and mapped until the mark is taken back."""
+        thread = threading.get_ident()
+        with self._lock:
+            # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
+            # all transactions to end, it would wait for itself.
+            while self._alone_thread is not None and thread not in self._inside.values():
+                self._refuse_if_alone(thread)
+                self._gate.wait(_LOOK_AGAIN_SECONDS)
+            if self._closed:
+                raise self._closed_error()
+            active = len(self._inside)
+            if active >= _FEW_READERS and not self._lock_file.fill() and active >= _READERS_WITHOUT_ROOM:
+                trouble = f"{active} readers at once, and its lock file has no room for more"
+                raise room.disk_full(self.path, self.real_path, trouble)
+            self._inside[mark] = thread
+            return self._env
+
     def _tell(self) -> None:
         if self._alone_thread is not None or self._closed:
             with self._lock:
@@ -337,17 +412,113 @@ class _Environment:
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
 
-    def retrying(self, attempt: Callable[[], _T]) -> _T:
-        """Run a commit, with a larger map if it does not fit."""
-        turned = False
-        while True:
+    def _open_anew(self, broken: lmdb.Environment) -> None:
+        """After a failure to write a meta page LMDB takes an environment for broken, even for reading."""
+        if self._env is not broken:
+            return  # somebody else was faster
+        self._is_lost = self._is_unsettled = True
+        broken.close()
+        self._env, self.tables, self.log_id = self._open(self._read_only)
+        self._is_lost = False
+
+    def _settle(self, newest: int) -> None:
+        """Make sure that the disk holds what is seen, before anything is written over what it held before."""
+        try:
+            if can_read():
+                metapages.settle(self.real_path, newest)
+        except OSError as error:
+            raise room.disk_full(self.path, self.real_path, f"the meta pages cannot be written: {error}") from error
+        self._is_unsettled = False
+
+    def retrying(self, attempt: Callable[[], _T], makes_room: bool) -> _T:
+        """Run a commit, again where it does not fit: after a turn, with a larger map, or with the reserve."""
+        if not makes_room:
+            self._look_at_room()
+        turned = moved = released = False
+        try:
+            while True:
+                try:
+                    return attempt()
+                except (MapFullError, DiskFullError) as error:
+                    if not turned:
+                        turned = True
+                        if self._turn():
+                            continue
+                    if isinstance(error, MapFullError):
+                        self._grow(error)
+                    elif not moved and self._move_blocks():
+                        moved = True
+                    elif makes_room and not released and self._reserve.release():
+                        released = True
+                        # A file system with a journal gives blocks out again when that they are free is in it.
+                        with suppress(OSError):
+                            sync_directory(os.path.dirname(self.real_path))
+                    else:
+                        self._give_back_end()
+                        raise
+        finally:
+            if released:
+                self._refill()
+
+    def check_spare_pages(self, newest: int, put_bytes: int) -> None:
+        """Raise MapFullError where what is put would leave too little of the map for what makes room.
+
+        Args:
+            newest: The transaction before the one that is under way.
+            put_bytes: What it puts.
+        """
+        if self._unchecked_commits:
+            self._unchecked_commits -= 1
+            return
+        used, largest = _used_bytes(self._env), room.largest_bytes()
+        needed = put_bytes + _CHANGED_PAGES * _PAGE_BYTES + room.reserve_bytes(used)
+        if used + needed <= largest:
+            if largest - used > _FAR_BYTES:
+                self._unchecked_commits = _COMMITS_WHILE_FAR
+            return
+        # A file never gets shorter: near the end of the map it is the free pages in it that count.
+        with suppress(UnclearError, OSError), PageFile(self.real_path, self.identity) as file:
+            free = sum(len(free.pages) for free in file.free(newest)) * self._env.stat()["psize"]
+            if largest - used + free < needed:
+                raise MapFullError(f"the map of {self.path!r} is full")
+
+    def _move_blocks(self) -> int:
+        """Let the pages that are used next have the blocks of those that are used last; how many bytes were moved.
+
+        LMDB uses free pages in an order of its own: on a full disk one hole among the first would be in the way of
+        all that follow.
+        """
+        if not self._punches:
+            return 0
+        with (
+            suppress(UnclearError, OSError, StepwellError),
+            PageFile(self.real_path, self.identity) as file,
+            self.transaction(write=True) as transaction,
+        ):
             try:
-                return attempt()
-            except MapFullError as error:
-                if not turned and self._turn():
-                    turned = True
-                else:
-                    self._grow(error)
+                newest = transaction.id() - 1
+                oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
+                return file.move_blocks(freepages.in_order_of_use(file.free(newest), oldest))
+            finally:
+                transaction.abort()
+        return 0
+
+    def _look_at_room(self) -> None:
+        """Before anything is added: keep something of a disk that runs low."""
+        now = time.monotonic()
+        if not self._is_low and now - self._looked_at < _SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked_at = now
+        self._is_low = self._reserve.look(self._used_bytes)
+        if self._is_low:
+            self._lock_file.fill()
+
+    def _refill(self) -> None:
+        """Something used the reserve to make room: free pages of the file give it back."""
+        with suppress(StepwellError):
+            self._turn()
+            self.give_back(0, in_background=False, most_bytes=room.reserve_bytes(self._used_bytes()))
+            self._look_at_room()
 
     def _turn(self) -> bool:
         """Commit something small: LMDB gives out again what one commit freed only in the second after it."""
@@ -356,26 +527,39 @@ class _Environment:
                 tables = CheckedTables(_LmdbTables(transaction, self.tables))
                 turn = int.from_bytes(tables.get(META, _META_TURN) or b"")
                 tables.put(META, _META_TURN, (turn + 1).to_bytes(8))
-        except MapFullError:
+        except CapacityError:
             return False
         # failpoint: turn-committed
         return True
 
     def _grow(self, full: MapFullError) -> None:
         with self._alone():
-            size = self._env.info()["map_size"] * 2
-            if size > _LARGEST_MAP_BYTES:
+            size, used, largest = self._map_bytes(), _used_bytes(self._env), room.largest_bytes()
+            if size >= largest:
                 raise MapFullError(
-                    f"the log {self.path!r} has reached its largest size of {_LARGEST_MAP_BYTES:,} bytes; "
-                    "prune threads, or start a new file"
+                    f"the log {self.path!r} takes {used:,} bytes and cannot grow: the most is {largest:,} "
+                    f"(its map, or ulimit -f), of which {room.reserve_bytes(used):,} are kept for what makes room; "
+                    "prune or delete threads, raise the limit, or start a new file"
                 ) from full
             # failpoint: map-growing
-            self._resize(size)
+            self._resize(min(size * 2, largest))
             # failpoint: map-grown
+
+    def _map_bytes(self) -> int:
+        return self._env.info()["map_size"]
+
+    def _used_bytes(self) -> int:
+        mark = object()
+        try:
+            env = self._enter(mark)
+            return 0 if self._is_lost else _used_bytes(env)
+        finally:
+            self._inside.pop(mark, None)
+            self._tell()
 
     def _resize(self, size: int) -> None:
         """Change the size of the map; 0 takes the size that the file says."""
-        before = self._env.info()["map_size"]
+        before = self._map_bytes()
         try:
             # A resizing that fails leaves no map at all, so the room is asked for first.
             mmap.mmap(-1, max(size - before, 1)).close()
@@ -389,10 +573,25 @@ class _Environment:
                 "for it; raise the limit (ulimit -v) or use a 64-bit system"
             ) from error
 
-    def give_back(self, least_bytes: int, in_background: bool) -> int:
-        """See `Storage.give_back`."""
-        if not self._punches:
-            return 0
+    def _give_back_end(self) -> None:
+        """Take from a file what a commit that failed has left at its end, where others may need it."""
+        if self._punches:
+            with (
+                suppress(UnclearError, OSError, StepwellError),
+                PageFile(self.real_path, self.identity) as file,
+                self.transaction(write=True) as transaction,
+            ):
+                try:
+                    end = file.unused_end(_used_bytes(self._env))
+                    if end is not None:
+                        file.punch(end)
+                finally:
+                    transaction.abort()
+
+    def give_back(self, least_bytes: int, in_background: bool, most_bytes: int | None = None) -> int:
+        """See `Storage.give_back`; no more than a number of bytes, if one is given."""
+        if not self._punches or (in_background and self._is_low):
+            return 0  # where room is scarce, what is free now is what the log will need next
         given = 0
         # What cannot be told, or cannot be done, leaves the file larger than it need be: that is no failure.
         with suppress(UnclearError, OSError, CapacityError), PageFile(self.real_path, self.identity) as file:
@@ -402,9 +601,9 @@ class _Environment:
             if not now + later or now + later < least_bytes:
                 return 0
             try:
-                for part in self._punch(file, in_background):
+                for part in self._punch(file, in_background, most_bytes):
                     given += part
-                if later >= _WORTH_A_TURN_BYTES:
+                if most_bytes is None and later >= _WORTH_A_TURN_BYTES:
                     self._turn()
                     for part in self._punch(file, in_background):
                         given += part
@@ -429,7 +628,7 @@ class _Environment:
             ]
             return totals[0], totals[1] - totals[0]
 
-    def _punch(self, file: PageFile, in_background: bool) -> Iterator[int]:
+    def _punch(self, file: PageFile, in_background: bool, most_bytes: int | None = None) -> Iterator[int]:
         """Give back what can be given back now, with pauses in the background; yields how many bytes each time."""
         fewest, reserve = _sparing(in_background)
         complete = False
@@ -447,6 +646,9 @@ class _Environment:
                     stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
                     for extent in extents:
                         if in_background and time.monotonic() > stop:
+                            break
+                        if most_bytes is not None and given >= most_bytes:
+                            complete = True
                             break
                         file.punch(extent)
                         # failpoint: hole-punched
@@ -546,6 +748,7 @@ class _Environment:
         self._lock = threading.RLock()
         self._gate = threading.Condition(self._lock)
         self._env.close()
+        self._lock_file.close()
 
     def close(self) -> None:
         """Wait for the transactions of other threads; one of this thread was interrupted by this, and fails."""
@@ -557,6 +760,7 @@ class _Environment:
             ):
                 self._gate.wait(_LOOK_AGAIN_SECONDS)
             self._env.close()
+            self._lock_file.close()
         # failpoint: closed
 
 
@@ -674,8 +878,8 @@ def _check_place(path: str, real_path: str, network_file_system: bool) -> None:
         )
 
 
-def _check_file(path: str, real_path: str, read_only: bool) -> None:
-    """Raise if the engine must not touch what is there."""
+def _check_file(path: str, real_path: str, read_only: bool) -> Finding:
+    """What is there; raises if the engine must not touch it."""
     try:
         found = inspect(path, real_path)
     except OSError as error:
@@ -687,6 +891,7 @@ def _check_file(path: str, real_path: str, read_only: bool) -> None:
         # Pages that were given back before they were ever written may be missing at the end; others may not.  As
         # nobody has grown the file to its pages, nobody is writing to it.
         _check_pages(path, real_path)
+    return found
 
 
 def _check_pages(path: str, real_path: str, transaction: int | None = None, most_bytes: int | None = None) -> None:
@@ -714,6 +919,19 @@ def _check_snapshot(env: lmdb.Environment, path: str, real_path: str, most_bytes
                 overtaken = env.info()["last_txnid"] >= transaction.id() + 2
                 if attempt == _SNAPSHOT_ATTEMPTS - 1 or not overtaken:
                     raise
+
+
+def _remove_beginning(real_path: str) -> None:
+    """Empty a file that has not even the two pages that LMDB begins with: it would not be taken for a new one."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    with suppress(OSError), open(real_path, "r+b", buffering=0) as file:
+        # One at a time: as long as it is too short, nobody but who empties it can make a log of it.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_size < _FIRST_PAGES_BYTES:
+            file.truncate(0)
 
 
 def _open_map(real_path: str, read_only: bool, largest_bytes: int, *, lock: bool = True) -> lmdb.Environment:
@@ -817,9 +1035,9 @@ def compact(path: str) -> Compaction:
 
 def _compact_alone(path: str, real_path: str) -> Compaction:
     _check_file(path, real_path, read_only=True)
-    with _new_file(path), _translated(path, read_only=False), ExitStack() as stack:
+    with _new_file(path), _translated(path, real_path), ExitStack() as stack:
         # Before the lock file is touched: it raises if this process has the file open by some other way.
-        env = _open_map(real_path, True, _LARGEST_MAP_BYTES, lock=False)
+        env = _open_map(real_path, True, room.LARGEST_MAP_BYTES, lock=False)
         stack.callback(env.close)
         try:
             lock = stack.enter_context(lockfile.alone(real_path))
@@ -838,12 +1056,15 @@ def _compact_alone(path: str, real_path: str) -> Compaction:
             _copy_compactly(env, file, path)
             env.close()
             lockfile.forget(lock)
+            with suppress(OSError):
+                if freepages.can_allocate():
+                    freepages.allocate(lock, mmap.PAGESIZE)
             # failpoint: compaction-lock-emptied
             file.replace(like)
         # failpoint: compaction-replaced
         # Fills the lock file anew before the lock goes to somebody who waits for it; else who comes next does.
         with suppress(lmdb.Error, StepwellError):
-            _open_map(real_path, False, _LARGEST_MAP_BYTES).close()
+            _open_map(real_path, False, room.LARGEST_MAP_BYTES).close()
         # failpoint: compaction-lock-filled
         return Compaction(occupied_bytes(like), occupied_bytes(os.stat(real_path)))
 
@@ -861,7 +1082,7 @@ def _copy_compactly(env: lmdb.Environment, file: NewFile, path: str) -> None:
     except lmdb.IncompatibleError as error:
         raise CorruptionError(f"{path!r}: the log has pages that are neither in use nor free: {error}") from error
     except lmdb.Error as error:
-        raise _translate(error, path) from error
+        raise _translate(error, path, os.path.dirname(os.path.realpath(path))) from error
 
 
 @contextmanager
@@ -874,13 +1095,23 @@ def _new_file(path: str) -> Iterator[None]:
             f"there is something at {path!r} already, which is left as it is; choose another path"
         ) from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in room.NO_ROOM:
             raise DiskFullError(f"the disk has no room for a new file at {path!r}; free some space: {error}") from error
         raise UsageError(f"no new file can be put at {path!r}: {error}") from error
 
 
 def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
+
+
+def _makes_room(operation: Operation) -> bool:
+    """Whether there is more room when it is done, so that it may use the reserve."""
+    return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
+
+
+def _used_bytes(env: lmdb.Environment) -> int:
+    """How long the file is up to its last page in use."""
+    return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
 
 def _sparing(in_background: bool) -> tuple[int, int]:
@@ -909,19 +1140,17 @@ def _identity_if_any(real_path: str) -> _Identity | None:
 
 # --- errors ---
 
-_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 @contextmanager
-def _translated(path: str, read_only: bool) -> Iterator[None]:
+def _translated(path: str, real_path: str, read_only: bool = False) -> Iterator[None]:
     """Turn LMDB's errors at opening into ours."""
     try:
         yield
     except lmdb.Error as error:
-        raise _translate(error, path, read_only) from error
+        raise _translate(error, path, real_path, read_only) from error
 
 
-def _translate(error: lmdb.Error, path: str, read_only: bool = False) -> StepwellError:
+def _translate(error: lmdb.Error, path: str, real_path: str, read_only: bool = False) -> StepwellError:
     if isinstance(error, lmdb.MapFullError):
         return MapFullError(f"the map of {path!r} is full")
     if isinstance(error, lmdb.ReadersFullError):
@@ -933,9 +1162,16 @@ def _translate(error: lmdb.Error, path: str, read_only: bool = False) -> Stepwel
         )
     code = getattr(error, "code", None)
     # LMDB says "input/output error" of a write that came out short, which is what a full disk does.
-    if code in _NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
-        trouble = "is full, or fails" if code == errno.EIO else "is full"
-        return DiskFullError(f"the disk under {path!r} {trouble}; free some space and try again: {error}")
+    if code in room.NO_ROOM or code == errno.EIO or isinstance(error, lmdb.DiskError):
+        return room.disk_full(path, real_path, error, in_doubt=code == errno.EIO)
+    if isinstance(error, lmdb.TxnFullError):
+        return CapacityError(
+            f"the operation on {path!r} changes more than one transaction can; do it in parts: {error}"
+        )
+    if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
+        return CapacityError(
+            f"there is not enough memory for an operation on {path!r}; free some and try again: {error}"
+        )
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -70,15 +70,18 @@ class TableStorage(ABC):
 
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
         with self._writing() as tables:
-            # failpoint: group-begun
-            for operation in operations:
-                if isinstance(operation, Append) and operation.placed is not None:
-                    operation.placed(None)
-            commit = Commit(tables, self._held)
-            outcomes = [commit.attempt(operation) for operation in operations]
-            commit.finish()
-            # failpoint: group-put
-        # failpoint: group-committed
+            return self._carry_out(tables, operations)
+
+    def _carry_out(self, tables: Tables, operations: Several[Operation]) -> list[Outcome]:
+        """Change the tables as a group of operations asks for."""
+        # failpoint: group-begun
+        for operation in operations:
+            if isinstance(operation, Append) and operation.placed is not None:
+                operation.placed(None)
+        commit = Commit(tables, self._held)
+        outcomes = [commit.attempt(operation) for operation in operations]
+        commit.finish()
+        # failpoint: group-put
         return outcomes
 
     def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
