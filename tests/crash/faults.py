@@ -151,7 +151,7 @@ def _seal_in_background(saver: StepwellSaver) -> set[str]:
     while done and not saver.log.storage.segments(row.number) and "tail" not in folding._failed:
         assert time.monotonic() < limit
         time.sleep(0.001)
-    with folding.resting():
+    with folding.turn:
         return done
 
 

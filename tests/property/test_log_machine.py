@@ -321,7 +321,7 @@ class LogMachine(RuleBasedStateMachine):
     def forget_bases(self, chance: int) -> None:
         """Without the states that are kept everything is read from the events."""
         if chance == 0:
-            with self.log._folding.resting():
+            with self.log._folding.turn:
                 drop_bases(self.log.storage)
             self.log.reader = reading.Reader(self.log.storage)
 

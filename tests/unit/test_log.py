@@ -570,6 +570,7 @@ def test_use_after_close(tmp_path: Path) -> None:
         "audit": other.audit,
         "seal": other.seal,
         "compact": lambda: other.compact(tmp_path / "new"),
+        "repair": lambda: other.repair(tmp_path / "new"),
         "seal of a thread": lambda: other.seal("t"),
         "submit": lambda: other.submit(append("t", step("s1"))),
         "append": lambda: thread.append([step("s1")]),

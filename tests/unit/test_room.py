@@ -130,14 +130,15 @@ def test_readers_beyond_what_the_lock_file_has_room_for(path: Path, monkeypatch:
         log.thread("t").append([step("s0")])
         environment = log.storage._environment  # type: ignore[attr-defined]
         monkeypatch.setattr(environment._lock_file, "fill", lambda: False)
-        begun = [environment._begin(write=False) for _ in range(24)]
+        marks = [object() for _ in range(24)]
+        begun = [environment._begin(False, mark) for mark in marks]
         with pytest.raises(DiskFullError, match="24 readers"):
             log.thread("t").summary()
         monkeypatch.undo()
         assert log.thread("t").summary() is not None
-        for transaction in begun:
+        for transaction, mark in zip(begun, marks, strict=True):
             transaction.abort()
-            environment._leave()
+            del environment._inside[mark]
 
 
 def test_errors_say_the_room_and_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
