@@ -290,11 +290,23 @@ def test_a_name_that_a_crash_left_is_removed(path: Path, read_only: bool) -> Non
     before = content(path)
     with Log.open(path) as log:
         log.compact(path.with_name("copy"))
-    os.link(path.with_name("copy"), path.with_name("copy-new"))
+    os.link(path.with_name("copy"), path.with_name("copy-compacting"))
     with Log.open(path.with_name("copy"), read_only=read_only) as log:
         assert log.audit().breaches == []
-    assert not path.with_name("copy-new").exists()
+    assert not path.with_name("copy-compacting").exists()
     assert content(path.with_name("copy")) == before
+
+
+@alone
+@pytest.mark.parametrize("suffix", ["-new", ".new", "-copy"])
+def test_another_log_beside_it_is_left_alone(path: Path, suffix: str) -> None:
+    """A log that somebody named after this one, as a copy of it, is not taken for a leftover."""
+    beside = path.with_name(path.name + suffix)
+    with Log.open(path) as log:
+        log.compact(beside)
+    before = content(beside)
+    compact(path)
+    assert content(beside) == before
 
 
 @alone
@@ -312,7 +324,7 @@ def test_what_is_no_log_is_left_as_it_is(tmp_path: Path) -> None:
         compact(tmp_path / "foreign")
     assert (tmp_path / "text").read_text() == "hello " * 1000
     assert (tmp_path / "foreign").read_bytes() == foreign
-    assert not [name for name in names(tmp_path / "foreign") if name.endswith("-new")]
+    assert not [name for name in names(tmp_path / "foreign") if name.endswith("-compacting")]
 
 
 @alone

@@ -1,11 +1,11 @@
 """A file that appears whole, or not at all.
 
-    1. It is written under a name of its own beside its target, `<target>-new`, locked by whoever writes it.
+    1. It is written under a name of its own beside its target, `<target>-compacting`, locked by whoever writes it.
     2. It is synced.
     3. It takes the target's name: by a link, which replaces nothing, or by a rename, which replaces what is there.
     4. The directory is synced.
 
-A crash before 3 leaves the target as it was, and `<target>-new`, which the next attempt removes.
+A crash before 3 leaves the target as it was, and `<target>-compacting`, which the next attempt removes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stepwell.errors import UsageError
 if sys.platform != "win32":
     import fcntl
 
-SUFFIX: Final = "-new"
+SUFFIX: Final = "-compacting"  # what is there is removed: it must be no name that somebody gives to a log
 
 _NO_LINKS: Final = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 
