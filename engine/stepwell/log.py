@@ -27,7 +27,7 @@ from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
 from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
-from stepwell.storage.lmdb import LmdbStorage, publish
+from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
 from stepwell.storage.remains import Remains
@@ -268,7 +268,7 @@ class Log:
         if not isinstance(self.storage, LmdbStorage):
             return repair(self.path, into)  # which says why it cannot
         with self._folding.turn, self.storage.standing_still():
-            return repair(self.path, into, progress=progress)
+            return repair(self.storage.key, into, progress=progress)  # its path may be relative to where it was opened
 
     def compact(self, into: str | os.PathLike[str]) -> Compaction:
         """Write what the log holds now into a new file that is as small as it can be.
@@ -580,7 +580,8 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
 
     The file need not open, and is not changed.  Whole threads stay as they were, event for event; a thread with gaps
     begins anew with the steps whose states are intact, and the writes (SPEC, section 12).  The new log appears at
-    `into` when it is complete and durable; if this is interrupted, there is nothing.  It has a log id of its own.
+    `into` when it is complete and durable, with the permissions of the damaged file; if this is interrupted, there is
+    nothing.  It has a log id of its own.
 
     Args:
         path: The damaged file.  Nobody may write to it meanwhile.
@@ -599,20 +600,18 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
         raise UsageError("a log in memory has no file that could be repaired, or hold what was")
     if os.path.lexists(target):
         raise UsageError(f"there is something at {target!r} already; repair into a file that does not exist")
-    partial = f"{target}.{os.getpid()}.partial"
-    try:
-        remains = Remains(source, lambda done, total: progress("reading pages", done, total))
-        with remains, Log.open(partial) as log:
-            assert isinstance(log.storage, LmdbStorage)
-            report = repairing.fill(log.storage, remains, target, progress)
-            for thread in report.repaired:
-                if thread.rewritten and thread.thread_id is not None:
-                    log.seal(thread.thread_id)
-        publish(partial, target)
-    finally:
-        for leftover in (partial, f"{partial}-lock"):
-            with suppress(FileNotFoundError):
-                os.unlink(leftover)
+    remains = Remains(source, lambda done, total: progress("reading pages", done, total))
+    with (
+        remains,
+        new_log(target, source) as unfinished,
+        # Nobody else opens it before it has its name, wherever that is.
+        Log.open(unfinished, network_file_system=True) as log,
+    ):
+        assert isinstance(log.storage, LmdbStorage)
+        report = repairing.fill(log.storage, remains, target, progress)
+        for thread in report.repaired:
+            if thread.rewritten and thread.thread_id is not None:
+                log.seal(thread.thread_id)
     return report
 
 

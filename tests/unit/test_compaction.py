@@ -290,10 +290,10 @@ def test_a_name_that_a_crash_left_is_removed(path: Path, read_only: bool) -> Non
     before = content(path)
     with Log.open(path) as log:
         log.compact(path.with_name("copy"))
-    os.link(path.with_name("copy"), path.with_name("copy-compacting"))
+    os.link(path.with_name("copy"), path.with_name("copy-unfinished"))
     with Log.open(path.with_name("copy"), read_only=read_only) as log:
         assert log.audit().breaches == []
-    assert not path.with_name("copy-compacting").exists()
+    assert not path.with_name("copy-unfinished").exists()
     assert content(path.with_name("copy")) == before
 
 
@@ -324,7 +324,7 @@ def test_what_is_no_log_is_left_as_it_is(tmp_path: Path) -> None:
         compact(tmp_path / "foreign")
     assert (tmp_path / "text").read_text() == "hello " * 1000
     assert (tmp_path / "foreign").read_bytes() == foreign
-    assert not [name for name in names(tmp_path / "foreign") if name.endswith("-compacting")]
+    assert not [name for name in names(tmp_path / "foreign") if name.endswith("-unfinished")]
 
 
 @alone

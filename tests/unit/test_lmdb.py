@@ -41,7 +41,10 @@ from stepwell.storage.checksums import checked, with_checksum
 from stepwell.storage.datafile import LogFormat
 from stepwell.storage.freepages import UnclearError
 from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.structure import UnsoundError
 from stepwell.storage.tables import ALL
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 
 PRELUDE = """
 import os, sys
@@ -309,6 +312,85 @@ def test_upgrade_to_writable_fails(made: Path, monkeypatch: pytest.MonkeyPatch) 
     assert engine._environments == {}
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_file_that_was_renamed_while_it_is_open(made: Path, read_only: bool) -> None:
+    """Opening it by its new name is refused, makes nothing at the old one, and changes nothing for who has it open."""
+    old = Log.open(made, read_only=read_only)
+    moved = made.with_name("moved")
+    made.rename(moved)
+    for again in (True, False):
+        with pytest.raises(UsageError, match="was renamed"):
+            Log.open(moved, read_only=again)
+    assert not made.exists()
+    assert ids(old) == ["s2", "s1", "s0"]
+    old.close()
+    with Log.open(moved) as log:
+        assert ids(log) == ["s2", "s1", "s0"]
+
+
+def test_verifying_what_another_thread_has_open(made: Path) -> None:
+    """Making sure of a file that is open waits, as every reading does, for who changes its map."""
+    with Log.open(made) as log:
+        environment = log.storage._environment  # type: ignore[attr-defined]
+        others: list[Log] = []
+        opening = threading.Thread(target=lambda: others.append(Log.open(made, verify=True)))
+        with environment._alone():
+            opening.start()
+            opening.join(0.2)
+            assert opening.is_alive()
+        opening.join()
+        others[0].close()
+
+
+def test_a_stranger_that_is_damaged_is_refused_each_time(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a lock file is looked at in full, however often that failed or was broken off."""
+    Path(f"{made}-lock").unlink()
+    monkeypatch.setattr(engine, "_MOST_BYTES", 0)
+    for trouble in (UnsoundError("damaged"), KeyboardInterrupt()):
+
+        def fails(path: str, transaction: object, most_bytes: int | None, trouble: BaseException = trouble) -> None:
+            if most_bytes is None:
+                raise trouble
+
+        for _ in range(2):
+            with monkeypatch.context() as patched:
+                patched.setattr(engine, "check", fails)
+                with pytest.raises((CorruptionError, KeyboardInterrupt)):
+                    Log.open(made)
+            assert not Path(f"{made}-lock").exists()
+    with Log.open(made) as log:
+        assert ids(log) == ["s2", "s1", "s0"]
+
+
+@on_linux
+def test_no_more_files(made: Path) -> None:
+    """Where a process may open no more files, opening a log says so, and not that the log is damaged."""
+    script = """
+        import errno, os
+        from stepwell import CapacityError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for spare in range(8):
+            taken = []
+            try:
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                pass
+            for _ in range(spare):
+                os.close(taken.pop())
+            try:
+                Log.open(path).close()
+            except CapacityError as error:
+                assert "ulimit -n" in str(error), error
+            else:
+                assert spare > 2
+            for descriptor in taken:
+                os.close(descriptor)
+        print(spare)
+        """
+    assert run("import resource\n" + dedent(script), made) == "7"
+
+
 def test_read_only_follows_another_process(made: Path) -> None:
     """A log that is open to read shows what another process appends meanwhile."""
     with Log.open(made, read_only=True) as log:
@@ -546,8 +628,6 @@ LIMITED = """
     thread = log.thread("t")
     """
 
-on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-
 
 @on_linux
 def test_small_address_space_that_grows(path: Path) -> None:
@@ -592,6 +672,31 @@ def test_small_address_space_that_stays(path: Path) -> None:
         print(thread.summary().steps, log.audit().breaches)
         """
     assert run(dedent(LIMITED) + dedent(script), path) == "6 []"
+
+
+@on_linux
+def test_small_address_space_leaves_room(path: Path) -> None:
+    """The map takes half of a small address space at most, so that the file can be looked at, and the program go on."""
+    script = """
+        log.storage._environment.check()
+        print(log.storage._environment._env.info()["map_size"] <= 64 << 20, len(bytearray(32 << 20)) >> 20)
+        """
+    assert run(dedent(LIMITED) + dedent(script), path) == "True 32"
+
+
+@on_linux
+def test_many_logs_in_one_process(path: Path) -> None:
+    """A thousand logs are open at once, and the program has address space left."""
+    script = """
+        import resource
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 8192), limit))
+        number = min(1000, limit // 6)
+        logs = [Log.open(f"{path}{n}") for n in range(number)]
+        logs[-1].thread("t").append([step("s0")])
+        print(number == len(logs), len(bytearray(1 << 28)) >> 20)
+        """
+    assert run(script, path) == "True 256"
 
 
 def test_a_decision_while_the_map_is_resized(path: Path) -> None:

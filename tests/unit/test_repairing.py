@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -377,6 +378,51 @@ def test_nothing_is_left_of_a_repair_that_ends_early(log: Log, path: Path) -> No
         repair(path, path.with_suffix(".new"), progress=interrupt)
     assert sorted(os.listdir(path.parent)) == ["log", "log-lock"]
     assert path.read_bytes() == before
+
+
+def test_what_a_killed_repair_left_is_no_part_of_the_next(log: Log, path: Path) -> None:
+    """A repair begins with nothing, whatever a killed one left in the place where it writes, and cleans up."""
+    grow(log, "a", 3)
+    target = path.with_suffix(".new")
+    left = Path(f"{target}-unfinished")
+    with Log.open(left) as other:
+        grow(other, "stranger", 3)
+    report = repair(path, target)
+    assert (report.threads, report.repaired) == (1, ())
+    with Log.open(target) as new:
+        assert [thread.thread_id for thread in new.threads()] == ["a"]
+        assert new.audit().breaches == []
+    assert sorted(os.listdir(path.parent)) == ["log", "log-lock", "log.new", "log.new-lock"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+def test_permissions(log: Log, path: Path) -> None:
+    """Nobody may read the new log who might not read the damaged one, at no moment."""
+    grow(log, "a", 3)
+    path.chmod(0o600)
+    target = path.with_suffix(".new")
+    modes = []
+
+    def look(what: str, done: int, total: int) -> None:
+        if what == "deriving tables":
+            modes.append(Path(f"{target}-unfinished").stat().st_mode & 0o777)
+
+    repair(path, target, progress=look)
+    assert {*modes, target.stat().st_mode & 0o777} == {0o600}
+
+
+def test_open_log_by_a_relative_path(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the file is repaired that has the log's path in another directory than it was opened in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with Log.open("elsewhere/relative") as other:
+        grow(other, "other", 1)
+    with Log.open("relative") as log:
+        grow(log, "a", 1)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        log.repair("repaired")
+    with Log.open("repaired") as new:
+        assert [thread.thread_id for thread in new.threads()] == ["a"]
 
 
 def test_a_file_that_is_written_to_meanwhile(log: Log, path: Path) -> None:

@@ -11,11 +11,12 @@ import errno
 import mmap
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Final, TypeAlias, TypeVar
 
 import lmdb
@@ -60,6 +61,7 @@ from stepwell.storage.tables import ALL, META, Tables
 _T = TypeVar("_T")
 _Identity: TypeAlias = tuple[int, int]  # device and inode
 
+_FIRST_MAP_BYTES: Final = 1 << 34  # a process has room for thousands of them, and few logs outgrow it
 _SMALLEST_MAP_BYTES: Final = 1 << 24
 _MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 _FEW_READERS: Final = 16  # of this process: the first page of the lock file has room for several such
@@ -72,6 +74,7 @@ _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _LOOK_AGAIN_SECONDS: Final = 0.05  # who would have woken the waiting may have been interrupted before that
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
 _LOCK_FILE: Final = "-lock"
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EAGAIN})
 _MOST_BYTES: Final = 1 << 26  # of pages that are looked at on opening, of a file that is known
 _SNAPSHOT_ATTEMPTS: Final = 5
 _FIRST_PAGES_BYTES: Final = 2 * mmap.PAGESIZE
@@ -264,9 +267,9 @@ class _Environment:
         self._closed = False
         self._commits = 0
         self._punches = freepages.can_punch()
+        self._verify = verify
         # Where nobody on this machine had the file open, it comes from elsewhere.
         is_known = os.path.exists(real_path + _LOCK_FILE)
-        self._verify = not is_known or None if verify is None else verify
         self._reserve = Reserve(real_path)
         self._lock_file = LockFile(real_path)
         self._is_low = False
@@ -275,6 +278,8 @@ class _Environment:
         self._is_unsettled = False  # LMDB could not write a meta page
         self._is_lost = False  # and the environment was not opened anew since
         found = _check_file(path, real_path, read_only)
+        if verify is None and not is_known and found is Finding.WHOLE:
+            self._check_stranger()
         # failpoint: opening-checked
         try:
             self._env, self.tables, self.log_id, self.identity = self._open_settled(read_only)
@@ -291,6 +296,19 @@ class _Environment:
                 self.close()
                 raise room.disk_full(path, real_path, f"its directory cannot be synced: {error}") from error
         # failpoint: opening-name-synced
+
+    def _check_stranger(self) -> None:
+        """Look at every page of a file that comes from elsewhere, before there is a lock file that makes it known.
+
+        So it is looked at again if this fails, or does not come to its end.
+        """
+        try:
+            _check_pages(self.path, self.real_path)
+        except CorruptionError:
+            if not os.path.exists(self.real_path + _LOCK_FILE):
+                raise
+            # Somebody has opened it meanwhile, and may have written over what was looked at.
+            self._verify = True
 
     def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
         """Open the file that has the path, while `compact` may put another one there."""
@@ -313,7 +331,7 @@ class _Environment:
         self, read_only: bool, largest_bytes: int | None = None
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
         if largest_bytes is None:
-            largest_bytes = room.largest_bytes()
+            largest_bytes = min(_FIRST_MAP_BYTES, room.largest_bytes())
         self._lock_file.prepare(self.path)
         with _translated(self.path, self.real_path, read_only):
             if read_only and filesystem.is_overlay(self.real_path):
@@ -325,7 +343,7 @@ class _Environment:
                     _check_locked(env, self.path, self.real_path)
                 env.reader_check()
                 if self._verify is not False:
-                    _check_snapshot(env, self.path, self.real_path, None if self._verify else _MOST_BYTES)
+                    _check_snapshot(env.begin, self.path, self.real_path, None if self._verify else _MOST_BYTES)
                 tables, log_id = _open_tables(env, self.path, read_only)
             except BaseException:
                 env.close()
@@ -335,7 +353,16 @@ class _Environment:
     def check(self) -> None:
         """Raise unless the engine can follow every page, as somebody asks for certainty who has it open already."""
         with _translated(self.path, self.real_path, self._read_only):
-            _check_snapshot(self._env, self.path, self.real_path, None)
+            _check_snapshot(lambda: self.transaction(write=False), self.path, self.real_path, None)
+
+    def check_place(self) -> None:
+        """Raise unless the file is still where it was opened: by that path it is opened anew, and locked."""
+        if _identity_if_any(self.real_path) != self.identity:
+            raise UsageError(
+                f"the file of the log {self.path!r} was renamed, replaced or removed while this process has it open; "
+                "its lock file is the one beside the old path.  Close all logs on it, move the lock file along or "
+                "remove it, and open the file where it is now"
+            )
 
     # Ctrl-C can raise KeyboardInterrupt after any call, between any two lines.  What must not be left undone is the
     # first call of a `finally`, or no call at all: nothing comes before that.
@@ -418,6 +445,7 @@ class _Environment:
             return  # somebody else was faster
         self._is_lost = self._is_unsettled = True
         broken.close()
+        self.check_place()
         self._env, self.tables, self.log_id = self._open(self._read_only)
         self._is_lost = False
 
@@ -562,7 +590,8 @@ class _Environment:
         before = self._map_bytes()
         try:
             # A resizing that fails leaves no map at all, so the room is asked for first.
-            mmap.mmap(-1, max(size - before, 1)).close()
+            if not _has_address_space(max(size - before, 1)):
+                raise MemoryError
             self._env.set_mapsize(size)
         except (lmdb.Error, OSError, MemoryError, OverflowError) as error:
             if isinstance(error, lmdb.Error):
@@ -666,6 +695,7 @@ class _Environment:
         """Open the file anew for writing: the first handle on it was a read-only one."""
         if not self._read_only:
             return
+        self.check_place()
         sync_directory(os.path.dirname(self.real_path))
         with self._alone():
             self._env.close()
@@ -791,6 +821,7 @@ def _acquire(
             environment = _Environment(path, real_path, read_only, verify)
             _environments[environment.identity] = environment
         else:
+            environment.check_place()
             if verify:
                 environment.check()
             if not read_only:
@@ -883,6 +914,8 @@ def _check_file(path: str, real_path: str, read_only: bool) -> Finding:
     try:
         found = inspect(path, real_path)
     except OSError as error:
+        if error.errno in _SCARCE:
+            raise _scarce(path, error) from error
         raise UsageError(f"there can be no log at {path!r}: {error}") from error
     if found is Finding.NOTHING:
         if read_only:
@@ -900,23 +933,34 @@ def _check_pages(path: str, real_path: str, transaction: int | None = None, most
         return
     try:
         check(real_path, transaction, most_bytes)
+    except OSError as error:
+        if error.errno in _SCARCE:
+            raise _scarce(path, error) from error
+        raise UsageError(f"the file {path!r} cannot be read: {error}") from error
     except UnsoundError as error:
         raise CorruptionError(f"the file {path!r} was damaged or cut short: {error}") from error
 
 
-def _check_snapshot(env: lmdb.Environment, path: str, real_path: str, most_bytes: int | None) -> None:
+def _check_snapshot(
+    begin: Callable[[], AbstractContextManager[lmdb.Transaction[bytes]]],
+    path: str,
+    real_path: str,
+    most_bytes: int | None,
+) -> None:
     """Raise if the engine cannot follow the pages of the newest transaction.
 
     Beginning to read touches no page but the meta pages; from then on LMDB keeps the others as they are.
     """
     for attempt in range(_SNAPSHOT_ATTEMPTS):
-        with env.begin() as transaction:
+        with begin() as transaction:
+            number = transaction.id()
             try:
-                _check_pages(path, real_path, transaction.id(), most_bytes)
+                _check_pages(path, real_path, number, most_bytes)
                 return
             except CorruptionError:
                 # The second commit after it writes over its meta page, which may have been while it was read.
-                overtaken = env.info()["last_txnid"] >= transaction.id() + 2
+                with begin() as later:
+                    overtaken = later.id() >= number + 2
                 if attempt == _SNAPSHOT_ATTEMPTS - 1 or not overtaken:
                     raise
 
@@ -952,10 +996,28 @@ def _open_map(real_path: str, read_only: bool, largest_bytes: int, *, lock: bool
         except lmdb.Error as error:
             if error.code not in (errno.ENOMEM, errno.EINVAL) or size <= _SMALLEST_MAP_BYTES:
                 raise
-        # The address space is limited (ulimit -v, 32 bits): start smaller, and grow when it is needed.
         if size <= _SMALLEST_MAP_BYTES:
-            raise MapFullError(f"there is not even address space for a map of {size:,} bytes; raise ulimit -v")
+            raise MapFullError(
+                f"there is not even address space for a map of {size:,} bytes under {real_path!r}; close other logs "
+                "or raise ulimit -v"
+            )
+        # The address space is limited (ulimit -v, 32 bits, many logs): start with half of it at most, since looking at
+        # the file takes some too, and so does the program, and grow when it is needed.
         size //= 2
+        while size > _SMALLEST_MAP_BYTES and not _has_address_space(2 * size):
+            size //= 2
+
+
+def _has_address_space(length: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            mmap.mmap(-1, length).close()
+        else:
+            # What cannot be written is not counted as memory.
+            mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
+    except (OSError, MemoryError, OverflowError):
+        return False
+    return True
 
 
 def _copy_up(real_path: str) -> None:
@@ -1100,6 +1162,27 @@ def _new_file(path: str) -> Iterator[None]:
         raise UsageError(f"no new file can be put at {path!r}: {error}") from error
 
 
+@contextmanager
+def new_log(path: str, like: str) -> Iterator[str]:
+    """Where to make a log that has its path, and is durable, when the block has ended well; else nothing is left.
+
+    Args:
+        path: Where there is nothing yet.
+        like: A file whose permissions and owner it gets.
+    """
+    with _new_file(path):
+        file = NewFile(os.path.realpath(path))
+    with file:
+        try:
+            yield file.path
+            with _new_file(path):
+                file.take_name(os.stat(like))
+        finally:
+            for beside in (LockFile(file.path).path, Reserve(file.path).path):
+                with suppress(OSError):
+                    os.unlink(beside)
+
+
 def _foreign(path: str) -> NotALogError:
     return NotALogError(f"{path!r} is an LMDB file, but not a stepwell log; it was left as it is")
 
@@ -1124,14 +1207,6 @@ def _identity(real_path: str) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def publish(path: str, name: str) -> None:
-    """Give the file of a closed log its name, at which there is nothing; durable when this returns."""
-    if os.path.lexists(name):
-        raise UsageError(f"there is something at {name!r} by now; it was left as it is")
-    os.rename(path, name)
-    sync_directory(os.path.dirname(os.path.realpath(name)))
-
-
 def _identity_if_any(real_path: str) -> _Identity | None:
     with suppress(OSError):
         return _identity(real_path)
@@ -1148,6 +1223,13 @@ def _translated(path: str, real_path: str, read_only: bool = False) -> Iterator[
         yield
     except lmdb.Error as error:
         raise _translate(error, path, real_path, read_only) from error
+
+
+def _scarce(path: str, trouble: Exception) -> CapacityError:
+    return CapacityError(
+        f"the system has no more files, locks, memory or address space for an operation on {path!r}; free some, or "
+        f"raise the limit (ulimit -n, ulimit -v), and try again: {trouble}"
+    )
 
 
 def _translate(error: lmdb.Error, path: str, real_path: str, read_only: bool = False) -> StepwellError:
@@ -1168,10 +1250,8 @@ def _translate(error: lmdb.Error, path: str, real_path: str, read_only: bool = F
         return CapacityError(
             f"the operation on {path!r} changes more than one transaction can; do it in parts: {error}"
         )
-    if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
-        return CapacityError(
-            f"there is not enough memory for an operation on {path!r}; free some and try again: {error}"
-        )
+    if isinstance(error, lmdb.MemoryError) or code in _SCARCE:
+        return _scarce(path, error)
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.IncompatibleError):
         return NotALogError(f"{path!r} is not a log that this engine can read: {error}")
     if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):

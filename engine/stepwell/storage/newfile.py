@@ -1,11 +1,11 @@
 """A file that appears whole, or not at all.
 
-    1. It is written under a name of its own beside its target, `<target>-compacting`, locked by whoever writes it.
+    1. It is written under a name of its own beside its target, `<target>-unfinished`, locked by whoever writes it.
     2. It is synced.
     3. It takes the target's name: by a link, which replaces nothing, or by a rename, which replaces what is there.
     4. The directory is synced.
 
-A crash before 3 leaves the target as it was, and `<target>-compacting`, which the next attempt removes.
+A crash before 3 leaves the target as it was, and `<target>-unfinished`, which the next attempt removes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stepwell.errors import UsageError
 if sys.platform != "win32":
     import fcntl
 
-SUFFIX: Final = "-compacting"  # what is there is removed: it must be no name that somebody gives to a log
+SUFFIX: Final = "-unfinished"  # what is there is removed: it must be no name that somebody gives to a log
 
 _NO_LINKS: Final = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 
@@ -29,8 +29,9 @@ _NO_LINKS: Final = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 
 class NewFile:
     """A file on its way; when the block ends, it has the target's name or is gone.
 
-    Args:
+    Attributes:
         target: The path that it is for.
+        path: Where it is until then.
 
     Raises:
         UsageError: Another one is on its way to the same target.
@@ -39,22 +40,22 @@ class NewFile:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._path = target + SUFFIX
+        self.path = target + SUFFIX
         self._descriptor = self._claim()
         self._is_draft = True
 
     def _claim(self) -> int:
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 if not _lock(descriptor):
-                    raise UsageError(f"another process is writing {self._path!r}; let it end, or choose another path")
+                    raise UsageError(f"another process is writing {self.path!r}; let it end, or choose another path")
                 status = os.fstat(descriptor)
-                if _is_at(status, self._path):
+                if _is_at(status, self.path):
                     if not status.st_size and status.st_nlink == 1:
                         return descriptor
                     # Somebody died over it.  It is not emptied: it may have its second name already.
-                    os.unlink(self._path)
+                    os.unlink(self.path)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -68,23 +69,25 @@ class NewFile:
         """Give the file its name, which nobody must have yet; it is durable when this returns.
 
         Args:
-            like: A file whose permissions and owner it gets.
+            like: A file whose permissions it gets, and whose owner, if this process may give it to that one.
 
         Raises:
             FileExistsError: Something has that name; it is left as it is.
         """
+        with suppress(PermissionError):
+            self._give_to(like)
         self._finish(like)
         try:
-            os.link(self._path, self.target)
+            os.link(self.path, self.target)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             if os.path.lexists(self.target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.target) from None
-            os.rename(self._path, self.target)
+            os.rename(self.path, self.target)
         # failpoint: new-file-linked
         with suppress(FileNotFoundError):
-            os.unlink(self._path)
+            os.unlink(self.path)
         self._is_draft = False
         sync_directory(os.path.dirname(self.target))
 
@@ -94,18 +97,22 @@ class NewFile:
         Args:
             like: A file whose permissions and owner it gets.
         """
+        self._give_to(like)
         self._finish(like)
-        os.replace(self._path, self.target)
+        os.replace(self.path, self.target)
         self._is_draft = False
         # failpoint: new-file-renamed
         sync_directory(os.path.dirname(self.target))
 
-    def _finish(self, like: os.stat_result) -> None:
-        # failpoint: new-file-written
+    def _give_to(self, like: os.stat_result) -> None:
         if sys.platform != "win32":
             mine = os.fstat(self._descriptor)
             if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
                 os.fchown(self._descriptor, like.st_uid, like.st_gid)
+
+    def _finish(self, like: os.stat_result) -> None:
+        # failpoint: new-file-written
+        if sys.platform != "win32":
             os.fchmod(self._descriptor, like.st_mode & 0o7777)
         os.fsync(self._descriptor)
         # failpoint: new-file-synced
@@ -116,7 +123,7 @@ class NewFile:
     def __exit__(self, *_: object) -> None:
         if self._is_draft:
             with suppress(FileNotFoundError):
-                os.unlink(self._path)
+                os.unlink(self.path)
         os.close(self._descriptor)
 
 
