@@ -26,6 +26,7 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.events import ThreadPruned
 from stepwell.storage import Group
+from stepwell.storage import lmdb as engine
 from stepwell.storage.lmdb import LmdbStorage, LogFormat
 from stepwell.storage.segments import pack
 from stepwell.storage.tables import EVENTS, META, NAMES, SEGMENTS, THREAD_NAMES, THREADS
@@ -409,6 +410,19 @@ def test_permissions(log: Log, path: Path) -> None:
 
     repair(path, target, progress=look)
     assert {*modes, target.stat().st_mode & 0o777} == {0o600}
+
+
+def test_a_new_log_that_outgrows_its_map(log: Log, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of the new log grows like any other."""
+    for number in range(8):
+        log.thread(f"t{number}").append([step("s0", {"x": noise(200_000)})])
+    log.close()
+    monkeypatch.setattr(engine, "_FIRST_MAP_BYTES", 1 << 18)
+
+    def check(new: Log, report: RepairReport) -> None:
+        assert (report.threads, report.repaired) == (8, ())
+
+    repaired(path, check)
 
 
 def test_open_log_by_a_relative_path(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

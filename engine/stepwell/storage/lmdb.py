@@ -14,7 +14,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Final, TypeAlias, TypeVar
@@ -139,6 +139,11 @@ class LmdbStorage(TableStorage):
             return outcomes
 
         return environment.retrying(attempt, makes_room)
+
+    def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        rows = list(rows)
+        # Of a log that is being made, nothing is kept for making room in it.
+        self._open_environment().retrying(lambda: super(LmdbStorage, self).restore(rows), makes_room=True)
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
@@ -331,7 +336,7 @@ class _Environment:
         self, read_only: bool, largest_bytes: int | None = None
     ) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes]:
         if largest_bytes is None:
-            largest_bytes = min(_FIRST_MAP_BYTES, room.largest_bytes())
+            largest_bytes = _first_map_bytes()
         self._lock_file.prepare(self.path)
         with _translated(self.path, self.real_path, read_only):
             if read_only and filesystem.is_overlay(self.real_path):
@@ -388,8 +393,10 @@ class _Environment:
         if write:
             self._commits += 1
             if self._commits % _COMMITS_BETWEEN_READER_CHECKS == 0:
-                # A reader process that was killed would otherwise keep its pages for ever.
-                self._env.reader_check()
+                # A reader process that was killed would otherwise keep its pages for ever.  What was committed has
+                # not failed if this does: another thread may have closed the environment by now.
+                with suppress(lmdb.Error):
+                    self._env.reader_check()
 
     def _begin(self, write: bool, mark: object) -> lmdb.Transaction[bytes]:
         while True:
@@ -978,6 +985,10 @@ def _remove_beginning(real_path: str) -> None:
             file.truncate(0)
 
 
+def _first_map_bytes() -> int:
+    return min(_FIRST_MAP_BYTES, room.largest_bytes())
+
+
 def _open_map(real_path: str, read_only: bool, largest_bytes: int, *, lock: bool = True) -> lmdb.Environment:
     size = largest_bytes
     while True:
@@ -1099,7 +1110,7 @@ def _compact_alone(path: str, real_path: str) -> Compaction:
     _check_file(path, real_path, read_only=True)
     with _new_file(path), _translated(path, real_path), ExitStack() as stack:
         # Before the lock file is touched: it raises if this process has the file open by some other way.
-        env = _open_map(real_path, True, room.LARGEST_MAP_BYTES, lock=False)
+        env = _open_map(real_path, True, _first_map_bytes(), lock=False)
         stack.callback(env.close)
         try:
             lock = stack.enter_context(lockfile.alone(real_path))
@@ -1126,7 +1137,7 @@ def _compact_alone(path: str, real_path: str) -> Compaction:
         # failpoint: compaction-replaced
         # Fills the lock file anew before the lock goes to somebody who waits for it; else who comes next does.
         with suppress(lmdb.Error, StepwellError):
-            _open_map(real_path, False, room.LARGEST_MAP_BYTES).close()
+            _open_map(real_path, False, _first_map_bytes()).close()
         # failpoint: compaction-lock-filled
         return Compaction(occupied_bytes(like), occupied_bytes(os.stat(real_path)))
 
