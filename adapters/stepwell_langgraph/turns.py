@@ -46,4 +46,10 @@ class Turns:
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
         async with lock:
-            return await offload(begin)
+            beginning = asyncio.ensure_future(offload(begin))
+            try:
+                return await asyncio.shield(beginning)
+            except asyncio.CancelledError:
+                # The thread goes on: when the caller learns that it was cancelled, nothing is left to happen behind it.
+                await asyncio.wait((beginning,))
+                raise

@@ -125,6 +125,29 @@ async def test_a_call_that_is_given_up_lets_the_next_one_go(saver: Any) -> None:
     assert loaded.checkpoint["channel_values"] == {"value": "after"}
 
 
+async def test_who_is_cancelled_while_a_thread_encodes_ends_after_it(saver: Any) -> None:
+    """Nothing happens behind the back of somebody who was told that a call was cancelled; the next one waits, too."""
+    going, done = threading.Event(), []
+    turns = Turns()
+
+    def slowly(*, may_read: bool = True) -> Any:
+        going.wait(10)
+        done.append("cancelled")
+
+    first = asyncio.create_task(turns.begin("1", slowly, light=False))
+    second = asyncio.create_task(turns.begin("1", lambda may_read=True: done.append("next"), light=True))  # type: ignore
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.sleep(0.05)
+    assert not first.done()
+    going.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert done == ["cancelled"]
+    await second
+    assert done == ["cancelled", "next"]
+
+
 @pytest.mark.parametrize("size", [10, LIGHT_BYTES * 2])
 async def test_errors_reach_the_caller(saver: Any, size: int) -> None:
     """What cannot be stored is told to whoever asked for it, wherever it was encoded."""
