@@ -312,15 +312,13 @@ def test_upgrade_to_writable_fails(made: Path, monkeypatch: pytest.MonkeyPatch) 
     assert engine._environments == {}
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-def test_a_file_that_was_renamed_while_it_is_open(made: Path, read_only: bool) -> None:
-    """Opening it by its new name is refused, makes nothing at the old one, and changes nothing for who has it open."""
-    old = Log.open(made, read_only=read_only)
+def test_a_file_that_was_renamed_while_it_is_open_to_read(made: Path) -> None:
+    """Opening it for writing is refused, makes nothing at its old path, and changes nothing for who has it open."""
+    old = Log.open(made, read_only=True)
     moved = made.with_name("moved")
     made.rename(moved)
-    for again in (True, False):
-        with pytest.raises(UsageError, match="was renamed"):
-            Log.open(moved, read_only=again)
+    with pytest.raises(UsageError, match="was renamed"):
+        Log.open(moved)
     assert not made.exists()
     assert ids(old) == ["s2", "s1", "s0"]
     old.close()

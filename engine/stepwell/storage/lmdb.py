@@ -830,7 +830,6 @@ def _acquire(
             environment = _Environment(path, real_path, read_only, verify)
             _environments[environment.identity] = environment
         else:
-            environment.check_place()
             if verify:
                 environment.check()
             if not read_only:
