@@ -73,7 +73,6 @@ _FEWEST_PAGES: Final = 4  # in the background: in a row
 _RESERVED_PAGES: Final = 32  # in the background: left for the next few commits
 _LOOK_AGAIN_SECONDS: Final = 0.05  # who would have woken the waiting may have been interrupted before that
 _HOLD_SECONDS: Final = 0.002  # in the background: that others wait, where finding the pages is not longer
-_LOCK_FILE: Final = "-lock"
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EAGAIN})
 _MOST_BYTES: Final = 1 << 26  # of pages that are looked at on opening, of a file that is known
 _SNAPSHOT_ATTEMPTS: Final = 5
@@ -274,7 +273,7 @@ class _Environment:
         self._punches = freepages.can_punch()
         self._verify = verify
         # Where nobody on this machine had the file open, it comes from elsewhere.
-        is_known = os.path.exists(real_path + _LOCK_FILE)
+        is_known = os.path.exists(real_path + lockfile.SUFFIX)
         self._reserve = Reserve(real_path)
         self._lock_file = LockFile(real_path)
         self._is_low = False
@@ -310,7 +309,7 @@ class _Environment:
         try:
             _check_pages(self.path, self.real_path)
         except CorruptionError:
-            if not os.path.exists(self.real_path + _LOCK_FILE):
+            if not os.path.exists(self.real_path + lockfile.SUFFIX):
                 raise
             # Somebody has opened it meanwhile, and may have written over what was looked at.
             self._verify = True
@@ -1270,7 +1269,8 @@ def _translate(error: lmdb.Error, path: str, real_path: str, read_only: bool = F
         if read_only:
             return UsageError(
                 f"the log {path!r} cannot be read: {error}; a reader writes its place into the lock file beside it, "
-                f"{path + '-lock'!r}, which must be writable, or the directory where there is none.  Or open a copy"
+                f"{path + lockfile.SUFFIX!r}, which must be writable, or the directory where there is none.  Or open a "
+                "copy"
             )
         return ReadOnlyError(f"the log {path!r} cannot be written: {error}; open it with read_only=True to read it")
     return CorruptionError(f"LMDB cannot go on with {path!r}: {error}")

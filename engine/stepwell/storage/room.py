@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Final
 
 from stepwell.errors import DiskFullError
-from stepwell.storage import freepages
+from stepwell.storage import freepages, lockfile
 from stepwell.storage.freepages import UnableError
 
 if sys.platform != "win32":
@@ -194,7 +194,7 @@ class LockFile:
     """
 
     def __init__(self, real_path: str) -> None:
-        self.path = f"{real_path}-lock"
+        self.path = real_path + lockfile.SUFFIX
         self._descriptor: int | None = None
         self._whole = False
 
