@@ -29,6 +29,7 @@ from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, Plai
 
 _MOST_OF_LANE: Final = 8  # steps of one lane that are remembered at once: forks, and who reads while another writes
 _MEMORY_BYTES: Final = 2048  # that remembering an empty state takes, roughly
+_ELEMENT_BYTES: Final = 256  # and an element or entry, beside its encoding
 _ANNOUNCED_OBJECTS: Final = 1 << 13  # of one step: noted in the event loop, in a millisecond
 _ANNOUNCED_BYTES: Final = 64  # that noting one takes, roughly
 _ANNOUNCED_DEPTH: Final = 2  # an Overwrite of a list, a dict of lists
@@ -83,9 +84,10 @@ class LaneMemory:
 
     @property
     def size(self) -> int:
-        """Bytes of the encoded state, roughly: what holding its objects may cost."""
+        """Bytes of the encoded state, and what is noted of each element, roughly: what holding its objects may cost."""
         fields = self.checkpoint.size + self.metadata.size
-        return _MEMORY_BYTES + fields + sum(channel.size for channel in self.channels.values())
+        channels = self.channels.values()
+        return _MEMORY_BYTES + fields + sum(channel.size + _ELEMENT_BYTES * channel.count for channel in channels)
 
 
 class Memories:

@@ -218,6 +218,11 @@ class ListChannel:
         self._groups: list[_Group] = []
         self._queue: deque[tuple[int, _Group]] = deque()  # with the put at which each was checked, that one first
 
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self._count
+
     def adopt(self, objects: list[object]) -> None:
         """Take the objects that were decoded from the stored elements as what they came from."""
         if len(objects) == self._count:
@@ -430,6 +435,11 @@ class DictChannel:
             slot = self._entries[key] = _Slot(_NOTHING, None)
             slot.value = value
 
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        return len(self._entries)
+
     def work(self, value: dict[str, object], checks: Checks, most_bytes: int) -> Work:
         """What an update would take."""
         slots = self._entries
@@ -511,7 +521,10 @@ class PlainChannel:
 
     Attributes:
         size: Bytes of the encoded value.
+        count: Number of parts that are remembered by themselves.
     """
+
+    count: Final = 0
 
     def __init__(self, stored: Value | None = None, size: int = 0) -> None:
         """A channel with nothing in it, or one whose stored value (with content as bytes) is known."""
