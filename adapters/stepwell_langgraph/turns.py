@@ -71,7 +71,12 @@ class _Line:
             raise
         encoding = asyncio.ensure_future(offload(begin))
         encoding.add_done_callback(self._leave)
-        return await asyncio.shield(encoding)
+        try:
+            return await asyncio.shield(encoding)
+        except asyncio.CancelledError:
+            # The thread goes on: when the caller learns that it was cancelled, nothing is left to happen behind it.
+            await asyncio.wait((encoding,))
+            raise
 
     def _leave(self, _: asyncio.Future[Ticket]) -> None:
         self.length -= 1

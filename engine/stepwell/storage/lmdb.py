@@ -389,6 +389,12 @@ class _Environment:
     def _enter(self, mark: object) -> lmdb.Environment:
         """The environment, which stays open and mapped until the mark is taken back."""
         thread = threading.get_ident()
+        active = len(self._inside)
+        if active >= _FEW_READERS and not self._lock_file.fill() and active >= _READERS_WITHOUT_ROOM:
+            trouble = f"{active} readers at once, and its lock file has no room for more"
+            raise room.disk_full(self.path, self.real_path, trouble)
+        # Signal handlers run between calls.  With nobody to wait for, none is made while the lock is held: a handler
+        # that appends waits for the writer, which comes here too.
         with self._lock:
             # Whoever is within a transaction may begin another: waiting for a resizing, which waits for
             # all transactions to end, it would wait for itself.
@@ -397,10 +403,6 @@ class _Environment:
                 self._gate.wait(_LOOK_AGAIN_SECONDS)
             if self._closed:
                 raise self._closed_error()
-            active = len(self._inside)
-            if active >= _FEW_READERS and not self._lock_file.fill() and active >= _READERS_WITHOUT_ROOM:
-                trouble = f"{active} readers at once, and its lock file has no room for more"
-                raise room.disk_full(self.path, self.real_path, trouble)
             self._inside[mark] = thread
             return self._env
 
