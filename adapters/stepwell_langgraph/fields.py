@@ -29,7 +29,7 @@ class Fields:
     """A dict of a checkpoint, as its last step stored it.
 
     Attributes:
-        size: Bytes of its encoding, roughly.
+        size: Bytes of its encoding, roughly, and 64 for each entry.
     """
 
     __slots__ = ("_known", "_stored", "size")
@@ -54,7 +54,7 @@ class Fields:
         else:
             patch = diff(self._stored, _value(known, _TYPE))
         self._stored, self._known = None, known
-        self.size = _ENTRY_BYTES * len(known)
+        self.size = _size(known)
         return patch
 
 
@@ -64,11 +64,21 @@ def _known(value: Mapping[str, Any], depth: int = 1) -> _Known:
         kind = type(item)
         if kind in _COMPARABLE:
             known[name] = item
-        elif depth < DEEPEST_STRUCTURE and _has_names(item):
-            known[name] = _known(item, depth + 1)
+        elif depth < DEEPEST_STRUCTURE and kind in _DICTS and _has_names(copy := dict(item)):
+            known[name] = _known(copy, depth + 1)  # of a copy: another thread may change it meanwhile
         else:
             known[name] = encode_element(item)
     return known
+
+
+def _size(known: _Known) -> int:
+    size = _ENTRY_BYTES * len(known)
+    for item in known.values():
+        if isinstance(item, str | bytes):
+            size += len(item)
+        elif isinstance(item, dict):
+            size += _size(item)
+    return size
 
 
 def _difference(old: _Known, new: _Known, type_: str) -> Patch | None:
@@ -109,9 +119,9 @@ def _value(known: _Known, type_: str) -> Map:
     return Map(type_, False, {name: _entry(item) for name, item in known.items()})
 
 
-def _has_names(value: Any) -> bool:
+def _has_names(value: dict[Any, Any]) -> bool:
     """Whether a dict's keys are texts that are encoded as they stand."""
-    return type(value) in _DICTS and all(type(name) is str and name.isprintable() for name in value)
+    return all(type(name) is str and name.isprintable() for name in value)
 
 
 _NOTHING: Final = object()

@@ -29,7 +29,8 @@ from stepwell_langgraph.translate import Channel, DictChannel, ListChannel, Plai
 
 _MOST_OF_LANE: Final = 8  # steps of one lane that are remembered at once: forks, and who reads while another writes
 _MEMORY_BYTES: Final = 2048  # that remembering an empty state takes, roughly
-_ANNOUNCED_OBJECTS: Final = 1 << 16  # of one step
+_ELEMENT_BYTES: Final = 256  # and an element or entry, beside its encoding
+_ANNOUNCED_OBJECTS: Final = 1 << 13  # of one step: noted in the event loop, in a millisecond
 _ANNOUNCED_BYTES: Final = 64  # that noting one takes, roughly
 _ANNOUNCED_DEPTH: Final = 2  # an Overwrite of a list, a dict of lists
 
@@ -83,9 +84,10 @@ class LaneMemory:
 
     @property
     def size(self) -> int:
-        """Bytes of the encoded state, roughly: what holding its objects may cost."""
+        """Bytes of the encoded state, and what is noted of each element, roughly: what holding its objects may cost."""
         fields = self.checkpoint.size + self.metadata.size
-        return _MEMORY_BYTES + fields + sum(channel.size for channel in self.channels.values())
+        channels = self.channels.values()
+        return _MEMORY_BYTES + fields + sum(channel.size + _ELEMENT_BYTES * channel.count for channel in channels)
 
 
 class Memories:
@@ -161,15 +163,15 @@ class Memories:
             announced = self._announced.take((lane, step_id)) or Announced(set(), set())
             for channel, value in writes:
                 announced.channels.add(channel)
-                if len(announced.objects) < _ANNOUNCED_OBJECTS:
-                    _announce(value, announced.objects, _ANNOUNCED_DEPTH)
-                else:
+                if not _announce(value, announced.objects, _ANNOUNCED_DEPTH):
                     announced.channels.clear()  # too many to note: everything will be looked at
             self._announced.put((lane, step_id), announced, _ANNOUNCED_BYTES * len(announced.objects))
 
-    def announced(self, lane: LaneKey, step_id: str | None) -> Announced:
-        """What was noted for the step after `step_id`, once."""
-        found = None if step_id is None else self._announced.take((lane, step_id))
+    def announced(self, lane: LaneKey, step_id: str | None, *, take: bool) -> Announced:
+        """What was noted for the step after `step_id`; it can be taken once."""
+        if step_id is None:
+            return Announced(set(), set())
+        found = self._announced.take((lane, step_id)) if take else self._announced.get((lane, step_id))
         return found or Announced(set(), set())
 
     def take_last_put(self, lane: LaneKey, step_id: str | None) -> tuple[str, LaneMemory] | None:
@@ -197,11 +199,17 @@ class Announced(NamedTuple):
     channels: set[str]
 
 
-def _announce(value: object, announced: set[int], depth: int) -> None:
-    """Note an object and what it holds: elements, entries, and the value that an Overwrite wraps."""
+def _announce(value: object, announced: set[int], depth: int) -> bool:
+    """Note an object and what it holds: elements, entries, and the value that an Overwrite wraps.
+
+    Returns:
+        Whether there was room for all of them.
+    """
+    if len(announced) >= _ANNOUNCED_OBJECTS:
+        return False
     announced.add(id(value))
     if not depth:
-        return
+        return True
     if isinstance(value, dict):
         items: Iterable[object] = list(value.values())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -209,9 +217,8 @@ def _announce(value: object, announced: set[int], depth: int) -> None:
     elif type(value).__name__ == "Overwrite":
         items = (getattr(value, "value", None),)
     else:
-        return
-    for item in items:
-        _announce(item, announced, depth - 1)
+        return True
+    return all(_announce(item, announced, depth - 1) for item in items)
 
 
 _Lane: TypeAlias = dict[tuple[str, bool], LaneMemory]

@@ -8,18 +8,20 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from stepwell.content import NotRecalled
 from stepwell.errors import ConflictError
 from stepwell.events import Sequence, StepCommitted
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch
+from stepwell.patch import Merge, Patch, size_of
 from stepwell.storage import Committed
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, check_id, read_address, to_config
-from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_parent, value_along_branch
-from stepwell_langgraph.translate import Channel, Checks, PlainChannel, unknown, update
+from stepwell_langgraph.memory import Announced, LaneKey, LaneMemory, Memories, recall_parent, value_along_branch
+from stepwell_langgraph.translate import Channel, Checks, PlainChannel, to_encode, update
 from stepwell_langgraph.weight import LIGHT_BYTES, is_light
 
 _ATTEMPTS: Final = 5
+_FIELDS_PER_VALUE: Final = 8  # comparing fields takes so much less than encoding values of as many bytes
 _BEGINNINGS: Final = ("input", "update", "fork")  # sources of the first checkpoint of an invocation
 
 
@@ -62,10 +64,18 @@ class Put:
         memory = LaneMemory() if parent_id is None else self._memories.peek(self._lane, parent_id)
         if memory is None or (self._looks_at_everything(memory) and memory.size > LIGHT_BYTES):
             return False
+        if any(version != memory.versions.get(name) for name, version in self._kept() if memory.versions):
+            return False  # the value is in the log
+        announced = self._memories.announced(self._lane, parent_id, take=False)
         new: list[Any] = [self._metadata]
+        known = memory.checkpoint.size // _FIELDS_PER_VALUE
         for name, value in self._checkpoint["channel_values"].items():
-            new += unknown(memory.channels.get(name), value, moved=name in self._new_versions)
-        return is_light(new)
+            work = to_encode(memory.channels.get(name), value, self._checks(memory, name, announced), LIGHT_BYTES)
+            new += work.unknown
+            known += work.known_bytes
+            if known > LIGHT_BYTES:
+                return False
+        return is_light(new, LIGHT_BYTES - known)
 
     def begin(self, *, may_read: bool = True) -> Ticket:
         """Encode the checkpoint and submit it.
@@ -74,17 +84,19 @@ class Put:
             NotRecalled: The log has to be read for it, and may not be; call it again when it may.
         """
         if self._step is None:
-            self._step = self._encoded()
+            self._step = self._encoded(may_read=may_read)
         thread = self._log.thread(self.address.thread_id)
         ticket = thread.begin_append([self._step], incarnation=self._memory.incarnation, may_read=may_read)
         self._step = None  # another attempt encodes it anew
         return ticket
 
-    def _encoded(self) -> StepCommitted:
+    def _encoded(self, *, may_read: bool) -> StepCommitted:
         parent_id = self.address.checkpoint_id
         values = self._checkpoint["channel_values"]
         memory = None if parent_id is None else self._memories.take(self._lane, parent_id, values)
         if memory is None:
+            if parent_id is not None and not may_read:
+                raise NotRecalled  # it was forgotten a moment ago
             memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self.address)
         self._memory = memory
         return StepCommitted(
@@ -112,39 +124,46 @@ class Put:
             raise error
 
     def _channels(self, memory: LaneMemory) -> Merge:
-        announced = self._memories.announced(self._lane, self.address.checkpoint_id)
-        everything = self._looks_at_everything(memory)
-        turn = memory.turn
-        memory.turn += 1
-        memory.fresh = False
+        announced = self._memories.announced(self._lane, self.address.checkpoint_id, take=True)
         values = self._checkpoint["channel_values"]
         versions = self._checkpoint["channel_versions"]
         changes: dict[str, Patch] = {}
         channels: dict[str, Channel] = {}
         for name, value in values.items():
-            moved = name in self._new_versions or versions.get(name) != memory.versions.get(name)
-            # A channel that moved without any write that was seen may have changed anywhere.
-            unseen = moved and name not in announced.channels
-            checks = Checks(turn, everything=everything or unseen, announced=announced.objects, moved=moved)
-            channel, patch = update(memory.channels.get(name), value, self._serde, checks, moved=moved)
+            checks = self._checks(memory, name, announced)
+            channel, patch = update(memory.channels.get(name), value, self._serde, checks, moved=checks.moved)
             channels[check_id("channel", name)] = channel
             if patch is not None:
                 changes[name] = patch
-        for name, version in versions.items():
-            if name in values or name in self._new_versions:
-                continue  # given, or empty from now on
+        for name, version in self._kept():
             if memory.versions.get(name) == version:
                 if name in memory.channels:
                     channels[name] = memory.channels[name]
             elif memory.versions:
                 stored = value_along_branch(self._log, self._serde, self.address, name, version)
                 if stored is not None:
-                    channels[name] = PlainChannel(stored)
+                    channels[name] = PlainChannel(stored, size_of(stored))
                     changes[name] = stored
         drop = tuple(name for name in memory.channels if name not in channels)
         memory.channels = channels
         memory.versions = dict(versions)
+        memory.turn += 1
+        memory.fresh = False
         return Merge(drop, changes)
+
+    def _kept(self) -> list[tuple[str, str | int | float]]:
+        """The channels whose value is not given, but that are not empty either; and the version of each."""
+        given, new = self._checkpoint["channel_values"], self._new_versions
+        versions = self._checkpoint["channel_versions"]
+        return [(name, version) for name, version in versions.items() if name not in given and name not in new]
+
+    def _checks(self, memory: LaneMemory, name: str, announced: Announced) -> Checks:
+        """What of a channel this put has to check."""
+        version = self._checkpoint["channel_versions"].get(name)
+        moved = name in self._new_versions or version != memory.versions.get(name)
+        # A channel that moved without any write that was seen may have changed anywhere.
+        everything = self._looks_at_everything(memory) or (moved and name not in announced.channels)
+        return Checks(memory.turn, everything=everything, announced=announced.objects, moved=moved)
 
     def _looks_at_everything(self, memory: LaneMemory) -> bool:
         return self._exact or memory.fresh or self._metadata.get("source") in _BEGINNINGS

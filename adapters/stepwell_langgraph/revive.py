@@ -129,12 +129,12 @@ class Revival:
         if pattern is not None:
             return pattern.make()
         data = payloads.view(content)
-        if content not in known:
-            patterns.make_room(content.length, self._patterns.cache.most_bytes // 2)
-            if not often:
-                known[content] = None
-                return self._decode(data)
-        pattern = known[content] = self._pattern(data)
+        most_bytes = self._patterns.cache.most_bytes // 2
+        if content not in known and not often:
+            patterns.remember(content, None, most_bytes)
+            return self._decode(data)
+        pattern = self._pattern(data)
+        patterns.remember(content, pattern, most_bytes)
         return pattern.make()
 
     def _pattern(self, data: memoryview) -> _Pattern:
@@ -160,10 +160,12 @@ class _Patterns:
         self.size_bytes = 0
         self._lock = threading.RLock()
 
-    def make_room(self, length: int, most_bytes: int) -> None:
-        """Count one more, and forget those that were read first."""
+    def remember(self, ref: Ref, pattern: _Pattern | None, most_bytes: int) -> None:
+        """Note the pattern of an element, and forget those that were read first."""
         with self._lock:
-            self.size_bytes += length + _PATTERN_BYTES
+            if ref not in self.by_place:  # of two threads that read it at once, one counts it
+                self.size_bytes += ref.length + _PATTERN_BYTES
+            self.by_place[ref] = pattern
             while self.size_bytes > most_bytes and self.by_place:
                 with suppress(RuntimeError):  # another thread has added one
                     ref = next(iter(self.by_place))

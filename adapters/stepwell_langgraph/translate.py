@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from operator import is_, itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -62,6 +62,7 @@ ALWAYS_CHECKED: Final = 128
 _GROUP_ELEMENTS: Final = 16
 # A value this small is cheaper to encode than to reason about.
 _SMALL_BYTES: Final = 4096
+_SLOT_BYTES: Final = 64  # of which the encoding takes as long as looking at an element or entry
 _SCALARS: Final = (int, float, bool, type(None))
 _TYPE: Final = "msgpack"
 
@@ -113,6 +114,18 @@ class Checks:
         self.everything = everything
         self.announced = announced
         self.moved = moved
+
+
+class Work(NamedTuple):
+    """What bringing a channel to a new value takes.
+
+    Attributes:
+        unknown: Objects that will be encoded.
+        known_bytes: Besides, as much as encoding so many bytes does: known objects are encoded or compared.
+    """
+
+    unknown: Sequence[Any]
+    known_bytes: int
 
 
 class _Slot:
@@ -205,6 +218,11 @@ class ListChannel:
         self._groups: list[_Group] = []
         self._queue: deque[tuple[int, _Group]] = deque()  # with the put at which each was checked, that one first
 
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self._count
+
     def adopt(self, objects: list[object]) -> None:
         """Take the objects that were decoded from the stored elements as what they came from."""
         if len(objects) == self._count:
@@ -215,9 +233,26 @@ class ListChannel:
         objects = self._adopted or self._objects
         return bool(objects) and objects[0] is item
 
-    def unknown(self, value: list[object]) -> list[object]:
-        """The elements that come after those that are known: what is to be encoded, as a rule."""
-        return value[self._count :]
+    def work(self, value: list[object], checks: Checks, most_bytes: int) -> Work:
+        """What an update would take."""
+        objects = self._adopted or self._objects
+        count = len(objects)
+        grown = count == self._count and len(value) >= count and all(map(is_, objects, value))
+        if checks.everything or not grown or (checks.moved and len(value) == count):
+            known = self.size + _SLOT_BYTES * len(value)
+            if known > most_bytes:
+                return Work((), known)
+        else:
+            last, by_id = self._slots[-ALWAYS_CHECKED:], self._by_id
+            announced = [by_id[identity] for identity in checks.announced if identity in by_id]
+            encoded = [slot.length for slot in last + announced if slot.mark is None]
+            rotated = self.size // ROTATION_PUTS if encoded else 0
+            # That each is the object that it was takes a fraction of checking it.
+            known = sum(encoded) + rotated + _SLOT_BYTES * (len(last) + count // ROTATION_PUTS) + count
+        if grown:
+            return Work(value[count:], known)
+        identities = set(map(id, objects))
+        return Work([item for item in value if id(item) not in identities], known)
 
     def _settle(self, turn: int) -> None:
         """Look at the objects that were adopted: most are not only read, so that is left until the next put."""
@@ -400,10 +435,24 @@ class DictChannel:
             slot = self._entries[key] = _Slot(_NOTHING, None)
             slot.value = value
 
-    def unknown(self, value: dict[str, object]) -> list[object]:
-        """The entries that are not known: what is to be encoded, as a rule."""
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        return len(self._entries)
+
+    def work(self, value: dict[str, object], checks: Checks, most_bytes: int) -> Work:
+        """What an update would take."""
         slots = self._entries
-        return [item for key, item in [*value.items()] if key not in slots or slots[key].object is not item]
+        known = _SLOT_BYTES * len(value)
+        if known > most_bytes:
+            return Work((), known)
+        suspects = [*slots.values()]
+        if not checks.everything and not checks.moved:
+            announced = [slot for slot in suspects if id(slot.object) in checks.announced]
+            suspects = suspects[-ALWAYS_CHECKED:] + self._rotation.due(checks.turn) + announced
+        known += sum(slot.length for slot in suspects if slot.mark is not IMMUTABLE)
+        unknown = [item for key, item in [*value.items()] if key not in slots or slots[key].object is not item]
+        return Work(unknown, known)
 
     def update(self, value: dict[str, object], checks: Checks) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value."""
@@ -472,7 +521,10 @@ class PlainChannel:
 
     Attributes:
         size: Bytes of the encoded value.
+        count: Number of parts that are remembered by themselves.
     """
+
+    count: Final = 0
 
     def __init__(self, stored: Value | None = None, size: int = 0) -> None:
         """A channel with nothing in it, or one whose stored value (with content as bytes) is known."""
@@ -483,9 +535,11 @@ class PlainChannel:
         self._checked = True
         self._serde: SerializerProtocol | None = None
 
-    def knows(self, value: object) -> bool:
-        """Whether its value came from this very object."""
-        return value is self._object
+    def work(self, value: object, checks: Checks) -> Work:
+        """What an update would take."""
+        if value is not self._object or checks.moved:
+            return Work((value,), 0)
+        return Work((), self.size if self._suspect(checks) else 0)
 
     def update(self, value: object, serde: SerializerProtocol, checks: Checks, *, moved: bool) -> Patch | None:
         """The patch to a new value; None if nothing changed.  The channel then stands for that value.
@@ -559,15 +613,15 @@ def update(
     return channel, channel.update(value, serde, checks, moved=moved)
 
 
-def unknown(channel: Channel | None, value: Any, *, moved: bool) -> Sequence[Any]:
-    """What of a value has to be encoded, as far as identities tell."""
+def to_encode(channel: Channel | None, value: Any, checks: Checks, most_bytes: int) -> Work:
+    """What `update` would take, as far as identities tell; it need not be told beyond some bytes."""
     if isinstance(channel, ListChannel) and type(value) is list:
-        return channel.unknown(value)
+        return channel.work(value, checks, most_bytes)
     if isinstance(channel, DictChannel) and type(value) is dict:
-        return channel.unknown(value)
-    if isinstance(channel, PlainChannel) and channel.knows(value) and not moved:
-        return ()
-    return (value,)
+        return channel.work(value, checks, most_bytes)
+    if isinstance(channel, PlainChannel):
+        return channel.work(value, checks)
+    return Work((value,), 0)
 
 
 def _worth_splitting(value: list[object]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
+from types import MemberDescriptorType
 from typing import Any, Final
 
 LIGHT_BYTES: Final = 1 << 16
@@ -35,6 +37,18 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
             with suppress(Exception):  # these may be properties, which do what they like
                 weight += int(getattr(item, "nbytes", 0))  # arrays
                 left += vars(item).values()
+            kind: type = type(item)
+            for slot in _slots(kind):
+                with suppress(AttributeError):  # nothing was assigned to it
+                    left.append(slot.__get__(item))
         if weight > most_bytes:
             return False
     return True
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[MemberDescriptorType, ...]:
+    """The attributes that instances of a class keep outside `__dict__`."""
+    return tuple(
+        member for base in kind.__mro__ for member in vars(base).values() if type(member) is MemberDescriptorType
+    )

@@ -134,3 +134,15 @@ def test_a_log_that_many_threads_were_touched_in_stays_within_its_budget(tmp_pat
         grown = resident_bytes() - before
         assert saver.log.cache.size_bytes <= budget
         assert grown < 4 * budget, f"{grown:,} bytes more for 1,200 threads"
+
+
+def test_many_small_elements_count_as_what_is_noted_of_them() -> None:
+    """What is remembered of an element takes more than the encoding of a small one."""
+    values = {"list": [{"n": n} for n in range(1000)], "map": {str(n): [n] for n in range(1000)}}
+    with StepwellSaver(Log.open(":memory:")) as saver:
+        checkpoint = empty_checkpoint()
+        checkpoint["channel_values"] = values
+        config = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+        saver.put(config, checkpoint, {"source": "input", "step": -1, "parents": {}}, {"list": "1", "map": "1"})
+        (memory,) = (saver._memories._lanes.get(("1", "")) or {}).values()
+        assert 2000 * 200 < memory.size < 2000 * 400

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import pytest
@@ -135,3 +138,40 @@ def test_a_serializer_may_be_changed_at_any_time() -> None:
     stored = apply(patch, stored)
     assert restored(stored) == other.dumps_typed(checkpoint(2))
     follow(fields, stored, checkpoint(3))
+
+
+def test_the_size_is_that_of_what_is_held() -> None:
+    """Texts, encodings and entries count at any depth: the cache goes by it."""
+    fields = Fields()
+    fields.update(
+        {"text": "x" * 10_000, "list": ["x" * 100] * 100, "dict": {str(n): "x" * 100 for n in range(100)}}, serde
+    )
+    assert 30_000 < fields.size < 50_000
+
+
+def test_a_dict_may_grow_while_it_is_looked_at() -> None:
+    """With durability "async" the next node runs meanwhile, and may hold a dict of the metadata."""
+    shared = {str(n): n for n in range(2000)}
+    over = threading.Event()
+
+    def change() -> None:
+        for n in count():
+            if over.is_set():
+                return
+            shared[f"x{n % 50}"] = n
+            if n % 50 == 49:
+                for other in range(50):
+                    del shared[f"x{other}"]
+
+    interval = sys.getswitchinterval()
+    changing = threading.Thread(target=change)
+    sys.setswitchinterval(1e-5)
+    changing.start()
+    try:
+        fields = Fields()
+        for _ in range(100):
+            fields.update({"shared": shared}, serde)
+    finally:
+        over.set()
+        changing.join()
+        sys.setswitchinterval(interval)

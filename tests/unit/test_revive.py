@@ -382,6 +382,36 @@ def test_memory_is_bounded(memory_log: Log) -> None:
         assert patterns.by_place
 
 
+def test_what_is_remembered_is_counted_once(memory_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count is right if an element is read while it is taken apart elsewhere, and if it cannot be."""
+    serde = JsonPlusSerializer()
+    lists = [[HumanMessage(f"{name} long " * 99, id=str(n)) for n in range(3)] for name in ("first", "other", "bad")]
+    stored = Stored(memory_log, lists, serde)
+    revival = Revival(serde, Cache(100_000))
+    revival.value(stored.values[0], stored.payloads, often=True)
+    pattern = revival._pattern
+    nested: list[bool] = []
+
+    def meanwhile(data: memoryview) -> Any:
+        if not nested:
+            nested.append(True)
+            revival.value(stored.values[1], stored.payloads, often=True)
+        return pattern(data)
+
+    def failing(data: memoryview) -> Any:
+        raise ValueError("cannot be taken apart")
+
+    monkeypatch.setattr(revival, "_pattern", meanwhile)
+    revival.value(stored.values[1], stored.payloads, often=True)
+    monkeypatch.setattr(revival, "_pattern", failing)
+    with pytest.raises(ValueError, match="apart"):
+        revival.value(stored.values[2], stored.payloads, often=True)
+    patterns = revival._patterns.get(stored.payloads.thread)
+    assert patterns is not None
+    assert len(patterns.by_place) == 6
+    assert sum(ref.length + 1024 for ref in patterns.by_place) == patterns.size_bytes
+
+
 def test_many_threads_at_once(memory_log: Log) -> None:
     """Threads that read at the same moment, while what is remembered is dropped, get what is right."""
     serde = JsonPlusSerializer()

@@ -16,7 +16,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Send
 
 from stepwell import UsageError
-from stepwell_langgraph import StepwellSaver
+from stepwell_langgraph import StepwellSaver, memory
+from stepwell_langgraph.put import Put
 from stepwell_langgraph.turns import Turns
 from stepwell_langgraph.weight import LIGHT_BYTES
 
@@ -106,7 +107,144 @@ async def test_order_is_that_of_the_calls(saver: Any) -> None:
     slow.set()
     await asyncio.gather(*tasks)
     assert began == ["other", "heavy", "light"]
-    assert not turns._locks
+    assert not turns._lines
+
+
+async def test_a_light_call_does_not_overtake_one_that_is_just_about_to_go() -> None:
+    """What is called in the moment in which a heavy call ends waits for what waited for that one."""
+    slow, began = threading.Event(), []
+    turns = Turns()
+
+    def begin(name: str, wait: bool = False) -> Any:
+        def begin(*, may_read: bool = True) -> Any:
+            if wait:
+                slow.wait(10)
+            began.append(name)
+
+        return begin
+
+    async def heavy_then_light() -> None:
+        await turns.begin("1", begin("first", True), light=False)
+        await turns.begin("1", begin("third"), light=True)
+
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(heavy_then_light())]
+    await asyncio.sleep(0.05)
+    tasks.append(asyncio.create_task(turns.begin("1", begin("second"), light=True)))
+    await asyncio.sleep(0)
+    slow.set()
+    await asyncio.gather(*tasks)
+    assert began == ["first", "second", "third"]
+
+
+async def test_a_call_that_was_given_up_while_it_is_encoded_comes_before_the_next() -> None:
+    """What a thread is encoding is submitted all the same: it must not become the head behind a later call's back."""
+    slow, began = threading.Event(), []
+    turns = Turns()
+
+    def begin(name: str, wait: bool = False) -> Any:
+        def begin(*, may_read: bool = True) -> Any:
+            if wait:
+                slow.wait(10)
+            began.append(name)
+
+        return begin
+
+    given_up = asyncio.create_task(turns.begin("1", begin("given up", True), light=False))
+    await asyncio.sleep(0.05)
+    for _ in range(2):  # the second time it does not even wait for the thread
+        given_up.cancel()
+        await asyncio.sleep(0.01)
+    assert given_up.cancelled()
+    later = asyncio.create_task(turns.begin("1", begin("later"), light=True))
+    await asyncio.sleep(0.05)
+    assert began == []
+    slow.set()
+    await later
+    assert began == ["given up", "later"]
+    assert all(line.length == 0 for line in turns._lines.values())
+
+
+def _files(text: str, count: int = 100) -> list[dict[str, Any]]:
+    return [{"name": str(n), "lines": [f"{text} {n} {line}" for line in range(100)]} for n in range(count)]
+
+
+FILES = _files("old")
+NAMED = {str(n): file for n, file in enumerate(FILES)}
+NUMBERS = {str(n): n for n in range(5000)}
+CHATTER = [HumanMessage("x" * 100, id=str(n)) for n in range(2000)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "writes"),
+    [
+        (FILES, _files("new"), True),  # as many as before, but others
+        (FILES, [*FILES, 1], True),  # the last ones are encoded to be compared
+        (NAMED, {**NAMED, "new": 1}, True),
+        (NUMBERS, {**NUMBERS, "new": 1}, True),  # so many that to walk them takes long
+        (CHATTER, CHATTER[1:], True),
+        (CHATTER, [*CHATTER, HumanMessage("new")], False),  # no write was seen, so all are looked at
+    ],
+)
+async def test_what_is_known_but_has_to_be_looked_at_is_looked_at_in_a_thread(
+    monkeypatch: Any, before: Any, after: Any, writes: bool
+) -> None:
+    """A put that encodes or walks much of what it knows does not do so in the event loop."""
+    saver = StepwellSaver.from_conn_string(":memory:")
+    stored = await saver.aput(CONFIG, checkpoint(before), STEP, {"value": "1"})
+    if writes:
+        await saver.aput_writes(stored, [("value", 1)], "task")
+    encoders: list[int] = []
+    channels = Put._channels
+
+    def noted(*asked: Any) -> Any:
+        encoders.append(threading.get_ident())
+        return channels(*asked)
+
+    monkeypatch.setattr(Put, "_channels", noted)
+    await saver.aput(stored, checkpoint(after, "2"), STEP, {"value": "2"})
+    assert encoders
+    assert threading.get_ident() not in encoders
+    loaded = await saver.aget_tuple(CONFIG)
+    assert loaded is not None
+    assert loaded.checkpoint["channel_values"] == {"value": after}
+    saver.close()
+
+
+async def test_a_value_of_another_version_is_looked_for_in_a_thread(saver: Any, monkeypatch: Any) -> None:
+    """A channel that is named, but not given, has its value in the log."""
+    first = await saver.aput(CONFIG, checkpoint("old"), STEP, {"value": "1"})
+    second = await saver.aput(first, checkpoint("new", "2"), STEP, {"value": "2"})
+    readers: list[int] = []
+    ancestors = saver.log.reader.ancestors
+
+    def noted(*asked: Any) -> Any:
+        readers.append(threading.get_ident())
+        return ancestors(*asked)
+
+    monkeypatch.setattr(saver.log.reader, "ancestors", noted)
+    again = checkpoint(None, "1")
+    again["channel_values"] = {}
+    await saver.aput(second, again, STEP, {})
+    assert readers
+    assert threading.get_ident() not in readers
+    assert (await saver.aget_tuple(CONFIG)).checkpoint["channel_values"] == {"value": "old"}
+
+
+async def test_a_memory_that_is_forgotten_in_the_last_moment_is_made_in_a_thread(saver: Any, monkeypatch: Any) -> None:
+    """Whether a put is light is told before it begins; what it was told by may be gone by then."""
+    stored = await saver.aput(CONFIG, checkpoint("old"), STEP, {"value": "1"})
+    monkeypatch.setattr(saver._memories, "take", lambda *asked: None)
+    makers: list[int] = []
+    recall = memory.recall_parent
+
+    def noted(*asked: Any) -> Any:
+        makers.append(threading.get_ident())
+        return recall(*asked)
+
+    monkeypatch.setattr("stepwell_langgraph.put.recall_parent", noted)
+    await saver.aput(stored, checkpoint("new", "2"), STEP, {"value": "2"})
+    assert makers
+    assert threading.get_ident() not in makers
 
 
 async def test_a_call_that_is_given_up_lets_the_next_one_go(saver: Any) -> None:

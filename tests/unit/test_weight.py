@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.types import Interrupt, Send
 
 from stepwell_langgraph.weight import LIGHT_BYTES, is_light
 
@@ -15,6 +17,14 @@ class Array:
     """What numpy's arrays and others have."""
 
     nbytes = LIGHT_BYTES + 1
+
+
+@dataclass(slots=True)
+class Slotted:
+    """What keeps its content in slots, as LangGraph's own Send does."""
+
+    text: str
+    never_assigned: int = field(init=False)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +39,10 @@ class Array:
         deque(("x" * 1000,) * 100),
         [HumanMessage("x")] * 2000,
         Array(),
+        Send("node", {"key": "x" * LIGHT_BYTES}),
+        Interrupt(value="x" * LIGHT_BYTES, id="1"),
+        Slotted("x" * LIGHT_BYTES),
+        AIMessage("", extra="x" * LIGHT_BYTES),
     ],
 )
 def test_heavy(item: Any) -> None:
