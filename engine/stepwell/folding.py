@@ -67,6 +67,7 @@ class Folding:
         self._waiting: set[str] = set()
         self._failed: dict[str, int] = {}  # sequences to wait for before another attempt
         self._has_no_room = False
+        self._has_ended = False
         self._lock = threading.Lock()  # of the writer's thread and of the folding one; no other may wait for them
         self._sealing = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -94,7 +95,8 @@ class Folding:
         """Wait for the sealing that is under way, and begin no other."""
         self.abandon()
         if self._thread is not None and self._pid == os.getpid():
-            self._thread.join()
+            while not self._has_ended:  # a join without end could wait for one that this call interrupted
+                self._thread.join(_LOOK_AGAIN_SECONDS)
 
     def abandon(self) -> None:
         """Begin no other sealing, and end the thread without waiting for it."""
@@ -109,6 +111,12 @@ class Folding:
         return self._thread is threading.current_thread()
 
     def _run(self) -> None:
+        try:
+            self._seal_what_is_full()
+        finally:
+            self._has_ended = True
+
+    def _seal_what_is_full(self) -> None:
         while (thread_id := self._queue.get()) is not None:
             with self._lock:
                 self._waiting.discard(thread_id)

@@ -24,6 +24,7 @@ from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
+_ENDING_SECONDS: Final = 1.0
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
 
 
@@ -167,7 +168,8 @@ class Writer:
             with self._over:
                 pass
             if self._thread is not None:
-                self._thread.join()
+                # Nothing is left to be done in it.  A join without end could wait for one that this call interrupted.
+                self._thread.join(_ENDING_SECONDS)
 
     def abandon(self, last: Callable[[], None]) -> None:
         """End the thread once everything that was submitted is done, without waiting for it.
