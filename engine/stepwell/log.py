@@ -305,6 +305,7 @@ class Log:
         if self._folding.is_here or self._writer.is_here:
             _abandon(self._folding, self._writer, self.storage)
             return
+        self.storage.begin_closing(lambda: self._folding.is_here or self._writer.is_here)
         self._folding.close()
         # failpoint: closing-folding-ended
         self._writer.close()

@@ -397,6 +397,13 @@ class Storage(Protocol):
     def compact(self, into: str) -> Compaction:
         """Write what the log holds now into a new file, without free pages; see `Log.compact`."""
 
+    def begin_closing(self, is_own: Callable[[], bool]) -> None:
+        """Refuse the calls of other threads from now on: many that read without a pause could keep out who closes.
+
+        Args:
+            is_own: Whether it is one of the log's own threads that asks; they may finish what they do.
+        """
+
     def close(self) -> None:
         """Give back what the engine holds.  Closing twice is harmless."""
 

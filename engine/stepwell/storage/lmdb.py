@@ -113,6 +113,8 @@ class LmdbStorage(TableStorage):
         self.path = os.fspath(path)
         self.read_only = read_only
         self._handle = object()
+        self._closers: set[int] = set()
+        self._is_own: Callable[[], bool] = bool
         self._environment: _Environment | None
         self._environment = _acquire(self.path, self._handle, read_only, network_file_system, verify)
         self.log_id = self._environment.log_id
@@ -184,9 +186,14 @@ class LmdbStorage(TableStorage):
             file.take_name(like)
             return Compaction(occupied_bytes(like), occupied_bytes(os.stat(target)))
 
+    def begin_closing(self, is_own: Callable[[], bool]) -> None:
+        """See `Storage.begin_closing`."""
+        self._is_own = is_own
+        self._closers.add(threading.get_ident())
+
     def _open_environment(self) -> _Environment:
         environment = self._environment
-        if environment is None:
+        if environment is None or (self._closers and threading.get_ident() not in self._closers and not self._is_own()):
             raise ClosedError(f"the log {self.path!r} was closed; open it again with Log.open")
         if environment.pid != os.getpid():
             raise ForkedError.of(self.path, environment.pid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from stepwell.cache import Cache
@@ -64,6 +64,9 @@ class MemoryStorage(TableStorage):
 
     def compact(self, into: str) -> Compaction:
         raise UsageError("a log in memory has no file to make a smaller copy of; copy its threads into another log")
+
+    def begin_closing(self, is_own: Callable[[], bool]) -> None:
+        pass  # nobody is kept out: readers take turns with who closes
 
     def close(self) -> None:
         if self._pid == os.getpid():
