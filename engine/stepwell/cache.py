@@ -2,7 +2,8 @@
 
 One budget serves everything that is remembered, so that what is used most gets the most room, however many threads
 the log has.  Whoever remembers something has a shelf of its own for it, and must manage without: forgetting costs time,
-or space on disk, never correctness.
+or space on disk.  What was stored stays right; only of objects that are changed in place after their put nobody knows
+any more (SPEC, 17.2).
 
 There is no lock: a signal handler or a finalizer that closes the log may interrupt any line here, and waits for the
 log's writer, which comes here too.  Each line that changes something is a single operation of the interpreter.

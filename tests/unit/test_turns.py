@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,11 @@ async def test_a_log_that_has_to_be_read_is_read_in_a_thread(tmp_path: Path) -> 
         assert threading.get_ident() not in readers
 
 
-async def test_order_is_that_of_the_calls(saver: Any) -> None:
-    """A light call waits for a heavy one of its thread before it, and for none of another thread."""
-    slow, began = threading.Event(), []
-    turns = Turns()
+def appends() -> tuple[threading.Event, list[str], Callable[..., Any]]:
+    """What lets those go that wait, the names of those that were submitted, and what makes one that may wait."""
+    slow, began = threading.Event(), list[str]()
 
-    def begin(name: str, wait: bool) -> Any:
+    def begin(name: str, wait: bool = False) -> Any:
         def begin(*, may_read: bool = True) -> Any:
             if wait:
                 slow.wait(10)
@@ -97,10 +97,17 @@ async def test_order_is_that_of_the_calls(saver: Any) -> None:
 
         return begin
 
+    return slow, began, begin
+
+
+async def test_order_is_that_of_the_calls(saver: Any) -> None:
+    """A light call waits for a heavy one of its thread before it, and for none of another thread."""
+    slow, began, begin = appends()
+    turns = Turns()
     tasks = [
         asyncio.create_task(turns.begin("1", begin("heavy", True), light=False)),
-        asyncio.create_task(turns.begin("1", begin("light", False), light=True)),
-        asyncio.create_task(turns.begin("2", begin("other", False), light=True)),
+        asyncio.create_task(turns.begin("1", begin("light"), light=True)),
+        asyncio.create_task(turns.begin("2", begin("other"), light=True)),
     ]
     await asyncio.sleep(0.05)
     assert began == ["other"]
@@ -112,16 +119,8 @@ async def test_order_is_that_of_the_calls(saver: Any) -> None:
 
 async def test_a_light_call_does_not_overtake_one_that_is_just_about_to_go() -> None:
     """What is called in the moment in which a heavy call ends waits for what waited for that one."""
-    slow, began = threading.Event(), []
+    slow, began, begin = appends()
     turns = Turns()
-
-    def begin(name: str, wait: bool = False) -> Any:
-        def begin(*, may_read: bool = True) -> Any:
-            if wait:
-                slow.wait(10)
-            began.append(name)
-
-        return begin
 
     async def heavy_then_light() -> None:
         await turns.begin("1", begin("first", True), light=False)
@@ -138,17 +137,8 @@ async def test_a_light_call_does_not_overtake_one_that_is_just_about_to_go() -> 
 
 async def test_a_call_that_was_given_up_while_it_is_encoded_comes_before_the_next() -> None:
     """What a thread is encoding is submitted all the same: it must not become the head behind a later call's back."""
-    slow, began = threading.Event(), []
+    slow, began, begin = appends()
     turns = Turns()
-
-    def begin(name: str, wait: bool = False) -> Any:
-        def begin(*, may_read: bool = True) -> Any:
-            if wait:
-                slow.wait(10)
-            began.append(name)
-
-        return begin
-
     given_up = asyncio.create_task(turns.begin("1", begin("given up", True), light=False))
     await asyncio.sleep(0.05)
     for _ in range(2):  # the second time it does not even wait for the thread

@@ -38,7 +38,6 @@ from stepwell.storage.tables import (
     INDEX,
     LANES,
     NAMES,
-    PAGE_BYTES,
     PAGE_ROWS,
     SEGMENTS,
     THREAD_NAMES,
@@ -46,6 +45,7 @@ from stepwell.storage.tables import (
     Tables,
     find_lane,
     find_thread,
+    first_page,
     last_number,
     load_lane,
     prefix_end,
@@ -382,13 +382,7 @@ class Commit:
     def _pages(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """A scan that may be interleaved with changes, and holds one page at a time."""
         while True:
-            page: list[tuple[bytes, bytes]] = []
-            size = 0
-            for row in self._tables.scan(table, start, stop):
-                page.append(row)
-                size += len(row[1])
-                if len(page) == PAGE_ROWS or size > PAGE_BYTES:
-                    break
+            page = first_page(self._tables.scan(table, start, stop))
             if not page:
                 return
             yield from page

@@ -34,6 +34,7 @@ from contextlib import suppress
 from operator import gt
 from typing import Final, NamedTuple, NoReturn, Self, cast
 
+from stepwell.storage.newfile import occupied_bytes
 from stepwell.storage.pages import FIRST_PAGE, FORMAT, META_BYTES, Meta, PageError, Pages, Row, can_read, read_meta
 
 _NUMBER_BYTES: Final = 8
@@ -210,7 +211,7 @@ class PageFile:
     @property
     def occupied_bytes(self) -> int:
         """How much of the disk the file takes."""
-        return os.fstat(self._descriptor).st_blocks * 512
+        return occupied_bytes(os.fstat(self._descriptor))
 
     def unused_end(self, used_bytes: int) -> Extent | None:
         """What follows the last page in use."""

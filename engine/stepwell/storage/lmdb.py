@@ -168,11 +168,8 @@ class LmdbStorage(TableStorage):
         if self.read_only:
             yield
             return
-        with self._open_environment().transaction(write=True) as transaction:
-            try:
-                yield
-            finally:
-                transaction.abort()
+        with self._open_environment().standing_still():
+            yield
 
     def compact(self, into: str) -> Compaction:
         environment = self._open_environment()
@@ -404,6 +401,15 @@ class _Environment:
                 with suppress(lmdb.Error):
                     self._env.reader_check()
 
+    @contextmanager
+    def standing_still(self) -> Iterator[int]:
+        """Nobody commits while the block runs, nor does it; gives the newest transaction."""
+        with self.transaction(write=True) as transaction:
+            try:
+                yield transaction.id() - 1
+            finally:
+                transaction.abort()
+
     def _begin(self, write: bool, mark: object) -> lmdb.Transaction[bytes]:
         while True:
             env = self._enter(mark)
@@ -536,14 +542,10 @@ class _Environment:
         with (
             suppress(UnclearError, OSError, StepwellError),
             PageFile(self.real_path, self.identity) as file,
-            self.transaction(write=True) as transaction,
+            self.standing_still() as newest,
         ):
-            try:
-                newest = transaction.id() - 1
-                oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
-                return file.move_blocks(freepages.in_order_of_use(file.free(newest), oldest))
-            finally:
-                transaction.abort()
+            oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
+            return file.move_blocks(freepages.in_order_of_use(file.free(newest), oldest))
         return 0
 
     def _look_at_room(self) -> None:
@@ -623,14 +625,11 @@ class _Environment:
             with (
                 suppress(UnclearError, OSError, StepwellError),
                 PageFile(self.real_path, self.identity) as file,
-                self.transaction(write=True) as transaction,
+                self.standing_still(),
             ):
-                try:
-                    end = file.unused_end(_used_bytes(self._env))
-                    if end is not None:
-                        file.punch(end)
-                finally:
-                    transaction.abort()
+                end = file.unused_end(_used_bytes(self._env))
+                if end is not None:
+                    file.punch(end)
 
     def give_back(self, least_bytes: int, in_background: bool, most_bytes: int | None = None) -> int:
         """See `Storage.give_back`; no more than a number of bytes, if one is given."""
@@ -679,28 +678,24 @@ class _Environment:
         while not complete:
             given = 0
             began = time.monotonic()
-            # Writing, so that nobody takes pages, or frees any, until the holes are made.
-            with self.transaction(write=True) as transaction:
-                try:
-                    newest = transaction.id() - 1
-                    oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
-                    extents = file.occupied(freepages.before(file.free(newest), oldest, reserve), fewest)
-                    # failpoint: holes-found
-                    # At least half of the time is spent on holes, however long the list is.
-                    stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
-                    for extent in extents:
-                        if in_background and time.monotonic() > stop:
-                            break
-                        if most_bytes is not None and given >= most_bytes:
-                            complete = True
-                            break
-                        file.punch(extent)
-                        # failpoint: hole-punched
-                        given += extent.length
-                    else:
+            # Nobody takes pages, or frees any, until the holes are made.
+            with self.standing_still() as newest:
+                oldest = min([newest, *freepages.oldest_readers(self._env.readers())])
+                extents = file.occupied(freepages.before(file.free(newest), oldest, reserve), fewest)
+                # failpoint: holes-found
+                # At least half of the time is spent on holes, however long the list is.
+                stop = time.monotonic() + max(_HOLD_SECONDS, time.monotonic() - began)
+                for extent in extents:
+                    if in_background and time.monotonic() > stop:
+                        break
+                    if most_bytes is not None and given >= most_bytes:
                         complete = True
-                finally:
-                    transaction.abort()
+                        break
+                    file.punch(extent)
+                    # failpoint: hole-punched
+                    given += extent.length
+                else:
+                    complete = True
             # failpoint: holes-made
             yield given
             if not complete:

@@ -39,13 +39,13 @@ from stepwell.storage.tables import (
     EVENTS,
     LANES,
     PAGE_BYTES,
-    PAGE_ROWS,
     SEGMENTS,
     THREAD_NAMES,
     THREADS,
     Tables,
     find_lane,
     find_thread,
+    first_page,
     load_lane,
     load_name,
     prefix_end,
@@ -252,14 +252,8 @@ class TableStorage(ABC):
 
     def stored(self, table: str, start: bytes = b"", stop: bytes = AFTER_ALL) -> Iterator[tuple[bytes, bytes]]:
         while True:
-            page: list[tuple[bytes, bytes]] = []
-            size = 0
             with self._reading() as tables:
-                for row in tables.scan(table, start, stop):
-                    page.append(row)
-                    size += len(row[1])
-                    if len(page) == PAGE_ROWS or size > PAGE_BYTES:
-                        break
+                page = first_page(tables.scan(table, start, stop))
             if not page:
                 return
             yield from page

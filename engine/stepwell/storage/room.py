@@ -24,6 +24,7 @@ from typing import Final
 from stepwell.errors import DiskFullError
 from stepwell.storage import freepages, lockfile
 from stepwell.storage.freepages import UnableError
+from stepwell.storage.newfile import occupied_bytes
 
 if sys.platform != "win32":
     import resource
@@ -39,7 +40,6 @@ _SMALLEST_BYTES: Final = 1 << 14  # of a reserve, where there is no more room
 _TEXT: Final = (
     b"This file keeps a little of the disk for deleting from the stepwell log beside it. It may be removed.\n"
 )
-_BLOCK_BYTES: Final = 512  # the unit of st_blocks
 _LOCK_PAGE_BYTES: Final = mmap.PAGESIZE
 _GRANULE_BYTES: Final = 1 << 16  # of maps: a multiple of every page size
 
@@ -139,7 +139,7 @@ class Reserve:
     def _keep(self, wanted_bytes: int) -> None:
         """Take that many bytes, or as many as there are."""
         with suppress(OSError):
-            if _allocated_bytes(os.stat(self.path)) >= wanted_bytes:
+            if occupied_bytes(os.stat(self.path)) >= wanted_bytes:
                 return
         self._may_be_there = True
         with suppress(OSError):
@@ -208,7 +208,7 @@ class LockFile:
         """
         with suppress(OSError):
             # Less than a page is what an attempt on a full disk leaves, where blocks are smaller than that.
-            if _allocated_bytes(os.stat(self.path)) >= _LOCK_PAGE_BYTES:
+            if occupied_bytes(os.stat(self.path)) >= _LOCK_PAGE_BYTES:
                 return
         if not freepages.can_allocate():
             return
@@ -234,7 +234,7 @@ class LockFile:
         if not self._whole and self._descriptor is not None:
             with suppress(OSError):
                 status = os.fstat(self._descriptor)
-                if _allocated_bytes(status) < status.st_size:
+                if occupied_bytes(status) < status.st_size:
                     freepages.allocate(self._descriptor, status.st_size)
                 self._whole = True
         return self._whole or self._descriptor is None
@@ -244,7 +244,3 @@ class LockFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _allocated_bytes(status: os.stat_result) -> int:
-    return status.st_blocks * _BLOCK_BYTES

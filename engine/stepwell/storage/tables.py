@@ -16,7 +16,7 @@ these tables (`Tables`) and is done: `records.py` reads events, `commit.py` chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from stepwell import format as fmt
@@ -63,6 +63,18 @@ class Tables(Protocol):
 
     def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         """The last key with start <= key < stop, without its value."""
+
+
+def first_page(rows: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The first of some rows, as many as are held at once; none only if there are none."""
+    page: list[tuple[bytes, bytes]] = []
+    size = 0
+    for row in rows:
+        page.append(row)
+        size += len(row[1])
+        if len(page) == PAGE_ROWS or size > PAGE_BYTES:
+            break
+    return page
 
 
 def prefix_end(prefix: bytes) -> bytes:
