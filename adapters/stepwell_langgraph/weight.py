@@ -9,6 +9,8 @@ from functools import lru_cache
 from types import MemberDescriptorType
 from typing import Any, Final
 
+from stepwell_langgraph.fingerprint import IMMUTABLE_TYPES
+
 LIGHT_BYTES: Final = 1 << 16
 """What is encoded, looked up and compressed in less than a millisecond."""
 
@@ -33,7 +35,7 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
             if len(item) * _OBJECT_BYTES > most_bytes:
                 return False
             left += [*item, *item.values()] if isinstance(item, dict) else item
-        else:
+        elif type(item) not in IMMUTABLE_TYPES:
             with suppress(Exception):  # these may be properties, which do what they like
                 weight += int(getattr(item, "nbytes", 0))  # arrays
                 left += vars(item).values()
