@@ -271,7 +271,7 @@ async def test_who_is_cancelled_while_a_thread_encodes_ends_after_it(saver: Any)
     going.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert done == ["cancelled"]
+    assert done[0] == "cancelled"  # the next one may have had its turn before this line has its own
     await second
     assert done == ["cancelled", "next"]
 
