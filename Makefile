@@ -47,6 +47,7 @@ signals: $(DEV_READY) ## interrupt every call at every moment, by Ctrl-C and by 
 
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)
+	RECORDS_SEEDS=20 $(PY) -m pytest --numprocesses auto tests/fuzz
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)
