@@ -35,10 +35,10 @@ from stepwell.storage import (
     Rewrite,
     Seal,
     ThreadRow,
+    catalogue,
     pack_name,
     pack_row,
 )
-from stepwell.storage import catalogue
 from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed
@@ -64,6 +64,7 @@ from stepwell.storage.tables import (
     load_lane,
     prefix_end,
 )
+
 
 class Commit:
     """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""

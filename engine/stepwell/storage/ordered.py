@@ -26,10 +26,10 @@ from stepwell.storage import (
     Query,
     Surveyed,
     ThreadRow,
+    catalogue,
     unpack_lane,
     unpack_thread,
 )
-from stepwell.storage import catalogue
 from stepwell.storage import feed as feeding
 from stepwell.storage.commit import Commit
 from stepwell.storage.held import Held
