@@ -170,9 +170,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=0, metavar="BYTES", help="of one more agent's state")
     asked = parser.parse_args()
     all_agents = agents(asked.agents, asked.chats, asked.large)
-    sys.stdout.write(
-        json.dumps(measure(asked.how, MANY_CALLERS[asked.contender], asked.directory, all_agents)) + "\n"
-    )
+    sys.stdout.write(json.dumps(measure(asked.how, MANY_CALLERS[asked.contender], asked.directory, all_agents)) + "\n")
 
 
 if __name__ == "__main__":

@@ -306,9 +306,7 @@ def main() -> None:
         if arguments.write is None:
             sys.stdout.write(report_agents.tables(result) + "\n")
         else:
-            write_between_markers(
-                arguments.write, report_agents.tables(result), report_agents.START, report_agents.END
-            )
+            write_between_markers(arguments.write, report_agents.tables(result), report_agents.START, report_agents.END)
     if not results:
         return
     if arguments.full is not None:

@@ -234,7 +234,10 @@ def check(path: Path, told: list[Told]) -> None:
             found: list[Step] = []
             for each in saver.list({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}):
                 step = Step(thread_id, each.checkpoint["id"])
-                found += [step, *(step._replace(task_id=task) for task in {task for task, *_ in each.pending_writes or ()})]
+                found += [
+                    step,
+                    *(step._replace(task_id=task) for task in {task for task, *_ in each.pending_writes or ()}),
+                ]
             _compare(thread_id, found[::-1], expected.get(thread_id, []), allowed)
 
 
