@@ -4,8 +4,8 @@
     python many.py sync  CONTENDER DIRECTORY --agents 16    threads, each with blocking calls
 
 Each agent holds one conversation of two turns after the other, all agents at once, with the calls that LangGraph makes
-(`replay.py`).  With `--large BYTES` one more of them has a thread whose state has about so many bytes.  All that was put
-is read back at the end.  Prints one line of JSON.
+(`replay.py`).  With `--large BYTES` one more of them has a thread whose state has about so many bytes.  All that was
+put is read back at the end.  Prints one line of JSON.
 """
 
 import argparse

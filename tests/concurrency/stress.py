@@ -322,7 +322,7 @@ def stress(path: Path, seconds: float, seed: int) -> Tally:
 
 
 def _compare_file(path: Path, heap: Heap, seconds: float) -> None:
-    """What another saver reads from the file: the lanes that were written last, then others, for a third of the time."""
+    """What another saver reads from the file: the lanes written last, then others, for a third of the time."""
     end = time.monotonic() + max(seconds / 3, 1)
     with StepwellSaver.from_conn_string(path) as saver:
         reader = Worker(saver, heap, "", asynchronous=False)
