@@ -215,7 +215,7 @@ def race(path: Path, number: int, seconds: float, *, kill: bool) -> Figures:
 
 
 def check(path: Path, told: list[Told]) -> None:
-    """Raise LostError unless the log holds what was acknowledged, and else only what a killed writer was about to do."""
+    """Raise LostError unless the log holds what was acknowledged, and else only what the killed were about to do."""
     from stepwell_langgraph import StepwellSaver
 
     expected: dict[str, list[Step]] = {}
