@@ -119,7 +119,11 @@ def on_loop(store: Store, meter: Meter, all_agents: list[Agent]) -> Figures:
 
     async def run() -> None:
         watching = asyncio.ensure_future(watch())
-        await asyncio.gather(*(aplay(agent.calls(meter), meter) for agent in all_agents))
+        running = []
+        for agent in all_agents:
+            running.append(asyncio.ensure_future(aplay(agent.calls(meter), meter)))
+            await asyncio.sleep(0)  # not all in one turn of the loop
+        await asyncio.gather(*running)
         watching.cancel()
 
     assert store.loop is not None
@@ -132,6 +136,7 @@ def measure(how: str, contender: Contender, directory: Path, all_agents: list[Ag
     contender.load()
     contender.prepare(directory)
     gc.collect()
+    gc.freeze()  # as a server does when it has started: what was imported is not looked at again and again
     with contender.open(directory) as store:
         meter = Meter(store.saver)
         used, began = contender.usage(directory), time.perf_counter()

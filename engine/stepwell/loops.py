@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 from weakref import WeakKeyDictionary
 
-WOKEN_AT_ONCE: Final = 8  # each of them encodes for less than a millisecond
+WOKEN_AT_ONCE: Final = 4  # each of them encodes for less than a millisecond
 
 Waiter: TypeAlias = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
