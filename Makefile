@@ -67,7 +67,7 @@ bench: $(DEV_READY) ## measure against other savers for an hour, and put tables 
 	$(PY) bench/report.py $(BENCH_RESULTS) --write README.md --full bench/results/README.md
 
 bench-agents: $(DEV_READY) ## measure many agents at once, in one process and in several, for 20 minutes, into README.md
-	$(PY) bench/agents.py --json bench/results/agents.json $(ARGS)
+	$(PY) bench/run_agents.py --json bench/results/agents.json $(ARGS)
 	$(PY) bench/report.py bench/results/agents.json --write README.md
 
 bench-quick: $(DEV_READY) ## a short look at the same

@@ -1,4 +1,4 @@
-"""Many agents on one saver in this process: `agents.py` starts a fresh one for each measurement.
+"""Many agents on one saver in this process: `run_agents.py` starts a fresh one for each measurement.
 
     python many.py async CONTENDER DIRECTORY --agents 64    coroutines on one event loop
     python many.py sync  CONTENDER DIRECTORY --agents 16    threads, each with blocking calls

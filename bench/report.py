@@ -1,10 +1,10 @@
-"""From results (JSON of `run.py` and `agents.py`) to Markdown.
+"""From results (JSON of `run.py` and `run_agents.py`) to Markdown.
 
     python bench/report.py bench/results/*.json                                prints all tables
     python bench/report.py bench/results/*.json --full bench/results/README.md writes them to a page of their own
     python bench/report.py bench/results/*.json --write README.md              puts a short form between marker lines
 
-Results of `agents.py` have marker lines of their own, and one form.
+Results of `run_agents.py` have marker lines of their own, and one form.
 
 A cell is the median over the rounds, then how many times less it is than SqliteSaver's (0.5x: twice as much).
 """

@@ -1,4 +1,4 @@
-"""From results of `agents.py` to Markdown.
+"""From results of `run_agents.py` to Markdown.
 
 A cell is the median over the rounds.  Behind it: how many times SqliteSaver's rate, or how many times less than
 SqliteSaver's time.

@@ -181,7 +181,7 @@ def race(path: Path, number: int, seconds: float, *, kill: bool) -> Figures:
             writer.begin()
         running, starting = {writer.pipe: writer for writer in writers}, dict[Any, Writer]()
         next_kill = began + KILL_SECONDS
-        while running:
+        while running or starting:
             now = time.monotonic()
             if kill and now > next_kill and now < began + seconds - KILL_SECONDS:
                 next_kill += KILL_SECONDS

@@ -1,6 +1,6 @@
 """Many agents at once, in one command: in one process, and in several on one log.
 
-    python bench/agents.py --rounds 3 --json bench/results/agents.json
+    python bench/run_agents.py --rounds 3 --json bench/results/agents.json
 
 Each measurement has a process of its own (`many.py`, `writers.py`) and an empty directory of its own; the order of the
 contenders turns round from one round to the next.  The tables go to stdout.
