@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reader",),
     ("content", "pruning"),
     ("writer",),
-    ("folding",),
+    ("folding", "following"),
     ("audit",),
     ("salvage",),
     ("repairing",),

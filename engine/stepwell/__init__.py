@@ -17,9 +17,22 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    LaneOpened,
+    Sequence,
+    StepCommitted,
+    ThreadCopied,
+    ThreadDeleted,
+    ThreadOpened,
+    ThreadPruned,
+    Write,
+    WritesRecorded,
+)
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.following import FeedEntry, Following
+from stepwell.log import Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
 from stepwell.storage import Compaction
@@ -36,8 +49,10 @@ __all__ = [
     "Event",
     "EventTooLargeError",
     "FeedEntry",
+    "Following",
     "ForkedError",
     "FormatError",
+    "LaneOpened",
     "Log",
     "Loss",
     "MapFullError",
@@ -53,6 +68,10 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "Thread",
+    "ThreadCopied",
+    "ThreadDeleted",
+    "ThreadOpened",
+    "ThreadPruned",
     "ThreadRepair",
     "ThreadSummary",
     "UsageError",
