@@ -14,6 +14,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("cache", "clock"),
+    ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
@@ -26,14 +27,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
     ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
+    ("observing",),
     ("reader",),
     ("content", "pruning"),
+    ("statistics", "measuring"),
     ("writer",),
     ("folding", "following"),
     ("audit",),
     ("salvage",),
     ("repairing",),
     ("log",),
+    ("telemetry",),
     ("",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -47,6 +51,11 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
         "the engine knows no framework",
     ),
     (frozenset(RANK) - {"storage.lmdb"}, ("lmdb",), "only storage/lmdb.py speaks to LMDB"),
+    (
+        frozenset(RANK) - {"telemetry"},
+        ("opentelemetry", "stepwell.telemetry"),
+        "who does not ask for telemetry does without it",
+    ),
     (
         frozenset(RANK) - {"log"},
         ("stepwell.storage.lmdb", "stepwell.storage.memory"),

@@ -21,6 +21,7 @@ import msgspec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
+from stepwell.storage.occupancy import Occupancy
 
 
 class Entry(NamedTuple):
@@ -79,6 +80,7 @@ class Append(NamedTuple):
         restart: Remove everything that the thread had: the entries are what it keeps.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
+        stored_bytes: Tells how many bytes the records of the entries have that were made last; 0 if nobody counts.
     """
 
     thread_id: str
@@ -87,6 +89,7 @@ class Append(NamedTuple):
     incarnation: int = 0
     restart: bool = False
     placed: Callable[[Committed | None], None] | None = None
+    stored_bytes: Callable[[], int] = int
 
 
 class Delete(NamedTuple):
@@ -373,6 +376,9 @@ class Storage(Protocol):
 
         Whatever is read after it was given shows that moment or a later one.
         """
+
+    def occupancy(self) -> Occupancy:
+        """What the log takes, and who reads it; for any size of log in about the same time."""
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""
