@@ -218,8 +218,9 @@ class Encoding:
             codec.encode(event, lambda digest, inside: self._known(digest, incarnation, first, inside=inside))
             for event in self._events
         ]
-        self.stored_bytes = sum(fmt.HEADER_BYTES + len(body.data) for body in bodies)
+        self.stored_bytes = 0
         for place, body in zip(self.places, bodies, strict=True):
+            self.stored_bytes += fmt.HEADER_BYTES + len(body.data)
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]
 

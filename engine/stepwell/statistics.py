@@ -130,22 +130,27 @@ class Tally:
         self._appends = self._events = self._stored_bytes = self._operations = 0
         self._seconds = 0.0
         self._by_seconds = [0] * (len(SECONDS) + 1)
-        self._by_size = [0] * (len(GROUP_SIZES) + 1)
+        self._by_power = [0] * 64  # of two
 
-    def count(self, seconds: float, operations: int, appends: int, events: int, stored_bytes: int) -> None:
+    def group(self, seconds: float, operations: int) -> None:
         """Count a group that was committed."""
         self._by_seconds[bisect_left(SECONDS, seconds)] += 1
-        self._by_size[min((operations - 1).bit_length(), len(GROUP_SIZES))] += 1
+        self._by_power[(operations - 1).bit_length()] += 1
         self._seconds += seconds
         self._operations += operations
-        self._appends += appends
+
+    def append(self, events: int, stored_bytes: int) -> None:
+        """Count one of its appends."""
+        self._appends += 1
         self._events += events
         self._stored_bytes += stored_bytes
 
     def stats(self) -> WriterStats:
         """What was counted so far."""
         seconds = Histogram(SECONDS, tuple(self._by_seconds), self._seconds)
-        sizes = Histogram(GROUP_SIZES, tuple(self._by_size), self._operations)
+        powers = len(GROUP_SIZES)
+        by_size = *self._by_power[:powers], sum(self._by_power[powers:])
+        sizes = Histogram(GROUP_SIZES, by_size, self._operations)
         return WriterStats(
             seconds.count, self.failed_groups, self._appends, self._events, self._stored_bytes, seconds, sizes
         )

@@ -167,10 +167,9 @@ class Telemetry:
                     links.append(Link(made))
         failures = [member.outcome for member in group if not isinstance(member.outcome, Committed)]
         error = failures[0] if len(failures) == len(group) else None  # else it was committed, without some of them
-        attributes = {"stepwell.commit.group_size": len(group)}
-        self._span("stepwell.commit", attributes, span, error, Context(), links)
         self._commit_duration.record(_seconds(span), self._with(error))
         self._group_size.record(len(group), self._attributes)
+        self._span("stepwell.commit", {"stepwell.commit.group_size": len(group)}, span, error, Context(), links)
 
     def _append(
         self, operation: Append, mark: _Mark, outcome: Committed | BaseException, group_size: int, ended: int

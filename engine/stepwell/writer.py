@@ -264,7 +264,8 @@ class Writer:
             self.tally.failed_groups += 1
             if len(group) == 1:
                 _resolve(group, error)
-                self._observe(group, [error], perf_counter() - began)
+                if self.observer is not None:
+                    self._observe(self.observer, group, [error], perf_counter() - began)
             else:
                 for ticket in group:
                     # Nobody may refer to where the failed attempt would have put it.
@@ -274,32 +275,31 @@ class Writer:
                     self._commit([ticket])
             return
         seconds = perf_counter() - began
+        self.tally.group(seconds, len(group))
         waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
+                # What was acknowledged was counted before.
+                self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
             # failpoint: ticket-resolved
         _tell(waiting)
         # failpoint: group-acknowledged
         self.ring()
-        appends = events = stored_bytes = 0
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
-                appends += 1
-                events += len(outcome.sequences)
-                stored_bytes += ticket.operation.stored_bytes()
                 self.notice(ticket.operation.thread_id, outcome)
-        self.tally.count(seconds, len(group), appends, events, stored_bytes)
-        self._observe(group, outcomes, seconds)
-
-    def _observe(self, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float) -> None:
         if self.observer is not None:
-            ended = time.time_ns()
-            members = [
-                Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)
-            ]
-            tell(self.observer.committed, members, Span(ended - int(seconds * 1e9), ended))
+            self._observe(self.observer, group, outcomes, seconds)
+
+    def _observe(
+        self, observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float
+    ) -> None:
+        ended = time.time_ns()
+        members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
+        tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
 _running: set[Writer] = set()
