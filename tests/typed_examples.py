@@ -125,7 +125,7 @@ async def follow(log: Log) -> None:
         assert_type(entry, FeedEntry)
     async for sequence, event in log.thread("t").follow():
         assert_type((sequence, event), tuple[Sequence, Event])
-    log.follow(0)  # type: ignore[misc]
+    log.follow(0)  # type: ignore[call-arg]
 
 
 def look(log: Log) -> None:
