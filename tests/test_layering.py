@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("labels",),
     ("cache", "clock", "loops"),
+    ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
@@ -28,14 +29,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
     ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
+    ("observing",),
     ("reader",),
     ("content", "pruning"),
+    ("statistics", "measuring"),
     ("writer",),
-    ("folding",),
+    ("folding", "following"),
     ("audit",),
     ("salvage",),
     ("repairing",),
     ("log",),
+    ("telemetry",),
     ("",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -49,6 +53,11 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
         "the engine knows no framework",
     ),
     (frozenset(RANK) - {"storage.lmdb"}, ("lmdb",), "only storage/lmdb.py speaks to LMDB"),
+    (
+        frozenset(RANK) - {"telemetry"},
+        ("opentelemetry", "stepwell.telemetry"),
+        "who does not ask for telemetry does without it",
+    ),
     (
         frozenset(RANK) - {"log"},
         ("stepwell.storage.lmdb", "stepwell.storage.memory"),

@@ -17,35 +17,67 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Commit, Event, Label, Sequence, Status, StepCommitted, Write, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    Label,
+    LaneOpened,
+    Sequence,
+    Status,
+    StepCommitted,
+    ThreadCopied,
+    ThreadDeleted,
+    ThreadLabelled,
+    ThreadOpened,
+    ThreadPruned,
+    Write,
+    WritesRecorded,
+)
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.following import FeedEntry, Following
+from stepwell.log import Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.measuring import Compression, ContentSize, KindSize, Measurement, ThreadSize
+from stepwell.observing import Observer
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
+from stepwell.statistics import CacheStats, Histogram, LogStats, WriterStats
 from stepwell.storage import Compaction
+from stepwell.storage.occupancy import FileRoom, Reader, TableSize
 
 __all__ = [
     "Breach",
+    "CacheStats",
     "CapacityError",
     "ClosedError",
     "Commit",
     "Compaction",
+    "Compression",
     "ConflictError",
+    "ContentSize",
     "CorruptionError",
     "DiskFullError",
     "Event",
     "EventTooLargeError",
     "FeedEntry",
+    "FileRoom",
+    "Following",
     "ForkedError",
     "FormatError",
+    "Histogram",
+    "KindSize",
     "Label",
+    "LaneOpened",
     "Log",
+    "LogStats",
     "Loss",
     "MapFullError",
+    "Measurement",
     "NewerFormatError",
     "NotALogError",
+    "Observer",
     "PendingWrite",
     "ReadOnlyError",
+    "Reader",
     "RepairReport",
     "Report",
     "Sequence",
@@ -54,11 +86,19 @@ __all__ = [
     "Step",
     "StepCommitted",
     "StepwellError",
+    "TableSize",
     "Thread",
+    "ThreadCopied",
+    "ThreadDeleted",
+    "ThreadLabelled",
+    "ThreadOpened",
+    "ThreadPruned",
     "ThreadRepair",
+    "ThreadSize",
     "ThreadSummary",
     "UsageError",
     "Write",
+    "WriterStats",
     "WritesRecorded",
     "apply",
     "changes",

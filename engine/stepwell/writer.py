@@ -15,14 +15,18 @@ import asyncio
 import copy
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
 from stepwell.loops import Loops, Waiter
+from stepwell.observing import Member, Observer, Span, tell
+from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
 _ENDING_SECONDS: Final = 1.0
@@ -35,11 +39,12 @@ class Ticket:
     Giving up the wait does not take the operation back: it may still be committed.
     """
 
-    __slots__ = ("_done", "_hurry", "_outcome", "_places", "_waiters", "operation")
+    __slots__ = ("_done", "_hurry", "_outcome", "_places", "_waiters", "mark", "operation")
 
     def __init__(self, operation: Operation, places: Sequence[Place], hurry: Callable[[], None]) -> None:
         self.operation = operation
         self._hurry = hurry
+        self.mark: object = None
         self._places = places
         self._outcome: Outcome | BaseException | None = None
         self._done = threading.Lock()
@@ -99,6 +104,9 @@ class Writer:
 
     Attributes:
         notice: Told of every append that was committed: the thread, and what became of it.
+        ring: Called after each group, when all who waited for it know.
+        tally: What was committed since the log was opened.
+        observer: Told of each operation and group; None if nobody wants to know.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -116,6 +124,9 @@ class Writer:
         self._closed = False
         self._last: Callable[[], None] | None = None
         self.notice: Callable[[str, Committed], None] = _ignore
+        self.ring: Callable[[], None] = _ring_nobody
+        self.tally = Tally()
+        self.observer: Observer | None = None
         self._pid = os.getpid()
 
     @property
@@ -148,6 +159,8 @@ class Writer:
                 "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
         ticket = Ticket(operation, places, self._ring)
+        if (observer := self.observer) is not None:
+            ticket.mark = tell(observer.submitted, operation)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
@@ -255,11 +268,15 @@ class Writer:
         return rest
 
     def _commit(self, group: list[Ticket]) -> None:
+        began = perf_counter()
         try:
             outcomes: list[Outcome] = self._storage.commit([ticket.operation for ticket in group])
         except Exception as error:
+            self.tally.failed_groups += 1
             if len(group) == 1:
                 self._resolve(group, error)
+                if (observer := self.observer) is not None:
+                    _observe(observer, group, [error], perf_counter() - began)
             else:
                 for ticket in group:
                     # Nobody may refer to where the failed attempt would have put it.
@@ -268,16 +285,24 @@ class Writer:
                 for ticket in group:
                     self._commit([ticket])
             return
+        seconds = perf_counter() - began
+        self.tally.group(seconds, len(group))
         waiters: list[Waiter] = []
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append) and not ticket.operation.restart:
+                # What was acknowledged was counted before.  What a pruning keeps is put again, and is nothing new.
+                self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
             waiters += ticket.resolve(outcome)
             # failpoint: ticket-resolved
         self._loops.wake(waiters)
         # failpoint: group-acknowledged
+        self.ring()
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
+        if (observer := self.observer) is not None:
+            _observe(observer, group, outcomes, seconds)
 
     def _resolve(self, tickets: list[Ticket], error: BaseException) -> None:
         waiters: list[Waiter] = []
@@ -310,6 +335,16 @@ def _parts(group: list[Ticket]) -> list[list[Ticket]]:
 
 def _ignore(thread_id: str, committed: Committed) -> None:
     pass
+
+
+def _ring_nobody() -> None:
+    pass
+
+
+def _observe(observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float) -> None:
+    ended = time.time_ns()
+    members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
+    tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -181,8 +181,14 @@ class TableStorage(ABC):
 
     def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
         with self._reading() as tables:
-            afresh = Records(tables, Held())
-            return [*islice(afresh.survey(thread, after), limit)]
+            found: list[Surveyed] = []
+            size = 0
+            for surveyed in islice(Records(tables, Held()).survey(thread, after), limit):
+                found.append(surveyed)
+                size += surveyed.record.size if isinstance(surveyed.record, Record) else 0
+                if size > PAGE_BYTES:
+                    break
+            return found
 
     def last_group(self, thread: int) -> Group:
         with self._reading() as tables:
@@ -250,6 +256,10 @@ class TableStorage(ABC):
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         with self._reading() as tables:
             return [*islice(feeding.scan(tables, after), limit)]
+
+    def newest(self) -> int:
+        with self._reading() as tables:
+            return feeding.Feed(tables).last
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         for table in DERIVED:
