@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("salvage",),
     ("repairing",),
     ("log",),
+    ("bundle",),  # a thread as a file of its own
     ("",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

@@ -2,6 +2,7 @@
 
 from stepwell.audit import Breach, Report
 from stepwell.errors import (
+    BundleError,
     CapacityError,
     ClosedError,
     ConflictError,
@@ -26,6 +27,7 @@ from stepwell.storage import Compaction
 
 __all__ = [
     "Breach",
+    "BundleError",
     "CapacityError",
     "ClosedError",
     "Commit",

@@ -76,7 +76,9 @@ class Append(NamedTuple):
             sequence of its oldest event: what they refer to must lie there.  May be called more than once.
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
-        restart: Remove everything that the thread had: the entries are what it keeps.
+        restart: Remove everything that the thread had: the entries are what it keeps, and begin with the event that
+            opens it.
+        first: Of a thread that does not exist and is restarted, the sequence that it begins at.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
     """
@@ -86,6 +88,7 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
+    first: int = 1
     placed: Callable[[Committed | None], None] | None = None
 
 

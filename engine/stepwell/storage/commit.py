@@ -117,8 +117,11 @@ class Commit:
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
-            self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, entries[0].created_at))
-            first = row.last
+            if operation.restart:
+                row.first, row.last = operation.first, operation.first - 1
+            else:
+                self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, entries[0].created_at))
+            first = row.first
         else:
             if operation.restart:
                 self._clear(row)
