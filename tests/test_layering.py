@@ -13,7 +13,8 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("cache", "clock"),
+    ("cache", "clock", "inspect"),
+    ("paths",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
@@ -27,7 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
     ("reader",),
-    ("content", "pruning"),
+    ("content", "pruning", "history"),
+    ("naming", "replaying", "blaming", "difference", "searching"),  # ways of reading a thread as data
+    ("branching", "forking"),
     ("writer",),
     ("folding",),
     ("audit",),

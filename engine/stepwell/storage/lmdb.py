@@ -1202,7 +1202,9 @@ def _foreign(path: str) -> NotALogError:
 
 def _makes_room(operation: Operation) -> bool:
     """Whether there is more room when it is done, so that it may use the reserve."""
-    return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
+    if isinstance(operation, Append):
+        return operation.restart and operation.expected_head != 0
+    return not isinstance(operation, Copy)
 
 
 def _used_bytes(env: lmdb.Environment) -> int:
