@@ -422,8 +422,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, address: Address | None, filter_: dict[str, Any], before_id: str | None
     ) -> Iterator[CheckpointTuple]:
         if address is None:
-            for summary in self.log.threads():
-                yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
+            for thread_id in self.log.all_threads():
+                yield from self._list(Address(thread_id, None, None), filter_, before_id)
             return
         for attempt in range(_ATTEMPTS):
             shown = False
@@ -612,8 +612,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         runs = {check_id("run_id", run_id) for run_id in run_ids}
         if not runs:
             return
-        for summary in [*self.log.threads()]:
-            self._rewrite(summary.thread_id, lambda number: self._without_runs(number, runs))
+        for thread_id in [*self.log.all_threads()]:
+            self._rewrite(thread_id, lambda number: self._without_runs(number, runs))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """`delete_for_runs` for coroutines."""

@@ -18,7 +18,7 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import Commit, Event, Label, Sequence, Status, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
@@ -40,6 +40,7 @@ __all__ = [
     "FeedEntry",
     "ForkedError",
     "FormatError",
+    "Label",
     "Log",
     "Loss",
     "MapFullError",
@@ -51,6 +52,7 @@ __all__ = [
     "Report",
     "Sequence",
     "Snapshot",
+    "Status",
     "Step",
     "StepCommitted",
     "StepwellError",

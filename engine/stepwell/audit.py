@@ -21,16 +21,18 @@ from stepwell.events import (
     Sequence,
     StepCommitted,
     ThreadDeleted,
+    ThreadLabelled,
     ThreadOpened,
     ThreadPruned,
     WritesRecorded,
 )
 from stepwell.fold import EMPTY, State, fold
+from stepwell.labels import facet_of
 from stepwell.patch import Patch, PatchError, references
 from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_name, pack_row
 from stepwell.storage.feed import pack_feed, row_number
 from stepwell.storage.index import WRITES_IN_FURTHER_ROW, WRITES_IN_ROW, IndexRow, pack_further, pack_index
-from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
+from stepwell.storage.tables import FEED, IDS, INDEX, LANES, NAMES, RECENT, THREADS
 
 _PAGE_EVENTS = 256
 
@@ -231,13 +233,21 @@ class _Thread:
         chain = fmt.chain_after(self._number, sequence, header, fmt.body_digest(record.body), row.chain)
         if header.chain not in (b"", chain):
             self._breach("I3", sequence, "the hash chain is broken before this event")
-        if not isinstance(event, StepCommitted) and (header.base or header.previous or header.flags):
+        status = fmt.read_status(header.flags)
+        flags = header.flags & ~fmt.FLAG_STATUS if isinstance(event, WritesRecorded) else header.flags
+        if not isinstance(event, StepCommitted) and (header.base or header.previous or flags):
             self._breach("I5", sequence, "only a step has a base, a step before it, and flags")
         row.last, row.chain, row.updated_at = sequence, header.chain or chain, header.created_at
+        row.commit = header.commit
+        if status:
+            row.status = status
         self._payload_bytes[sequence] = len(record.payload)
         self._commit(header.commit, sequence)
         if isinstance(event, LaneOpened):
             self._lane(header.lane, event, sequence)
+        elif isinstance(event, ThreadLabelled):
+            labels = {**row.labels, **event.labels}
+            row.labels = {name: value for name in sorted(labels) if (value := labels[name]) is not None}
         elif isinstance(event, StepCommitted):
             self._step(header, event, sequence)
         elif isinstance(event, WritesRecorded):
@@ -338,6 +348,10 @@ class _Thread:
             name_key = fmt.name_key(0, name)
             row.name_hash = name_key[8:]
             rows[NAMES, name_key] = pack_name(number, name)
+            rows[IDS, fmt.sorted_key(name, number)] = b""
+            facets = [fmt.status_facet(row.status), *(facet_of(label, value) for label, value in row.labels.items())]
+            place = fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), number
+            rows.update(((RECENT, fmt.recent_key(facet, *place)), b"") for facet in facets)
         rows[THREADS, fmt.number_key(number)] = pack_row(row)
         for lane, lane_row in self._lanes.items():
             rows[LANES, fmt.lane_key(number, lane)] = pack_row(lane_row)

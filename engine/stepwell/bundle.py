@@ -30,6 +30,7 @@ from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.audit import derive
 from stepwell.codec import Record
+from stepwell.content import entry
 from stepwell.errors import (
     BundleError,
     ConflictError,
@@ -39,7 +40,8 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadOpened, ThreadPruned, WritesRecorded
+from stepwell.events import Event, LaneOpened, ThreadLabelled, ThreadOpened, ThreadPruned
+from stepwell.labels import check_labels
 from stepwell.log import Log, Thread
 from stepwell.salvage import Progress
 from stepwell.storage import Append, Entry
@@ -295,7 +297,7 @@ def _entries(
     """The events as an append takes them, and the records as they shall come out of it."""
     entries: list[Entry] = []
     records: list[bytes] = []
-    lanes: dict[int, str] = {}
+    lanes = {0: ""}
     try:
         for covered, body in _stored(file):
             sequence = description.first + len(records)
@@ -305,12 +307,15 @@ def _entries(
             if header.created_at >> 63:
                 raise ValueError(f"event {sequence} is of no time")
             event = codec.decode(0, Record(sequence, header, *codec.split(body)), lanes.get(header.lane, ""))
+            if isinstance(event, ThreadLabelled):
+                check_labels(event.labels)
             if not records:
                 body = _opening_body(event, thread_id)
             if isinstance(event, LaneOpened):
                 lanes[header.lane] = event.lane  # the append opens it anew, before its first event
             else:
-                entries.append(_entry(event, header, body, lanes))
+                data, form = codec.compress_body(body)
+                entries.append(entry(event, codec.Body(header.kind, data, form, fmt.body_digest(body), []), 0))
             records.append(covered + body)
     except (ValueError, struct.error, KeyError, codec.DecompressionError) as error:
         raise _damaged(path, f"it holds what no thread does: {error}") from error
@@ -339,15 +344,6 @@ def _stored(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             if place > len(before):
                 raise ValueError("a record goes beyond its block")
             yield before[start - fmt.COVERED_BYTES : start], before[start:place]
-
-
-def _entry(event: Event, header: fmt.Header, body: bytes, lanes: dict[int, str]) -> Entry:
-    data, form = codec.compress_body(body)
-    lane = lanes[header.lane] if header.lane else None
-    key = fmt.id_key(event.step_id) if isinstance(event, StepCommitted | WritesRecorded) else b""
-    hidden = bool(header.flags & fmt.FLAG_HIDDEN)
-    digest = fmt.body_digest(body)
-    return Entry(lane, header.kind, data, form, digest, header.created_at, header.base, key, hidden)
 
 
 def _try(operation: Append, records: list[bytes], path: str | os.PathLike[str], progress: Progress) -> None:

@@ -25,7 +25,7 @@ from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
 from stepwell.errors import StepwellError
-from stepwell.events import Event, StepCommitted, WritesRecorded
+from stepwell.events import Event, StepCommitted, ThreadLabelled, WritesRecorded, status_number
 from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
 from stepwell.storage import Committed, Entry, Storage
@@ -255,8 +255,11 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
             event.base,
             fmt.id_key(event.step_id),
             event.hidden,
+            status_number(event.status),
         )
     if isinstance(event, WritesRecorded):
         key = fmt.id_key(event.step_id)
-        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key)
-    return Entry(None, body.kind, body.data, body.form, body.digest, created_at)
+        status = status_number(event.status)
+        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key, status=status)
+    labels = event.labels if isinstance(event, ThreadLabelled) else None
+    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, labels=labels)

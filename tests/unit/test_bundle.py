@@ -24,7 +24,7 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.bundle import Description, describe, export_thread, import_thread
-from stepwell.events import StepCommitted
+from stepwell.events import Status, StepCommitted
 
 SHARED = b"told twice, so that the second time is a reference to the first" * 4
 
@@ -43,6 +43,10 @@ def grown(log: Log, name: str = "trip", steps: int = 12) -> Thread:
         if number == steps // 2:
             log.seal(name)
     thread.append([step("inner", {"x": b"1"}, lane="tools:1"), step("s3", {"notes": b"again"}, parent="s2")])
+    thread.label({"customer": "acme", "tier": 2})
+    thread.label({"tier": None})
+    failed = msgspec.structs.replace(wrote("s3", [b"broke"]), status=Status.FAILED)
+    thread.append([failed])
     thread.append([step("branch", {"notes": b"another way"}, parent="s2"), wrote("later", lane="tools:1")])
     return thread
 
@@ -55,7 +59,7 @@ def shown(thread: Thread) -> object:
         [thread.state(each.sequence) for each in steps],
         [(each.step_id, thread.writes(each.step_id, lane=each.lane)) for each in steps],
         [*thread.events()],
-        thread.summary() and thread.summary()._replace(stored_bytes=0),  # type: ignore[union-attr]
+        thread.summary() and thread.summary()._replace(stored_bytes=0, cursor=0),  # type: ignore[union-attr]
     )
 
 

@@ -12,7 +12,7 @@ with the events.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ import msgspec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
+from stepwell.events import Label
 
 
 class Entry(NamedTuple):
@@ -36,6 +37,8 @@ class Entry(NamedTuple):
         base: For a step, the step that its patch applies to.
         step_key: For a step and for writes, the step's id in its fixed-width form.
         hidden: For a step, that lists pass over it.
+        status: For a step and for writes, what the thread has come to, as a number; 0 says nothing.
+        labels: For a change of labels, what is changed.
     """
 
     lane: str | None
@@ -47,6 +50,8 @@ class Entry(NamedTuple):
     base: int = 0
     step_key: bytes = b""
     hidden: bool = False
+    status: int = fmt.STATUS_UNKNOWN
+    labels: Mapping[str, Label | None] | None = None
 
 
 class Committed(NamedTuple):
@@ -76,11 +81,14 @@ class Append(NamedTuple):
             sequence of its oldest event: what they refer to must lie there.  May be called more than once.
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
-        restart: Remove everything that the thread had: the entries are what it keeps, and begin with the event that
-            opens it.
-        first: Of a thread that does not exist and is restarted, the sequence that it begins at.
+        restart: Remove everything that the thread had: the entries are what it keeps.
+        first: Of a thread that does not exist, the sequence of the first entry, which is the event that opens it;
+            0 opens it at sequence 1, before the entries.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
+        labels: What labels the thread shall have, or with None not have; those that it has or lacks already cost
+            nothing.
+        created_at: Unix time in nanoseconds, of a change of labels.
     """
 
     thread_id: str
@@ -88,8 +96,10 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
-    first: int = 1
+    first: int = 0
     placed: Callable[[Committed | None], None] | None = None
+    labels: Mapping[str, Label | None] = {}
+    created_at: int = 0
 
 
 class Delete(NamedTuple):
@@ -170,6 +180,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
         deleted: Whether only the tombstone is left.
+        status: What it has come to: that of its newest event that says so, as a number; 0 if none does.
+        commit: Commit number of its newest append.
+        labels: Its labels, in the order of their names.
     """
 
     number: Number
@@ -186,6 +199,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
     created_at: Number = 0
     updated_at: Number = 0
     deleted: bool = False
+    status: Annotated[int, msgspec.Meta(ge=0, le=fmt.STATUS_DONE)] = fmt.STATUS_UNKNOWN
+    commit: Number = 0
+    labels: dict[str, Label] = {}
 
 
 class LaneRow(msgspec.Struct, array_like=True):
@@ -229,6 +245,30 @@ class Found(NamedTuple):
     original: int
     hidden: bool
     writes: tuple[int, ...]
+
+
+class Query(NamedTuple):
+    """Which threads a list shows, and in which order.
+
+    Attributes:
+        limit: At most so many.
+        prefix: What their ids begin with.
+        statuses: What they may have come to, as numbers; None for anything.
+        labels: The labels that they have; None stands for none of that name.
+        since: Unix time in nanoseconds: only those whose newest event is not older.
+        before: Only those whose newest event is older.
+        newest_first: Whether the thread that was appended to last comes first, or last.
+        edge: Only those whose newest append comes before this commit, or after it where the newest are last.
+    """
+
+    limit: int
+    prefix: str = ""
+    statuses: frozenset[int] | None = None
+    labels: Mapping[str, Label | None] = {}
+    since: int = 0
+    before: int = 1 << 62
+    newest_first: bool = True
+    edge: int = 1 << 62
 
 
 class Surveyed(NamedTuple):
@@ -315,6 +355,9 @@ class Storage(Protocol):
 
     def threads(self, after: int, limit: int) -> list[tuple[str, ThreadRow]]:
         """Up to `limit` threads with numbers above `after`, in order of number."""
+
+    def catalogue(self, query: Query) -> list[tuple[str, ThreadRow]]:
+        """The first threads that a query asks for; none only if there are none."""
 
     def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
         """Number and row of a lane."""

@@ -34,6 +34,9 @@ class StoredTables(Tables, Protocol):
     def neighbours(self, table: str, key: bytes) -> tuple[Row | None, Row | None]:
         """The last row before a key, and the first one at it or after it."""
 
+    def rows(self, table: str, start: bytes, stop: bytes) -> list[Row]:
+        """All rows with start <= key < stop, in order."""
+
 
 class CheckedTables:
     """Tables whose rows are what was written, or raise CorruptionError; rows of events and segments as they stand."""
@@ -58,15 +61,26 @@ class CheckedTables:
         rows = self._stored.scan_back(table, start, stop)
         return rows if table not in _BEGUN else self._check(table, rows, stop, start)
 
+    def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
+        rows = self._stored.rows(table, start, stop)
+        if table in _BEGUN:
+            for edge in (start, stop):
+                self._prove_edge(table, edge)
+            for row in rows:
+                checked(table, *row)
+        return [key for key, _ in rows]
+
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         if table not in _BEGUN:
             return self._stored.next_key(table, start, stop)
-        return next((key for key, _ in self.scan(table, start, stop)), None)
+        _, after = self._prove_edge(table, start)
+        return after[0] if after is not None and after[0] < stop else None
 
     def previous_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         if table not in _BEGUN:
             return self._stored.previous_key(table, start, stop)
-        return next((key for key, _ in self.scan_back(table, start, stop)), None)
+        before, _ = self._prove_edge(table, stop)
+        return before[0] if before is not None and before[0] >= start else None
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._stored.put(table, key, value if table not in _BEGUN else with_checksum(table, key, value))
@@ -81,14 +95,15 @@ class CheckedTables:
             yield key, checked(table, key, stored)
         self._prove_edge(table, end)
 
-    def _prove_edge(self, table: str, key: bytes) -> None:
-        """Raise unless the rows beside a place are what was written, and it is their place."""
+    def _prove_edge(self, table: str, key: bytes) -> tuple[Row | None, Row | None]:
+        """The rows beside a place; raises unless they are what was written, and it is their place."""
         before, after = self._stored.neighbours(table, key)
         for row in (before, after):
             if row is not None:
                 checked(table, *row)
         if (before is not None and before[0] >= key) or (after is not None and after[0] < key):
             raise CorruptionError(f"the rows of {table!r} are out of order")
+        return before, after
 
 
 def with_checksum(table: str, key: bytes, value: bytes) -> bytes:

@@ -23,11 +23,13 @@ from stepwell.storage import (
     LaneRow,
     Operation,
     Outcome,
+    Query,
     Surveyed,
     ThreadRow,
     unpack_lane,
     unpack_thread,
 )
+from stepwell.storage import catalogue
 from stepwell.storage import feed as feeding
 from stepwell.storage.commit import Commit
 from stepwell.storage.held import Held
@@ -106,6 +108,10 @@ class TableStorage(ABC):
                 if not row.deleted:
                     found.append((load_name(tables, THREAD_NAMES, row.name_hash), row))
         return found
+
+    def catalogue(self, query: Query) -> list[tuple[str, ThreadRow]]:
+        with self._reading() as tables:
+            return catalogue.find(tables, query)
 
     def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
         with self._reading() as tables:

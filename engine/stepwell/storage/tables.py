@@ -8,6 +8,8 @@
     lanes    thread, lane               LaneRow
     index    thread, lane, step id      IndexRow; a further row, with the first sequence that it names, more writes
     feed     commit number over 64      place, thread, first sequence and length of each of these appends
+    recent   facet, epoch, span, thread nothing: what lists of threads begin with (`catalogue.py`)
+    ids      thread id, thread number   nothing: the ids in order
     meta     name                       what the log itself is
 
 Everything but `events`, `segments` and `meta` is derived from the events.  An engine gives transactions over
@@ -31,7 +33,9 @@ SEGMENTS: Final = "segments"
 LANES: Final = "lanes"
 INDEX: Final = "index"
 FEED: Final = "feed"
-DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
+RECENT: Final = "recent"
+IDS: Final = "ids"
+DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, RECENT, IDS)
 ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
@@ -51,6 +55,9 @@ class Tables(Protocol):
 
     def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in reverse order."""
+
+    def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
+        """All keys with start <= key < stop, in order; for ranges that are known to be small, or wanted whole."""
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set a row."""
