@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("naming", "replaying", "blaming", "difference", "searching"),  # ways of reading a thread as data
     ("branching", "forking"),
     ("writer",),
-    ("folding",),
+    ("folding", "following"),
     ("audit",),
     ("salvage",),
     ("repairing",),

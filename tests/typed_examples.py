@@ -18,6 +18,7 @@ from stepwell import (
     CorruptionError,
     Event,
     FeedEntry,
+    Following,
     Log,
     Loss,
     PendingWrite,
@@ -104,6 +105,8 @@ def iterate(log: Log) -> None:
     """Lists come as iterators."""
     assert_type(log.threads(prefix="t"), Iterator[ThreadSummary])
     assert_type(log.feed(after=5), Iterator[FeedEntry])
+    assert_type(log.follow(after=None, timeout_seconds=1), Following[FeedEntry])
+    assert_type(next(log.thread("t").follow()), tuple[Sequence, Event])
     assert_type(log.thread("t").steps(), Iterator[Step])
     for sequence, event in log.thread("t").events(reverse=True):
         assert_type(sequence, Sequence)

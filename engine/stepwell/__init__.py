@@ -18,9 +18,24 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Commit, Event, Label, Sequence, Status, StepCommitted, Write, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    Label,
+    LaneOpened,
+    Sequence,
+    Status,
+    StepCommitted,
+    ThreadCopied,
+    ThreadDeleted,
+    ThreadOpened,
+    ThreadPruned,
+    Write,
+    WritesRecorded,
+)
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.following import FeedEntry, Following
+from stepwell.log import Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
 from stepwell.storage import Compaction
@@ -38,9 +53,11 @@ __all__ = [
     "Event",
     "EventTooLargeError",
     "FeedEntry",
+    "Following",
     "ForkedError",
     "FormatError",
     "Label",
+    "LaneOpened",
     "Log",
     "Loss",
     "MapFullError",
@@ -57,6 +74,10 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "Thread",
+    "ThreadCopied",
+    "ThreadDeleted",
+    "ThreadOpened",
+    "ThreadPruned",
     "ThreadRepair",
     "ThreadSummary",
     "UsageError",

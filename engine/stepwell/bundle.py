@@ -306,6 +306,8 @@ def _entries(
                 raise NewerFormatError(f"{os.fspath(path)!r} holds events of format {header.version}; upgrade stepwell")
             if header.created_at >> 63:
                 raise ValueError(f"event {sequence} is of no time")
+            if fmt.read_status(header.flags) not in fmt.STATUSES:
+                raise ValueError(f"event {sequence} has the unknown status {fmt.read_status(header.flags)}")
             event = codec.decode(0, Record(sequence, header, *codec.split(body)), lanes.get(header.lane, ""))
             if isinstance(event, ThreadLabelled):
                 check_labels(event.labels)

@@ -21,7 +21,6 @@ from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import (
-    Commit,
     Event,
     Label,
     Sequence,
@@ -33,6 +32,7 @@ from stepwell.events import (
 )
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
+from stepwell.following import FeedEntry, Following, ThreadEvents, Watch, feed_page, is_deletion
 from stepwell.history import History, LaneSummary, Link, Step, TaskWrites, View
 from stepwell.inspect import Data
 from stepwell.labels import check_labels
@@ -114,22 +114,6 @@ class ThreadSummary(NamedTuple):
     cursor: int
 
 
-class FeedEntry(NamedTuple):
-    """One append, in the order of the whole log.
-
-    Attributes:
-        commit: Its position in the log.
-        thread_id: The thread that it went to; None if the thread was deleted.
-        first: Sequence of its first event.
-        last: Sequence of its last event.
-    """
-
-    commit: Commit
-    thread_id: str | None
-    first: Sequence
-    last: Sequence
-
-
 class Log:
     """An append-only log of threads in one file.
 
@@ -161,9 +145,11 @@ class Log:
         self._writer = Writer(storage)
         self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
         self._writer.notice = self._folding.notice
+        self._watch = Watch(storage.moment)
+        self._writer.ring = self._watch.ring
         _open_logs.add(self)
         # A log that is dropped without being closed gives everything back all the same.
-        self._dropped = weakref.finalize(self, _abandon, self._folding, self._writer, storage)
+        self._dropped = weakref.finalize(self, _abandon, self._watch, self._folding, self._writer, storage)
         self._dropped.atexit = False  # the interpreter's end waits for what was submitted, see below
 
     @classmethod
@@ -287,16 +273,32 @@ class Log:
 
         Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.
         """
-        names: dict[int, str] = {}
         while True:
-            page = self.storage.feed(after, _PAGE_ROWS)
-            for row in page:
-                if row.thread not in names:
-                    names.update({found.number: name for name, found in self.storage.threads(row.thread - 1, 1)})
-                yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
+            page = feed_page(self.storage, _PAGE_ROWS, after)
+            yield from page
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].commit
+
+    def follow(self, *, after: int | None = 0, timeout_seconds: float | None = None) -> Following[FeedEntry]:
+        """Every append after a commit number, and then each as it is committed, by this process or another.
+
+        An iterator, for `for` and for `async for`.  In commit order, each once, none left out but those that the feed
+        does not have any more when it is read: `feed` says which.  What this log appends is given at once, what others
+        do within 25 ms.  Nothing is held open between two of them, so a follower may be as slow as it likes.
+
+        Args:
+            after: The commit number that was seen last; 0 begins with the oldest, None with what is committed from
+                now on.
+            timeout_seconds: End when nothing was committed for so long; None waits for ever, 0 ends at what there is.
+
+        Returns:
+            The iterator; its `position` is the commit number to go on after, also in another process.
+        """
+        if after is None:
+            after = self.storage.newest()
+        check_sequence("commit number", after)
+        return Following(self, self._watch, partial(feed_page, self.storage, _PAGE_ROWS), after, timeout_seconds)
 
     def seal(self, thread_id: str | None = None) -> int:
         """Put all loose events of one thread, or of all, into segments now.
@@ -360,9 +362,10 @@ class Log:
         under the call that was interrupted; in one of the log's own threads it does not wait.
         """
         if self._folding.is_here or self._writer.is_here:
-            _abandon(self._folding, self._writer, self.storage)
+            _abandon(self._watch, self._folding, self._writer, self.storage)
             return
         self.storage.begin_closing(lambda: self._folding.is_here or self._writer.is_here)
+        self._watch.close()
         self._folding.close()
         # failpoint: closing-folding-ended
         self._writer.close()
@@ -617,6 +620,29 @@ class Thread:
         payloads = reader.Payloads(self.log.storage, row.number)
         for sequence, event in reader.events(self.log.storage, row.number, after, _END, reverse=reverse):
             yield sequence, reader.resolved(event, payloads.read)
+
+    def follow(
+        self, *, after: int | None = 0, timeout_seconds: float | None = None
+    ) -> Following[tuple[Sequence, Event]]:
+        """All events with a sequence above `after`, and then each as it is committed, by this process or another.
+
+        An iterator, for `for` and for `async for`, as of `Log.follow`.  A thread that does not exist yet is waited for.
+        If it is pruned, what was not given by then is gone: a `ThreadPruned` comes, which says up to which sequence,
+        then what was kept, at its new sequences.  If it is deleted, a `ThreadDeleted` is the last that comes, and the
+        iterator ends; a thread that is opened anew with this id is another one.
+
+        Args:
+            after: The sequence that was seen last; 0 begins with the oldest, None with what is committed from now on.
+            timeout_seconds: End when nothing was committed to the thread for so long; None waits for ever, 0 ends at
+                what there is.
+
+        Raises:
+            ConflictError: The thread has not come to that sequence: the one that was read was deleted.
+        """
+        if after is not None:
+            check_sequence("sequence", after)
+        events = ThreadEvents(self.log.storage, self.id, after)
+        return Following(self.log, self.log._watch, events.read, events.after, timeout_seconds, is_deletion)
 
     def steps(self, *, lane: str | None = None) -> Iterator[Step]:
         """The steps of one lane, or of all, newest first; a step that was committed again stands once."""
@@ -1014,7 +1040,8 @@ def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
     return ThreadSummary(thread_id, *counts, *times, status_of(row.status), row.labels, row.commit)
 
 
-def _abandon(folding: Folding, writer: Writer, storage: Storage) -> None:
+def _abandon(watch: Watch, folding: Folding, writer: Writer, storage: Storage) -> None:
+    watch.close()
     folding.abandon()
     writer.abandon(storage.close)
 

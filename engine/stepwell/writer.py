@@ -96,6 +96,7 @@ class Writer:
 
     Attributes:
         notice: Told of every append that was committed: the thread, and what became of it.
+        ring: Called after each group, when all who waited for it know.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -111,6 +112,7 @@ class Writer:
         self._closed = False
         self._last: Callable[[], None] | None = None
         self.notice: Callable[[str, Committed], None] = _ignore
+        self.ring: Callable[[], None] = _ring_nobody
         self._pid = os.getpid()
 
     @property
@@ -265,6 +267,7 @@ class Writer:
             # failpoint: ticket-resolved
         _tell(waiting)
         # failpoint: group-acknowledged
+        self.ring()
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
@@ -291,6 +294,10 @@ def _parts(group: list[Ticket]) -> list[list[Ticket]]:
 
 
 def _ignore(thread_id: str, committed: Committed) -> None:
+    pass
+
+
+def _ring_nobody() -> None:
     pass
 
 

@@ -567,6 +567,8 @@ def test_use_after_close(tmp_path: Path) -> None:
         "writes": lambda: thread.writes("s0"),
         "threads": lambda: list(other.threads()),
         "feed": lambda: list(other.feed()),
+        "follow": lambda: next(other.follow()),
+        "follow of a thread": lambda: next(thread.follow()),
         "audit": other.audit,
         "seal": other.seal,
         "compact": lambda: other.compact(tmp_path / "new"),

@@ -411,6 +411,15 @@ class Storage(Protocol):
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         """Up to `limit` appends with commit numbers above `after`, in order."""
 
+    def newest(self) -> int:
+        """The newest commit number; 0 in an empty log."""
+
+    def moment(self) -> int:
+        """A number that is another one after each commit, of any process; for who asks often.
+
+        Whatever is read after it was given shows that moment or a later one.
+        """
+
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""
 

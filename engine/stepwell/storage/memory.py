@@ -29,6 +29,7 @@ class MemoryStorage(TableStorage):
         self.log_id = os.urandom(16)
         self._tables: _MemoryTables | None = _MemoryTables()
         self._lock = threading.RLock()
+        self._commits = 0
         self._pid = os.getpid()
 
     @contextmanager
@@ -48,6 +49,11 @@ class MemoryStorage(TableStorage):
                 tables.undo()
                 raise
             tables.keep()
+            self._commits += 1
+
+    def moment(self) -> int:
+        with self._reading():
+            return self._commits
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         with self._reading():

@@ -251,6 +251,10 @@ class TableStorage(ABC):
         with self._reading() as tables:
             return [*islice(feeding.scan(tables, after), limit)]
 
+    def newest(self) -> int:
+        with self._reading() as tables:
+            return feeding.Feed(tables).last
+
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         for table in DERIVED:
             for key, value in self.stored(table):
