@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import Final, NoReturn
 
@@ -61,3 +60,34 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         return _failed(error)
     return code if isinstance(code, int) else exits.OK
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong in a line or two; what is our own mistake keeps its traceback."""
+    if isinstance(error, typer.Abort):
+        return exits.INTERRUPTED
+    if isinstance(error, typer.TyperException):
+        _complain(error.format_message(), getattr(error, "ctx", None))
+        return exits.USAGE
+    code = exits.code_of(error)
+    if code is None:
+        raise error
+    _complain(str(error), None)
+    return code
+
+
+def _complain(message: str, ctx: typer.Context | None) -> None:
+    red, plain = ("\x1b[31m", "\x1b[0m") if _has_colour() else ("", "")
+    lines = [f"{red}stepwell:{plain} {safe(message)}"]
+    if ctx is not None:
+        lines.append(f"Try: {ctx.command_path} --help")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _has_colour() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _forget_output() -> None:
+    """Nobody reads any more: what is still to be written must not raise at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import BinaryIO, Final, NamedTuple
 
@@ -44,7 +44,7 @@ from stepwell.events import Event, LaneOpened, ThreadLabelled, ThreadOpened, Thr
 from stepwell.labels import check_labels
 from stepwell.log import Log, Thread
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Entry
+from stepwell.storage import Append, Entry, ThreadRow
 from stepwell.storage.newfile import NewFile
 
 MAGIC: Final = b"\x89SWB\r\n\x1a\n"  # as PNG's: a transfer that changes line ends shows at once
@@ -123,7 +123,7 @@ def export_thread(thread: Thread, into: str | os.PathLike[str], *, progress: Pro
         description = msgspec.msgpack.encode(Description(thread.id, row.first, row.last))
         writing.write(_HEAD.pack(MAGIC, VERSION, len(description)) + description)
         before = b""
-        for block in _blocks(_records(thread, row.number, row.first, row.last, progress)):
+        for block in _blocks(thread, row, progress):
             frame, form = codec.compress_block(block, before)
             writing.write(_BLOCK.pack(form, len(frame)) + frame)
             before = block
@@ -150,23 +150,30 @@ class _Hashing:
         self.hasher.update(data)
 
 
-def _records(thread: Thread, number: int, first: int, last: int, progress: Progress) -> Iterator[bytes]:
-    """The records of a thread as a bundle holds them."""
+def records(thread: Thread, row: ThreadRow, progress: Progress = _untold) -> Iterator[Record]:
+    """The records of a thread, from its first to the one that was its last when its row was read.
+
+    Raises:
+        ConflictError: The thread was pruned or deleted meanwhile.
+        CorruptionError: An event of the thread is damaged.
+    """
     storage = thread.log.storage
-    due = first
-    while due <= last:
-        page = storage.scan(number, due - 1, last + 1, _PAGE_EVENTS, reverse=False)
+    due = row.first
+    while due <= row.last:
+        page = storage.scan(row.number, due - 1, row.last + 1, _PAGE_EVENTS, reverse=False)
         if not page or page[0].sequence != due:
-            raise reader.missing(storage, number, due)
-        for record in page:
-            header, body = record.header._replace(commit=0), record.body
-            if due == first:
-                event = codec.decode(number, record)
-                if isinstance(event, ThreadPruned):
-                    body = _opening_body(event, thread.id)
-            yield _BODY.pack(len(body)) + fmt.pack_covered(header) + body
-            due += 1
-        progress("exporting events", due - first, last - first + 1)
+            raise reader.missing(storage, row.number, due)
+        yield from page
+        due += len(page)
+        progress("exporting events", due - row.first, row.last - row.first + 1)
+
+
+def portable(record: Record, thread_id: str, *, is_first: bool) -> tuple[bytes, bytes]:
+    """Of a record what is the same in every log: the first 40 bytes of its header, and its plain body."""
+    body = record.body
+    if is_first and record.header.kind == fmt.KIND_THREAD_PRUNED:
+        body = _opening_body(codec.decode(0, record), thread_id)
+    return fmt.pack_covered(record.header._replace(commit=0)), body
 
 
 def _opening_body(event: Event, thread_id: str) -> bytes:
@@ -179,12 +186,13 @@ def _opening_body(event: Event, thread_id: str) -> bytes:
     return codec.plain_body(body.data, body.form)
 
 
-def _blocks(records: Iterator[bytes]) -> Iterator[bytes]:
+def _blocks(thread: Thread, row: ThreadRow, progress: Progress) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
-    for record in records:
-        held.append(record)
-        size += len(record)
+    for record in records(thread, row, progress):
+        covered, body = portable(record, thread.id, is_first=record.sequence == row.first)
+        held += (_BODY.pack(len(body)), covered, body)
+        size += len(body)
         if size >= BLOCK_BYTES:
             yield b"".join(held)
             held.clear()
@@ -230,23 +238,48 @@ def import_thread(
     """
     with _opened(path) as file:
         description = _description(file, path)
-        thread = log.thread(description.thread_id if as_ is None else as_)
-        if thread.row() is not None:
-            raise ConflictError(
-                f"the log {log.path!r} has a thread {thread.id!r} already; import it under another name",
-                thread=thread.id,
-                expected=0,
-                actual=thread.row(),
-            )
         size = _prove(file, path, progress)
-        entries, records = _entries(file, path, description, thread.id)
-    operation = Append(
-        thread.id, lambda number, first: entries, expected_head=0, restart=True, first=description.first
-    )
-    _try(operation, records, path, progress)
+        events = restore(log, os.fspath(path), description, _stored(file), as_=as_, progress=progress)
+    return Bundle(description.thread_id if as_ is None else as_, events, size)
+
+
+def restore(
+    log: Log,
+    source: str,
+    description: Description,
+    stored: Iterable[tuple[bytes, bytes]],
+    *,
+    as_: str | None = None,
+    progress: Progress = _untold,
+) -> int:
+    """Put a thread into a log, out of its records as `portable` makes them; all of it, proven, or nothing.
+
+    Args:
+        log: The log.
+        source: Where the records come from, for messages.
+        description: The thread.
+        stored: Its records.  An error of theirs that is a ValueError, struct.error or zstandard's tells of damage.
+        as_: Another name for the thread; None keeps its own.
+        progress: As of `import_thread`.
+
+    Returns:
+        The number of its events.  Raises as `import_thread` does.
+    """
+    thread = log.thread(description.thread_id if as_ is None else as_)
+    row = thread.row()
+    if row is not None:
+        raise ConflictError(
+            f"the log {log.path!r} has a thread {thread.id!r} already; import it under another name",
+            thread=thread.id,
+            expected=0,
+            actual=row.last,
+        )
+    entries, expected = _entries(stored, source, description, thread.id)
+    operation = Append(thread.id, lambda number, first: entries, 0, restart=True, first=description.first)
+    _try(operation, expected, source, progress)
     log.submit(operation).result()
     log.seal(thread.id)
-    return Bundle(thread.id, len(records), size)
+    return len(expected)
 
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:
@@ -292,18 +325,18 @@ def _prove(file: BinaryIO, path: str | os.PathLike[str], progress: Progress) -> 
 
 
 def _entries(
-    file: BinaryIO, path: str | os.PathLike[str], description: Description, thread_id: str
+    stored: Iterable[tuple[bytes, bytes]], path: str, description: Description, thread_id: str
 ) -> tuple[list[Entry], list[bytes]]:
     """The events as an append takes them, and the records as they shall come out of it."""
     entries: list[Entry] = []
-    records: list[bytes] = []
+    expected: list[bytes] = []
     lanes = {0: ""}
     try:
-        for covered, body in _stored(file):
-            sequence = description.first + len(records)
+        for covered, body in stored:
+            sequence = description.first + len(expected)
             header = fmt.read_covered(covered, 0)
             if header.version > fmt.FORMAT_VERSION:
-                raise NewerFormatError(f"{os.fspath(path)!r} holds events of format {header.version}; upgrade stepwell")
+                raise NewerFormatError(f"{path!r} holds events of format {header.version}; upgrade stepwell")
             if header.created_at >> 63:
                 raise ValueError(f"event {sequence} is of no time")
             if fmt.read_status(header.flags) not in fmt.STATUSES:
@@ -311,23 +344,23 @@ def _entries(
             event = codec.decode(0, Record(sequence, header, *codec.split(body)), lanes.get(header.lane, ""))
             if isinstance(event, ThreadLabelled):
                 check_labels(event.labels)
-            if not records:
+            if not expected:
                 body = _opening_body(event, thread_id)
             if isinstance(event, LaneOpened):
                 lanes[header.lane] = event.lane  # the append opens it anew, before its first event
             else:
                 data, form = codec.compress_body(body)
                 entries.append(entry(event, codec.Body(header.kind, data, form, fmt.body_digest(body), []), 0))
-            records.append(covered + body)
+            expected.append(covered + body)
     except (ValueError, struct.error, KeyError, codec.DecompressionError) as error:
         raise _damaged(path, f"it holds what no thread does: {error}") from error
     except BundleError:
         raise
     except CorruptionError as error:
         raise _damaged(path, error.reason) from error
-    if description.first + len(records) - 1 != description.last:
-        raise _damaged(path, f"it holds {len(records)} events, not {description.last - description.first + 1}")
-    return entries, records
+    if description.first + len(expected) - 1 != description.last:
+        raise _damaged(path, f"it holds {len(expected)} events, not {description.last - description.first + 1}")
+    return entries, expected
 
 
 def _stored(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
@@ -348,9 +381,9 @@ def _stored(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             yield before[start - fmt.COVERED_BYTES : start], before[start:place]
 
 
-def _try(operation: Append, records: list[bytes], path: str | os.PathLike[str], progress: Progress) -> None:
+def _try(operation: Append, expected: list[bytes], path: str, progress: Progress) -> None:
     """Carry the append out in a log in memory, and see whether it gives a sound thread, the one of the bundle."""
-    progress("checking events", 0, len(records))
+    progress("checking events", 0, len(expected))
     with Log.open(":memory:") as trial:
         try:
             (outcome,) = trial.storage.commit([operation])
@@ -363,11 +396,11 @@ def _try(operation: Append, records: list[bytes], path: str | os.PathLike[str], 
         if breaches:
             raise _damaged(path, f"its events make no sound thread: {breaches[0].what} ({breaches[0].invariant})")
         due = row.first
-        for expected in records:
+        for wanted in expected:
             if due % _PAGE_EVENTS == 0:
-                progress("checking events", due - row.first, len(records))
+                progress("checking events", due - row.first, len(expected))
             record = trial.storage.read(row.number, [due]).get(due)
-            if record is None or fmt.pack_covered(record.header._replace(commit=0)) + record.body != expected:
+            if record is None or fmt.pack_covered(record.header._replace(commit=0)) + record.body != wanted:
                 raise _damaged(path, f"event {due} does not fit those before it")
             due += 1
         if due - 1 != row.last:

@@ -300,24 +300,35 @@ class Log:
         check_sequence("commit number", after)
         return Following(self, self._watch, partial(feed_page, self.storage, _PAGE_ROWS), after, timeout_seconds)
 
-    def seal(self, thread_id: str | None = None) -> int:
+    def seal(self, thread_id: str | None = None, *, progress: Progress = _untold) -> int:
         """Put all loose events of one thread, or of all, into segments now.
 
         Appends need not wait for it: what was appended is durable already, this only makes it smaller and
         quicker to read.  Room of the file that is free then goes back to the file system.
 
+        Args:
+            thread_id: The thread; None for all.
+            progress: Called after each thread with what is being done, and how much of how much of it.
+
         Returns:
             How many events were sealed.
         """
         thread_ids = [*self.all_threads()] if thread_id is None else [thread_id]
-        sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
+        sealed = 0
+        for done, name in enumerate(thread_ids):
+            progress("sealing threads", done, len(thread_ids))
+            sealed += self._folding.seal(Thread(self, name).id)
         self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         return sealed
 
-    def audit(self) -> auditing.Report:
-        """Check every invariant, and rebuild every derived table to compare it with what is stored."""
+    def audit(self, *, progress: Progress = _untold) -> auditing.Report:
+        """Check every invariant, and rebuild every derived table to compare it with what is stored.
+
+        Args:
+            progress: Called after each thread with what is being done, and how much of how much of it.
+        """
         with self._folding.turn:
-            return auditing.audit(self.storage)
+            return auditing.audit(self.storage, progress)
 
     def repair(self, into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
         """Make a new log of everything in this one that can be proven, and tell what is lost; see `repair`.
