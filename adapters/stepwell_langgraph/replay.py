@@ -17,7 +17,7 @@ What it cannot see:
 -   A delta channel at a step that stored no snapshot of it: LangGraph itself puts it together with today's reducer.
     A change shows at the first snapshot that differs.
 -   Whom a join of branches still waits for: LangGraph fills the very set that it has handed to the saver.
--   Sub-graphs that the graph does not name, such as agents that a tool calls: `Replay.unknown_lanes`.
+-   Sub-graphs that neither the graph nor `graphs` names, such as agents that a tool calls: `Replay.unknown_lanes`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def replay(graph: Graph, thread: Thread, *, lane: str | None = None, serde: Seri
         graph: The compiled graph; its own checkpointer is not used.
         thread: The recorded run: the branch that ends with the head of each lane.
         lane: One lane of it; None for all: "" is the graph itself, the others are sub-graphs.
+        graphs: Graphs that the graph does not name, such as agents that a tool calls, by the name of their lanes without
+            the ids of tasks: `{"tools": sub_agent}`.
         serde: What the run was stored with; None takes that of the graph's checkpointer, or LangGraph's own.
 
     Returns:
@@ -150,11 +152,11 @@ def replay(graph: Graph, thread: Thread, *, lane: str | None = None, serde: Seri
     """
     given = getattr(graph.checkpointer, "serde", None)
     saver = StepwellSaver(thread.log, serde=serde or given)
-    graphs = {"": graph, **dict(graph.get_subgraphs(recurse=True))}
+    named = {"": graph, **dict(graph.get_subgraphs(recurse=True)), **(graphs or {})}
     result = Replay()
     found: list[Divergence] = []
     for name in [each.lane for each in thread.lanes() if each.head] if lane is None else [lane]:
-        known = graphs.get(recast_checkpoint_ns(name))
+        known = named.get(recast_checkpoint_ns(name))
         if isinstance(known, Pregel):
             divergence = _Lane(known, saver, thread, name, result).first_divergence()
             found += [divergence] if divergence else []

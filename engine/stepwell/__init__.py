@@ -1,6 +1,9 @@
 """stepwell: an embedded, event-sourced, append-only checkpoint log for long-running agents."""
 
 from stepwell.audit import Breach, Report
+from stepwell.blaming import Change
+from stepwell.branching import Divergence, Run, Tree
+from stepwell.difference import Difference
 from stepwell.errors import (
     CapacityError,
     ClosedError,
@@ -19,25 +22,35 @@ from stepwell.errors import (
 )
 from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
-from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.history import LaneSummary, Step, TaskWrites, View
+from stepwell.log import FeedEntry, Log, Snapshot, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
+from stepwell.paths import ABSENT
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
+from stepwell.replaying import Replayed
+from stepwell.searching import Hit
 from stepwell.storage import Compaction
 
 __all__ = [
+    "ABSENT",
     "Breach",
     "CapacityError",
+    "Change",
     "ClosedError",
     "Commit",
     "Compaction",
     "ConflictError",
     "CorruptionError",
+    "Difference",
     "DiskFullError",
+    "Divergence",
     "Event",
     "EventTooLargeError",
     "FeedEntry",
     "ForkedError",
     "FormatError",
+    "Hit",
+    "LaneSummary",
     "Log",
     "Loss",
     "MapFullError",
@@ -46,16 +59,21 @@ __all__ = [
     "PendingWrite",
     "ReadOnlyError",
     "RepairReport",
+    "Replayed",
     "Report",
+    "Run",
     "Sequence",
     "Snapshot",
     "Step",
     "StepCommitted",
     "StepwellError",
+    "TaskWrites",
     "Thread",
     "ThreadRepair",
     "ThreadSummary",
+    "Tree",
     "UsageError",
+    "View",
     "Write",
     "WritesRecorded",
     "apply",

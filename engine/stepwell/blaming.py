@@ -234,7 +234,7 @@ def _leaves_alone(history: History, patch: Any, path: Path, index: int | None) -
 
 def _keeps(history: History, splice: Splice, part: Part, index: int | None) -> bool:
     """Whether a splice leaves the element that is meant where it is."""
-    if isinstance(part, Index) and part.index < 0:
+    if isinstance(part, Index) and part.at < 0:
         return False
     place = 0
     for piece in splice.pieces:
@@ -249,7 +249,7 @@ def _keeps(history: History, splice: Splice, part: Part, index: int | None) -> b
                     return False
             place += len(piece.lengths)
     # Nothing was there, and nothing is: an element by its number may have come with the new ones.
-    return index is None and (isinstance(part, Match) or (isinstance(part, Index) and place <= part.index))
+    return index is None and (isinstance(part, Match) or (isinstance(part, Index) and place <= part.at))
 
 
 def blame(history: History, lane: int, end: Link, path: Path) -> Change:

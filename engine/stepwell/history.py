@@ -608,7 +608,7 @@ def first_index(value: Value | None, inside: tuple[paths.Part, ...], payloads: r
 def index_of(value: Array, part: paths.Part, payloads: reader.Payloads) -> int | None:
     """The place of an element in an array."""
     if isinstance(part, paths.Index):
-        index = part.index + value.count if part.index < 0 else part.index
+        index = part.at + value.count if part.at < 0 else part.at
         return index if 0 <= index < value.count else None
     assert isinstance(part, paths.Match)
     index = 0
