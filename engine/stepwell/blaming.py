@@ -13,24 +13,21 @@ from typing import Any, Final
 
 from stepwell import inspect, paths
 from stepwell.errors import UsageError
-from stepwell.fold import EMPTY, State
 from stepwell.history import (
     History,
     Link,
-    Spot,
     Step,
     TaskWrites,
     View,
-    index_of,
+    first_index,
     is_match,
     locate,
     near,
     refs,
     split,
     spot_data,
-    step_number,
 )
-from stepwell.patch import Array, Blob, Keep, Map, Merge, Splice, references
+from stepwell.patch import Array, Blob, Keep, Map, Merge, Splice, Value, references
 from stepwell.paths import ABSENT, Index, Match, Name, Part, Path
 
 _FIRST_WINDOW: Final = 64
@@ -45,37 +42,37 @@ class Change:
         step: The step.
     """
 
-    def __init__(
-        self, history: History, path: Path, link: Link, before: State, state: State, spots: tuple[_Found, _Found]
-    ) -> None:
+    def __init__(self, history: History, path: Path, link: Link, old: _Found, new: _Found) -> None:
         self.path = str(path)
         self.step: Step = link.step
         self._history = history
         self._path = path
-        self._before = before
-        self._state = state
-        self._spots = spots
+        self._old = old
+        self._new = new
 
-    @cached_property
+    @property
     def old(self) -> Any:
         """What stood there before; `ABSENT` if nothing did."""
-        return self._spots[0].data(self._history)
+        return self._old.data
 
-    @cached_property
+    @property
     def new(self) -> Any:
         """What stands there since; `ABSENT` if nothing does."""
-        return self._spots[1].data(self._history)
+        return self._new.data
 
     @cached_property
+    def _view(self) -> View:
+        return self._history.view(self.step.sequence)
+
+    @property
     def number(self) -> int | None:
         """The step's number on its branch, as LangGraph counts."""
-        return step_number(self._state, self._history.payloads)
+        return self._view.number
 
-    @cached_property
+    @property
     def source(self) -> str | None:
         """What the step came from: "input", "loop", "update" or "fork"; None where the log does not say."""
-        source = View(self.step, self._state, self._history.payloads).metadata.get("source")
-        return source if isinstance(source, str) else None
+        return self._view.source
 
     @cached_property
     def tasks(self) -> list[TaskWrites]:
@@ -83,19 +80,15 @@ class Change:
 
         There is none where the value came from outside: an input, or an update of the state.
         """
-        if self.step.parent_id is None:
-            return []
         history = self._history
-        lane, _ = history.lane(self.step.lane)
-        (found,) = history.found(lane, [self.step.parent_id])
-        wrote = [task for task in history.writes(found.writes, self._before) if self._path.channel in task.channels]
+        wrote = [task for task in history.taken_over(self._view) if self._path.channel in task.channels]
         if len(wrote) < 2:
             return wrote
         return self._holding(wrote) or self._like(wrote) or wrote
 
     def _holding(self, tasks: list[TaskWrites]) -> list[TaskWrites]:
         """Those in whose writes the very bytes stand."""
-        places = self._spots[1].places()
+        places = self._new.places()
         return [task for task in tasks if places.intersection(task.sequences)]
 
     def _like(self, tasks: list[TaskWrites]) -> list[TaskWrites]:
@@ -122,17 +115,18 @@ class Change:
 
 
 class _Found:
-    """What stands at a path of one state, not yet decoded."""
+    """What stands at a path after a step.
 
-    __slots__ = ("index", "rest", "spot")
+    A large value is not held: it is read again when it is asked for.
+    """
 
-    def __init__(self, history: History, state: State, path: Path) -> None:
-        value = state.channels.get(path.channel)
-        self.spot: Spot | None
+    def __init__(self, history: History, sequence: int, value: Value | None, path: Path) -> None:
+        self._history = history
+        self._sequence = sequence
+        self._path = path
+        self.index = first_index(value, path.inside, history.payloads)
         self.spot, self.rest = locate(value, path.inside, history.payloads)
-        self.index = None
-        if value is not None and isinstance(self.spot, Blob | Array | Map) is False:
-            self.index = _first_index(history, value, path.inside)
+        self.is_kept_in_parts = isinstance(self.spot, Array | Map)
 
     def places(self) -> set[int]:
         """The events that hold its bytes."""
@@ -141,29 +135,28 @@ class _Found:
         found = references(self.spot) if isinstance(self.spot, Blob | Array | Map) else refs(self.spot)
         return {ref.sequence for ref in found}
 
-    def data(self, history: History) -> Any:
+    @cached_property
+    def data(self) -> Any:
+        if self.is_kept_in_parts:
+            return self._history.view(self._sequence).find(self._path)
         if self.spot is None:
             return ABSENT
-        return paths.find(spot_data(self.spot, history.payloads), self.rest)
+        return paths.find(spot_data(self.spot, self._history.payloads), self.rest)
 
-    def differs(self, other: _Found, history: History) -> bool:
+    def differs(self, other: _Found) -> bool:
         """Whether something else stands there."""
         if self.spot == other.spot:
             return False
-        if not self.rest and isinstance(self.spot, Array | Map) and type(self.spot) is type(other.spot):
-            return True  # values that are kept in parts are compared by these
-        one, another = self.data(history), other.data(history)
-        return not (one is another or (one is not ABSENT and another is not ABSENT and inspect.equal(one, another)))
+        if self.is_kept_in_parts and other.is_kept_in_parts and not self.rest:
+            return True  # values that are kept in parts are the same if the parts are
+        if self.data is ABSENT or other.data is ABSENT:
+            return self.data is not other.data
+        return not inspect.equal(self.data, other.data)
 
-
-def _first_index(history: History, value: Any, inside: tuple[Part, ...]) -> int | None:
-    """The place in the array that a way leads through, where it leads through one."""
-    for part in inside:
-        if isinstance(value, Map) and isinstance(part, Name):
-            value = value.entries.get(part.name)
-        else:
-            return index_of(value, part, history.payloads) if isinstance(value, Array) else None
-    return None
+    def let_go(self) -> None:
+        """Hold a large value no longer."""
+        if self.is_kept_in_parts:
+            self.spot = None
 
 
 def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change]:
@@ -182,28 +175,37 @@ def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change
 
 
 def _changes(history: History, window: list[Link], path: Path, *, whole: bool) -> list[Change]:
-    """The changes within some steps of a branch (newest first), newest first.
+    """The changes within some steps of a branch, newest first.
+
+    Of the states, only the channel is folded.
 
     Args:
         history: The thread.
-        window: The steps; the oldest is what the others are compared with, unless nothing comes before it.
+        window: The steps, newest first; the oldest is what the next is compared with, unless it is the first of all.
         path: The path.
-        whole: Whether nothing comes before the oldest.
+        whole: Whether the oldest is the first of all.
     """
     links = window[::-1]
-    start = EMPTY
+    last, value = 0, None
     if not whole:
-        start = history.states.state(history.number, links[0].sequence)
-        links = links[1:]
-    found = _Found(history, start, path)
+        last = links.pop(0).sequence
+        value = history.channel(last, path.channel)
+    found = _Found(history, last, value, path)
     changes: list[Change] = []
-    for link, before, state in history.fold(links, start):
-        if link.event.base == before.sequence and _leaves_alone(history, link.event.channels, path, found.index):
+    for link in links:
+        patch = link.event.channels
+        follows = link.event.base == last
+        base = value if follows else history.channel(link.event.base, path.channel)
+        value = history.patched(link, path.channel, base)
+        last = link.sequence
+        if follows and _leaves_alone(history, patch, path, found.index):
             continue
-        now = _Found(history, state, path)
-        if now.differs(found, history):
-            changes.append(Change(history, path, link, before, state, (found, now)))
+        now = _Found(history, last, value, path)
+        if now.differs(found):
+            changes.append(Change(history, path, link, found, now))
+        found.let_go()
         found = now
+    found.let_go()
     return changes[::-1]
 
 
@@ -232,7 +234,7 @@ def _leaves_alone(history: History, patch: Any, path: Path, index: int | None) -
 
 def _keeps(history: History, splice: Splice, part: Part, index: int | None) -> bool:
     """Whether a splice leaves the element that is meant where it is."""
-    if isinstance(part, Index) and part.index < 0:
+    if isinstance(part, Index) and part.at < 0:
         return False
     place = 0
     for piece in splice.pieces:
@@ -247,7 +249,7 @@ def _keeps(history: History, splice: Splice, part: Part, index: int | None) -> b
                     return False
             place += len(piece.lengths)
     # Nothing was there, and nothing is: an element by its number may have come with the new ones.
-    return index is None and (isinstance(part, Match) or (isinstance(part, Index) and place <= part.index))
+    return index is None and (isinstance(part, Match) or (isinstance(part, Index) and place <= part.at))
 
 
 def blame(history: History, lane: int, end: Link, path: Path) -> Change:
@@ -256,8 +258,7 @@ def blame(history: History, lane: int, end: Link, path: Path) -> Change:
     Raises:
         UsageError: Nothing stands there.
     """
-    state = history.states.state(history.number, end.sequence)
-    view = View(end.step, state, history.payloads)
+    view = history.view(end.sequence)
     if view.find(path) is ABSENT:
         raise UsageError(_nothing_there(view, path))
     for change in watch(history, lane, end, path):

@@ -20,7 +20,7 @@ class Run(NamedTuple):
     Attributes:
         first: The oldest of them.
         last: The newest of them.
-        count: How many they are.
+        steps: How many they are.
         first_number: The number of the oldest, as LangGraph counts.
         last_number: The number of the newest.
         is_head: Whether the newest is the head of its lane.
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     first: Step
     last: Step
-    count: int
+    steps: int
     first_number: int | None
     last_number: int | None
     is_head: bool
@@ -66,10 +66,10 @@ class Tree(NamedTuple):
 def _described(run: Run) -> str:
     first, last = run.first_number, run.last_number
     if first is None or last is None:
-        name = f"#{run.first.sequence}" + (f"..#{run.last.sequence}" if run.count > 1 else "")
+        name = f"#{run.first.sequence}" + (f"..#{run.last.sequence}" if run.steps > 1 else "")
     else:
-        name = f"{first}" + (f"..{last}" if run.count > 1 else "")
-    steps = "1 step " if run.count == 1 else f"{run.count:,} steps"
+        name = f"{first}" + (f"..{last}" if run.steps > 1 else "")
+    steps = "1 step " if run.steps == 1 else f"{run.steps:,} steps"
     head = "  ← head" if run.is_head else ""
     return f"{name}  {steps}  {safe_text(run.last.step_id[:_ID_SHOWN])} (#{run.last.sequence}){head}"
 

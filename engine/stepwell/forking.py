@@ -51,7 +51,7 @@ _GREGORIAN: Final = 0x01B21DD213814000  # 100 ns from the beginning of the calen
 _HEAD_EVENTS: Final = (fmt.KIND_THREAD_OPENED, fmt.KIND_THREAD_PRUNED, fmt.KIND_THREAD_COPIED, fmt.KIND_LANE_OPENED)
 
 
-def forked(history: History, lane: int, at: Link, patch: Mapping[str, Data] | None, now: int) -> StepCommitted:
+def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | None, now: int) -> StepCommitted:
     """The step that begins a branch.
 
     Args:
@@ -123,7 +123,7 @@ def _with_entries(history: History, value: Value, new: Mapping[str, Data]) -> Pa
     return diff(old, changed) or Merge()
 
 
-def _changes(history: History, state: State, patch: Mapping[str, Data]) -> Merge:
+def _changes(history: History, state: State, patch: Mapping[str, Any]) -> Merge:
     """What differs in the channels."""
     drop: list[str] = []
     changes: dict[str, Value] = {}
@@ -161,7 +161,7 @@ def _element(data: Data) -> bytes:
         raise UsageError(str(error)) from error
 
 
-def replaced(value: Value, inside: tuple[Part, ...], data: Data) -> Value:
+def replaced(value: Value, inside: tuple[Part, ...], data: Any) -> Value:
     """A value, with its content as bytes, with something else at the end of a way; all else keeps its bytes."""
     part, *rest = inside
     if isinstance(value, Map) and isinstance(part, Name) and (part.name in value.entries or not rest):

@@ -15,16 +15,30 @@ from typing import Any, Final, NamedTuple
 
 from stepwell import format as fmt
 from stepwell import inspect, paths, reader
-from stepwell.errors import UsageError
+from stepwell.errors import CorruptionError, UsageError
 from stepwell.events import Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import EMPTY, State, fold_writes
 from stepwell.inspect import Data
-from stepwell.patch import Array, Blob, Content, Map, Merge, New, Ref, Value, cut_content, references
+from stepwell.patch import (
+    Array,
+    Blob,
+    Content,
+    Map,
+    Merge,
+    New,
+    PatchError,
+    Ref,
+    Value,
+    apply,
+    cut_content,
+    references,
+)
 from stepwell.storage import Found, LaneRow, Storage, ThreadRow
 
 PAGE_STEPS: Final = 256
 _METADATA: Final = "metadata"
 _SENDS: Final = "__pregel_tasks"
+_UPDATE: Final = "~__interrupt__"
 _PULL: Final = re.compile(r"__pregel_pull, ([^,~]+)")
 _PUSH: Final = re.compile(r"__pregel_push, (\d+)")
 
@@ -103,6 +117,11 @@ class TaskWrites:
         self.sequences = sequences
         self.stored = stored
         self._payloads = payloads
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it is no task, but an update of the state."""
+        return self.task_path.startswith(_UPDATE)
 
     @property
     def channels(self) -> list[str]:
@@ -195,6 +214,12 @@ class View(Mapping[str, Data]):
     def number(self) -> int | None:
         """The step's number on its branch, as LangGraph counts; None where it is not counted."""
         return step_number(self.state, self._payloads)
+
+    @property
+    def source(self) -> str | None:
+        """What the step came from: "input", "loop", "update" or "fork"; None where the log does not say."""
+        source = self.metadata.get("source")
+        return source if isinstance(source, str) else None
 
     def __repr__(self) -> str:
         return f"<state after step {self.step.sequence}: {', '.join(self)}>"
@@ -361,7 +386,50 @@ class History:
     def _state(self, sequence: int) -> State:
         return self.states.state(self.number, sequence) if sequence else EMPTY
 
+    def channel(self, sequence: int, name: str) -> Value | None:
+        """A channel after a step; None if it is empty."""
+        return self._state(sequence).channels.get(name)
+
+    def patched(self, link: Link, name: str, old: Value | None) -> Value | None:
+        """A channel after a step, folded by itself.
+
+        Args:
+            link: The step.
+            name: The channel.
+            old: What it was after the step's base.
+        """
+        if name in link.event.channels.drop:
+            old = None
+        patch = link.event.channels.changes.get(name)
+        if patch is None:
+            return old
+        try:
+            return apply(patch, old)
+        except PatchError as error:
+            reason = f"the step does not fit its base {link.event.base}: {error}"
+            raise CorruptionError(reason, thread=self.number, sequence=link.sequence) from error
+
     # --- writes ---
+
+    def taken_over(self, view: View) -> list[TaskWrites]:
+        """The writes that a step took over, by task.
+
+        What waits for a step is taken over by the step of the loop that follows it, and not by an input, a fork, or an
+        update beside it; an update records its own writes.
+        """
+        parent_id, source = view.step.parent_id, view.source
+        if parent_id is None or source in ("input", "fork"):
+            return []
+        lane, _ = self.lane(view.step.lane)
+        (found,) = self.found(lane, [parent_id])
+        before = self.states.state(self.number, found.step) if found.step else None
+        return self.taken(self.writes(found.writes, before), source)
+
+    def taken(self, writes: list[TaskWrites], source: str | None) -> list[TaskWrites]:
+        """Those writes that a step from such a source takes over."""
+        if source in ("input", "fork"):
+            return []
+        return [task for task in writes if source is None or task.is_update == (source == "update")]
 
     def writes(self, sequences: Iterable[int], state: State | None) -> list[TaskWrites]:
         """The writes that count of some events that record them, by task.
@@ -450,8 +518,21 @@ def refs(content: Content) -> Iterator[Ref]:
 
 def cut(value: Array, start: int, stop: int) -> list[Content]:
     """The contents of some elements of an array, one by one."""
+    if start > value.count // 2:  # nearer to the end
+        rest = value.count
+        pieces: list[New] = []
+        for piece in reversed(value.pieces):
+            if rest <= start:
+                break
+            rest -= len(piece.lengths)
+            pieces.append(piece)
+        return _cut(pieces[::-1], start - rest, stop - rest)
+    return _cut(value.pieces, start, stop)
+
+
+def _cut(pieces: Iterable[New], start: int, stop: int) -> list[Content]:
     found: list[Content] = []
-    for piece in value.pieces:
+    for piece in pieces:
         size = len(piece.lengths)
         if start < size and stop > 0:
             found += split(piece, max(start, 0), min(stop, size))
@@ -513,10 +594,21 @@ def locate(
     return value, inside
 
 
+def first_index(value: Value | None, inside: tuple[paths.Part, ...], payloads: reader.Payloads) -> int | None:
+    """The place in the first array that a way leads through; None if it leads through none, or to nothing in it."""
+    for part in inside:
+        if isinstance(value, Map) and isinstance(part, paths.Name):
+            value = value.entries.get(part.name)
+        else:
+            is_element = isinstance(value, Array) and not isinstance(part, paths.Name)
+            return index_of(value, part, payloads) if is_element else None  # type: ignore[arg-type]
+    return None
+
+
 def index_of(value: Array, part: paths.Part, payloads: reader.Payloads) -> int | None:
     """The place of an element in an array."""
     if isinstance(part, paths.Index):
-        index = part.index + value.count if part.index < 0 else part.index
+        index = part.at + value.count if part.at < 0 else part.at
         return index if 0 <= index < value.count else None
     assert isinstance(part, paths.Match)
     index = 0

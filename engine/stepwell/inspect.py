@@ -160,7 +160,7 @@ class _Settling:
         first = payload[0]
         if first in _EXTENSIONS:
             extension = msgspec.msgpack.decode(payload, type=msgspec.msgpack.Ext)
-            return self._extension(extension.code, extension.data, depth)
+            return self._extension(extension.code, memoryview(extension.data), depth)
         count = _count(payload)
         self._take(count)
         if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):

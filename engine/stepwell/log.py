@@ -11,7 +11,7 @@ from collections.abc import Sequence as Several
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from stepwell import audit as auditing
 from stepwell import blaming, branching, difference, forking, naming, pruning, reader, repairing, replaying, searching
@@ -34,7 +34,6 @@ from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.following import FeedEntry, Following, ThreadEvents, Watch, feed_page, is_deletion
 from stepwell.history import History, LaneSummary, Link, Step, TaskWrites, View
-from stepwell.inspect import Data
 from stepwell.labels import check_labels
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.paths import Path
@@ -851,7 +850,7 @@ class Thread:
         *,
         lane: str = "",
         as_: str | None = None,
-        patch: Mapping[str, Data] | None = None,
+        patch: Mapping[str, Any] | None = None,
     ) -> Step:
         """Begin a new branch at a step, in this thread or in a new one; it becomes the head of its lane.
 

@@ -29,7 +29,7 @@ class Name(NamedTuple):
 class Index(NamedTuple):
     """An element of a list, or an entry of a map whose key is a number."""
 
-    index: int
+    at: int
 
 
 class Match(NamedTuple):
@@ -143,7 +143,7 @@ def _unquoted(text: str) -> str:
 
 def _text(part: Part, *, first: bool) -> str:
     if isinstance(part, Index):
-        return f"[{part.index}]"
+        return f"[{part.at}]"
     if isinstance(part, Match):
         plain = part.value and part.value == part.value.strip() and not set(part.value) & set('[]"\\')
         return f"[{part.field}={part.value if plain else json.dumps(part.value, ensure_ascii=False)}]"
@@ -168,13 +168,13 @@ def step(data: Data, part: Part) -> Any:
             return data.fields[part.name]
         return step(data.fields["value"], part) if set(data.fields) == {"value"} else ABSENT
     if isinstance(data, dict):
-        key = part.name if isinstance(part, Name) else part.index if isinstance(part, Index) else None
+        key = part.name if isinstance(part, Name) else part.at if isinstance(part, Index) else None
         if key in data and part.__class__ is not Match:
             return data[key]
         return ABSENT
     if isinstance(data, list):
         if isinstance(part, Index):
-            return data[part.index] if -len(data) <= part.index < len(data) else ABSENT
+            return data[part.at] if -len(data) <= part.at < len(data) else ABSENT
         if isinstance(part, Match):
             return next((item for item in data if matches(item, part)), ABSENT)
     return ABSENT
@@ -204,14 +204,14 @@ def replace(data: Data, parts: tuple[Part, ...], new: Data) -> Data:
         if set(data.fields) == {"value"}:
             return Typed(data.type, {"value": replace(data.fields["value"], parts, new)}, data._form)
     elif isinstance(data, dict):
-        key: str | int | None = part.name if isinstance(part, Name) else part.index if isinstance(part, Index) else None
+        key: str | int | None = part.name if isinstance(part, Name) else part.at if isinstance(part, Index) else None
         if key is not None and (key in data or not rest):
             changed = {**data, key: replace(data.get(key), tuple(rest), new)}
             return {name: item for name, item in changed.items() if item is not ABSENT}
     elif isinstance(data, list):
         places = [index for index, item in enumerate(data) if isinstance(part, Match) and matches(item, part)]
-        if isinstance(part, Index) and -len(data) <= part.index < len(data):
-            places = [part.index % len(data)]
+        if isinstance(part, Index) and -len(data) <= part.at < len(data):
+            places = [part.at % len(data)]
         if places:
             changed_list = [*data]
             changed_list[places[0]] = replace(data[places[0]], tuple(rest), new)

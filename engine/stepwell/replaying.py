@@ -84,13 +84,14 @@ class Replayed:
     @property
     def source(self) -> str | None:
         """What it came from: "input", "loop", "update" or "fork"; None where the log does not say."""
-        source = self.metadata.get("source")
-        return source if isinstance(source, str) else None
+        return self.state.source
 
     @cached_property
     def writes(self) -> list[TaskWrites]:
         """What was written for it, by task: it took this over."""
-        return self._history.writes(self._ran_on.writes, self._before) if self._ran_on else []
+        if self._ran_on is None:
+            return []
+        return self._history.taken(self._history.writes(self._ran_on.writes, self._before), self.source)
 
     def __repr__(self) -> str:
         return f"<step {self.number} (#{self.sequence}) of {self.lane!r}: {', '.join(self.changed)}>"
