@@ -14,23 +14,27 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("cache", "clock", "inspect"),
-    ("paths",),
+    ("paths", "labels"),
+    ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
+    ("storage.catalogue",),
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
     ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
     ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
+    ("observing",),
     ("reader",),
     ("content", "pruning", "history"),
     ("naming", "replaying", "blaming", "difference", "searching"),  # ways of reading a thread as data
     ("branching", "forking"),
+    ("statistics", "measuring"),
     ("writer",),
     ("folding", "following"),
     ("audit",),
@@ -38,6 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("repairing",),
     ("log",),
     ("bundle",),  # a thread as a file of its own
+    ("jsonlines",),
+    ("telemetry",),
     ("",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -51,6 +57,11 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
         "the engine knows no framework",
     ),
     (frozenset(RANK) - {"storage.lmdb"}, ("lmdb",), "only storage/lmdb.py speaks to LMDB"),
+    (
+        frozenset(RANK) - {"telemetry"},
+        ("opentelemetry", "stepwell.telemetry"),
+        "who does not ask for telemetry does without it",
+    ),
     (
         frozenset(RANK) - {"log"},
         ("stepwell.storage.lmdb", "stepwell.storage.memory"),

@@ -40,23 +40,30 @@ from stepwell.fold import PendingWrite
 from stepwell.following import FeedEntry, Following
 from stepwell.history import LaneSummary, Step, TaskWrites, View
 from stepwell.log import Log, Snapshot, Thread, ThreadSummary, changes, compact, repair
+from stepwell.measuring import Compression, ContentSize, KindSize, Measurement, ThreadSize
+from stepwell.observing import Observer
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.paths import ABSENT
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
 from stepwell.replaying import Replayed
 from stepwell.searching import Hit
+from stepwell.statistics import CacheStats, Histogram, LogStats, WriterStats
 from stepwell.storage import Compaction
+from stepwell.storage.occupancy import FileRoom, Reader, TableSize
 
 __all__ = [
     "ABSENT",
     "Breach",
     "BundleError",
+    "CacheStats",
     "CapacityError",
     "Change",
     "ClosedError",
     "Commit",
     "Compaction",
+    "Compression",
     "ConflictError",
+    "ContentSize",
     "CorruptionError",
     "Difference",
     "DiskFullError",
@@ -64,20 +71,27 @@ __all__ = [
     "Event",
     "EventTooLargeError",
     "FeedEntry",
+    "FileRoom",
     "Following",
     "ForkedError",
     "FormatError",
     "Hit",
     "Label",
+    "Histogram",
+    "KindSize",
     "LaneOpened",
     "LaneSummary",
     "Log",
+    "LogStats",
     "Loss",
     "MapFullError",
+    "Measurement",
     "NewerFormatError",
     "NotALogError",
+    "Observer",
     "PendingWrite",
     "ReadOnlyError",
+    "Reader",
     "RepairReport",
     "Replayed",
     "Report",
@@ -89,17 +103,20 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "TaskWrites",
+    "TableSize",
     "Thread",
     "ThreadCopied",
     "ThreadDeleted",
     "ThreadOpened",
     "ThreadPruned",
     "ThreadRepair",
+    "ThreadSize",
     "ThreadSummary",
     "Tree",
     "UsageError",
     "View",
     "Write",
+    "WriterStats",
     "WritesRecorded",
     "apply",
     "changes",

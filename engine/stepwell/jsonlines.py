@@ -11,11 +11,11 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Final, TextIO
 
-from stepwell import codec, inspect, reader
+from stepwell import codec, inspect
 from stepwell import format as fmt
 from stepwell.bundle import Bundle, Description, portable, records, restore
 from stepwell.errors import BundleError, FormatError, NewerFormatError, UsageError

@@ -15,13 +15,17 @@ import asyncio
 import copy
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
+from stepwell.observing import Member, Observer, Span, tell
+from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
 _ENDING_SECONDS: Final = 1.0
@@ -34,10 +38,11 @@ class Ticket:
     Giving up the wait does not take the operation back: it may still be committed.
     """
 
-    __slots__ = ("_done", "_outcome", "_places", "_waiters", "operation")
+    __slots__ = ("_done", "_outcome", "_places", "_waiters", "mark", "operation")
 
     def __init__(self, operation: Operation, places: Sequence[Place] = ()) -> None:
         self.operation = operation
+        self.mark: object = None
         self._places = places
         self._outcome: Outcome | BaseException | None = None
         self._done = threading.Lock()
@@ -97,6 +102,8 @@ class Writer:
     Attributes:
         notice: Told of every append that was committed: the thread, and what became of it.
         ring: Called after each group, when all who waited for it know.
+        tally: What was committed since the log was opened.
+        observer: Told of each operation and group; None if nobody wants to know.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -113,6 +120,8 @@ class Writer:
         self._last: Callable[[], None] | None = None
         self.notice: Callable[[str, Committed], None] = _ignore
         self.ring: Callable[[], None] = _ring_nobody
+        self.tally = Tally()
+        self.observer: Observer | None = None
         self._pid = os.getpid()
 
     @property
@@ -145,6 +154,8 @@ class Writer:
                 "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
         ticket = Ticket(operation, places)
+        if self.observer is not None:
+            ticket.mark = tell(self.observer.submitted, operation)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
@@ -246,11 +257,15 @@ class Writer:
                 rest.append(ticket)
 
     def _commit(self, group: list[Ticket]) -> None:
+        began = perf_counter()
         try:
             outcomes: list[Outcome] = self._storage.commit([ticket.operation for ticket in group])
         except Exception as error:
+            self.tally.failed_groups += 1
             if len(group) == 1:
                 _resolve(group, error)
+                if self.observer is not None:
+                    self._observe(self.observer, group, [error], perf_counter() - began)
             else:
                 for ticket in group:
                     # Nobody may refer to where the failed attempt would have put it.
@@ -259,9 +274,14 @@ class Writer:
                 for ticket in group:
                     self._commit([ticket])
             return
+        seconds = perf_counter() - began
+        self.tally.group(seconds, len(group))
         waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
+                # What was acknowledged was counted before.
+                self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)
             # failpoint: ticket-resolved
@@ -271,6 +291,15 @@ class Writer:
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
+        if self.observer is not None:
+            self._observe(self.observer, group, outcomes, seconds)
+
+    def _observe(
+        self, observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float
+    ) -> None:
+        ended = time.time_ns()
+        members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
+        tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
 _running: set[Writer] = set()

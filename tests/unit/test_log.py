@@ -570,6 +570,8 @@ def test_use_after_close(tmp_path: Path) -> None:
         "follow": lambda: next(other.follow()),
         "follow of a thread": lambda: next(thread.follow()),
         "audit": other.audit,
+        "stats": other.stats,
+        "measure": other.measure,
         "seal": other.seal,
         "compact": lambda: other.compact(tmp_path / "new"),
         "repair": lambda: other.repair(tmp_path / "new"),
@@ -600,7 +602,7 @@ def test_use_after_close(tmp_path: Path) -> None:
             use()
     public = {name for kind in (Log, Thread) for name, member in vars(kind).items() if inspect.isfunction(member)}
     tried = {name.split()[0] for name in uses}
-    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close"}
+    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close", "observe"}
     other.close()
     other.close()
 

@@ -22,6 +22,7 @@ from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import Label
+from stepwell.storage.occupancy import Occupancy
 
 
 class Entry(NamedTuple):
@@ -89,6 +90,7 @@ class Append(NamedTuple):
         labels: What labels the thread shall have, or with None not have; those that it has or lacks already cost
             nothing.
         created_at: Unix time in nanoseconds, of a change of labels.
+        stored_bytes: Tells how many bytes the records of the entries have that were made last; 0 if nobody counts.
     """
 
     thread_id: str
@@ -100,6 +102,7 @@ class Append(NamedTuple):
     placed: Callable[[Committed | None], None] | None = None
     labels: Mapping[str, Label | None] = {}
     created_at: int = 0
+    stored_bytes: Callable[[], int] = int
 
 
 class Delete(NamedTuple):
@@ -419,6 +422,9 @@ class Storage(Protocol):
 
         Whatever is read after it was given shows that moment or a later one.
         """
+
+    def occupancy(self) -> Occupancy:
+        """What the log takes, and who reads it; for any size of log in about the same time."""
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""

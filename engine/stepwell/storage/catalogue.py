@@ -27,11 +27,10 @@ from stepwell import format as fmt
 from stepwell.errors import CorruptionError
 from stepwell.labels import facet_of
 from stepwell.storage import Query, ThreadRow, unpack_thread
-from stepwell.storage.feed import COMMITS_IN_ROW, read_feed, row_number
+from stepwell.storage.feed import read_feed, row_number
 from stepwell.storage.tables import (
     FEED,
     IDS,
-    PAGE_ROWS,
     RECENT,
     THREAD_NAMES,
     THREADS,

@@ -36,10 +36,10 @@ from stepwell.storage import (
     Rewrite,
     Seal,
     ThreadRow,
+    catalogue,
     pack_name,
     pack_row,
 )
-from stepwell.storage import catalogue
 from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed

@@ -53,6 +53,7 @@ from stepwell.storage.checksums import CheckedTables, Row, with_checksum
 from stepwell.storage.datafile import META_FORMAT, Finding, LogFormat, inspect, read_format
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.newfile import NewFile, finish, occupied_bytes, sync_directory
+from stepwell.storage.occupancy import FileRoom, Occupancy, TableSize, by_age
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
 from stepwell.storage.room import LockFile, Reserve
@@ -84,6 +85,7 @@ _LARGEST_SHARING_BYTES: Final = _PAGE_BYTES // 2 - 48  # a larger value has page
 _SECONDS_BETWEEN_LOOKS: Final = 0.01  # at the disk, while it is not low: the bound for that is not passed so soon
 _FAR_BYTES: Final = 1 << 32  # from the end of the map
 _COMMITS_WHILE_FAR: Final = 64
+_META_PAGES: Final = 2
 _CHANGED_PAGES: Final = 32  # of trees that a small group changes
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -163,6 +165,9 @@ class LmdbStorage(TableStorage):
         # What LMDB says of itself (`env.info`) costs more, and names a transaction before it can be read.
         with self._open_environment().transaction(write=False) as transaction:
             return transaction.id()
+
+    def occupancy(self) -> Occupancy:
+        return self._open_environment().occupancy()
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
@@ -613,6 +618,37 @@ class _Environment:
         finally:
             self._inside.pop(mark, None)
             self._tell()
+
+    def occupancy(self) -> Occupancy:
+        """See `Storage.occupancy`."""
+        with self.transaction(write=False) as transaction:
+            newest = transaction.id()
+            page_bytes = self._env.stat()["psize"]
+            pages = {
+                name: _pages(transaction, table)
+                for name, table in (*self.tables.items(), ("", self._env.open_db(None, transaction)))
+            }
+            rows = {name: transaction.stat(table)["entries"] for name, table in self.tables.items()}
+            info = self._env.info()
+            self._env.reader_check()
+            readers: list[tuple[int, int]] = []
+            with suppress(UnclearError, ValueError):  # there is no table of readers on a file system that nobody writes
+                readers = freepages.active_readers(self._env.readers())
+                readers.remove((os.getpid(), newest))  # this one
+        status = os.stat(self.real_path)
+        used, largest = (info["last_pgno"] + 1) * page_bytes, room.largest_bytes()
+        in_use = (_META_PAGES + sum(pages.values())) * page_bytes
+        file = FileRoom(
+            length_bytes=status.st_size,
+            disk_bytes=occupied_bytes(status),
+            used_bytes=used,
+            free_bytes=max(used - in_use, 0),
+            map_bytes=info["map_size"],
+            headroom_bytes=max(largest - used - room.reserve_bytes(used), 0),
+            disk_free_bytes=room.free_bytes(self.real_path),
+        )
+        tables = {name: TableSize(rows[name], pages[name] * page_bytes) for name in rows}
+        return Occupancy(tables, file, by_age(readers, newest))
 
     def _resize(self, size: int) -> None:
         """Change the size of the map; 0 takes the size that the file says."""
@@ -1222,6 +1258,12 @@ def _makes_room(operation: Operation) -> bool:
 def _used_bytes(env: lmdb.Environment) -> int:
     """How long the file is up to its last page in use."""
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
+def _pages(transaction: lmdb.Transaction[bytes], table: lmdb._Database) -> int:
+    """How many pages a table takes."""
+    stat = transaction.stat(table)
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _sparing(in_background: bool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError, UsageError
 from stepwell.storage import Compaction
+from stepwell.storage.occupancy import Occupancy, TableSize
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, Tables
 
@@ -54,6 +55,12 @@ class MemoryStorage(TableStorage):
     def moment(self) -> int:
         with self._reading():
             return self._commits
+
+    def occupancy(self) -> Occupancy:
+        with self._reading():
+            return Occupancy(
+                {table: TableSize(rows, 0) for table, rows in self._open_tables().rows().items()}, None, ()
+            )
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         with self._reading():
@@ -123,6 +130,10 @@ class _MemoryTables:
         if key in self._rows[table]:
             self._journal.append((table, key, self._rows[table][key]))
             self._set(table, key, None)
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each table has."""
+        return {table: len(keys) for table, keys in self._keys.items()}
 
     def keep(self) -> None:
         """Make what was changed since the last call final."""

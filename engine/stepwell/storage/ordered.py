@@ -26,10 +26,10 @@ from stepwell.storage import (
     Query,
     Surveyed,
     ThreadRow,
+    catalogue,
     unpack_lane,
     unpack_thread,
 )
-from stepwell.storage import catalogue
 from stepwell.storage import feed as feeding
 from stepwell.storage.commit import Commit
 from stepwell.storage.held import Held
@@ -181,8 +181,14 @@ class TableStorage(ABC):
 
     def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
         with self._reading() as tables:
-            afresh = Records(tables, Held())
-            return [*islice(afresh.survey(thread, after), limit)]
+            found: list[Surveyed] = []
+            size = 0
+            for surveyed in islice(Records(tables, Held()).survey(thread, after), limit):
+                found.append(surveyed)
+                size += surveyed.record.size if isinstance(surveyed.record, Record) else 0
+                if size > PAGE_BYTES:
+                    break
+            return found
 
     def last_group(self, thread: int) -> Group:
         with self._reading() as tables:
