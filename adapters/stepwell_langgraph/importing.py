@@ -1,0 +1,668 @@
+"""Checkpoints of another saver into a log, as they are stored there, and the proof that they arrived.
+
+    1. Threads are taken one after the other, the checkpoints of each in the order in which they were made, but none
+       before its parent.  One checkpoint and the writes that wait for it are one append: both are there, or neither.
+    2. What changes from the parent's state is found in bytes, and nothing is decoded (`tip.py`).
+    3. Appends are not waited for one by one: where the next one will stand is known beforehand, and that nobody else
+       appended in between is part of each append.  So many are committed with one sync.
+    4. Once some megabytes of states are under way, all of them are awaited, read back from the log, and compared
+       with what the source gave, byte by byte.  Then they are let go.
+
+A checkpoint that the log has already is compared instead of appended.  So an import that was interrupted, at any
+moment, goes on where it stopped when it is called again; and an import that is repeated brings what is new.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+from stepwell import reader
+from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
+from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.fold import PendingWrite, State
+from stepwell.format import id_key
+from stepwell.log import IN_MEMORY, Log, check_text
+from stepwell.patch import Array, Ref, Value, array_header, parse, read_content, references
+from stepwell.storage import Found
+from stepwell.writer import Ticket
+from stepwell_langgraph.addresses import CHECKPOINT, METADATA
+from stepwell_langgraph.saver import StepwellSaver
+from stepwell_langgraph.sources import (
+    POSTGRES,
+    SQLITE,
+    Place,
+    Source,
+    StoredCheckpoint,
+    StoredWrite,
+    Unreadable,
+    parents_first,
+)
+from stepwell_langgraph.sqlite_tables import SqliteTables
+from stepwell_langgraph.tip import Tip, moved_all
+from stepwell_langgraph.whole import Typed, time_of
+
+_WINDOW_BYTES: Final = 1 << 25
+_WINDOW_CHECKPOINTS: Final = 256
+_TIPS_BYTES: Final = 1 << 25
+_ATTEMPTS: Final = 5
+_TELL_SECONDS: Final = 0.2
+_BLOCK_BYTES: Final = 512  # of st_blocks
+
+
+class Problem(NamedTuple):
+    """Something that could not be imported as it is, or that is not what it should be.
+
+    Texts are the source's own: whoever prints them on a terminal must escape them.
+
+    Attributes:
+        thread_id: Its thread.
+        namespace: Its namespace; None where it is about the whole thread.
+        checkpoint_id: Its checkpoint; None where it is about the whole thread.
+        reason: What is wrong.
+    """
+
+    thread_id: str
+    namespace: str | None
+    checkpoint_id: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        place = (
+            "" if self.checkpoint_id is None else f", namespace {self.namespace!r}, checkpoint {self.checkpoint_id!r}"
+        )
+        return f"thread {self.thread_id!r}{place}: {self.reason}"
+
+
+class ImportProgress(NamedTuple):
+    """How far an import is.
+
+    Attributes:
+        thread_id: The thread that is read.
+        threads: How many threads are done.
+        of_threads: How many there are.
+        checkpoints: How many checkpoints are done.
+        of_checkpoints: How many there are.
+        read_bytes: Bytes of state that were read.
+        before_bytes: What the source takes of the disk; None if that is not known.
+        after_bytes: What the log takes of the disk by now.
+    """
+
+    thread_id: str
+    threads: int
+    of_threads: int
+    checkpoints: int
+    of_checkpoints: int
+    read_bytes: int
+    before_bytes: int | None
+    after_bytes: int
+
+
+@dataclass
+class ImportReport:
+    """What an import did.
+
+    Attributes:
+        source: What was imported.
+        log: Where it went.
+        threads: Threads that were looked at.
+        checkpoints: Checkpoints that were appended.
+        present: Checkpoints that were there already.
+        writes: Pending writes that were appended.
+        verified: Checkpoints that were read back and compared with the source, with their writes.
+        is_exact: Whether channels and writes were compared with the bytes that the source stores; otherwise, of an
+            unknown saver, with what the serializer makes of its objects.
+        problems: What could not be imported, or differs.
+        before_bytes: What the source takes of the disk; None if that is not known.
+        after_bytes: What the log takes of the disk.
+        seconds: How long it took.
+    """
+
+    source: str
+    log: str
+    threads: int = 0
+    checkpoints: int = 0
+    present: int = 0
+    writes: int = 0
+    verified: int = 0
+    is_exact: bool = True
+    problems: list[Problem] = field(default_factory=list)
+    before_bytes: int | None = None
+    after_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was imported, and nothing was found to differ."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        per_second = self.checkpoints / self.seconds if self.seconds else 0
+        before = "" if self.before_bytes is None else f"{_megabytes(self.before_bytes)} -> "
+        compared = "byte by byte" if self.is_exact else "by value"
+        lines = [
+            f"{self.source} was imported into {self.log}",
+            f"threads: {self.threads:,}; checkpoints: {self.checkpoints:,}; there already: {self.present:,}; "
+            f"pending writes: {self.writes:,}",
+            f"verified {compared}: {self.verified:,} checkpoints",
+            f"on disk: {before}{_megabytes(self.after_bytes)}; {self.seconds:,.1f} s, {per_second:,.0f} checkpoints/s",
+            *(f"problem: {problem}" for problem in self.problems),
+        ]
+        return "\n".join(lines)
+
+
+def import_from(
+    source: Any,
+    log_or_saver: Log | StepwellSaver,
+    *,
+    threads: Iterable[str] | None = None,
+    verify: bool = True,
+    progress: Callable[[ImportProgress], None] | None = None,
+) -> ImportReport:
+    """Import every checkpoint, pending write and fork of another saver.
+
+    The source is only read, and may be in use; what it gets meanwhile may or may not be imported.  Nothing that it
+    holds is executed: of SQLite, PostgreSQL and InMemorySaver no object is decoded, pickles stay the bytes that they
+    are.  Only the objects of other savers are made by their own serializer.
+
+    Everything that was appended is durable when this returns, and most of it when it is interrupted: calling it again
+    goes on from there.  What the log holds already is left as it is; where it differs from the source, that is a
+    problem in the report.
+
+    Memory is bounded by one state, about 64 MiB, and the ids of one thread.
+
+    Args:
+        source: "sqlite:///path.db", "postgresql://...", the path of an SQLite file, or a saver.
+        log_or_saver: Where to.
+        threads: The threads to import; None for all.
+        verify: Whether to read everything back and compare it with the source.  Without, a checkpoint whose id the
+            log has is passed over unseen.
+        progress: Told now and then how far it is, and at the end.
+
+    Returns:
+        What was imported, and every problem: one row that cannot be read leaves the others alone.
+
+    Raises:
+        UsageError: There is no such source, or it is no saver's.
+        CapacityError: There is no room in the log.
+        ConflictError: Others append to a thread without a pause.
+    """
+    log = log_or_saver.log if isinstance(log_or_saver, StepwellSaver) else log_or_saver
+    if not isinstance(log, Log):
+        raise UsageError(f"import_from needs a Log or a StepwellSaver to import into, not {type(log).__name__}")
+    if log.storage.read_only:
+        raise ReadOnlyError(f"the log {log.path!r} was opened with read_only=True; open it without to import into it")
+    opened = _opened(source)
+    try:
+        return _Import(opened, log, verify, progress).run(threads)
+    finally:
+        opened.close()
+
+
+class _Item:
+    """One checkpoint that is under way, or was found to be there.
+
+    Attributes:
+        place: Which one.
+        checkpoint: What the source has of it; None if that is nothing, or was not looked at.
+        writes: The writes that wait for it, in the order in which they are taken over.
+        base: What is known of its parent.
+        was_there: Whether the log had it.
+        appended_writes: How many writes the log did not have.
+        ticket: The append that is under way.
+        sequence: Where the step stands, or will stand.
+    """
+
+    __slots__ = ("appended_writes", "base", "checkpoint", "place", "sequence", "ticket", "was_there", "writes")
+
+    def __init__(self, place: Place, checkpoint: StoredCheckpoint | None, writes: list[StoredWrite], base: Tip) -> None:
+        self.place = place
+        self.checkpoint = checkpoint
+        self.writes = writes
+        self.base = base
+        self.was_there = False
+        self.appended_writes = 0
+        self.ticket: Ticket | None = None
+        self.sequence = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it holds."""
+        values = [*self.checkpoint.channels.values(), self.checkpoint.core] if self.checkpoint is not None else []
+        return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
+
+
+class _Thread:
+    """The log's side of one thread: what is there already, and where the next append will stand.
+
+    Attributes:
+        id: Its name.
+        number: Its number; 0 while it is not in the log.
+    """
+
+    def __init__(self, log: Log, thread_id: str) -> None:
+        self.id = thread_id
+        self._log = log
+        self._thread = log.thread(thread_id)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read where the thread stands in the log; what was known of it, and appends under way, are forgotten."""
+        row = self._thread.row()
+        self.number = row.number if row else 0
+        self._head = row.last if row else 0
+        self._lanes: dict[str, int] = {}
+        self._opening: set[str] = set()
+        self._tips: dict[tuple[str, str], Tip] = {}
+
+    def settled(self) -> None:
+        """What was appended is durable: the thread has its number, and of what is known only the latest is kept."""
+        row = self._thread.row()
+        self.number = row.number if row else 0
+        self._opening.clear()
+        held = sum(tip.size for tip in self._tips.values())
+        for key in [*self._tips][:-1]:
+            if held <= _TIPS_BYTES:
+                break
+            held -= self._tips.pop(key).size
+
+    def find(self, namespace: str, checkpoint_id: str) -> Found:
+        """Where a checkpoint and its writes stand in the log."""
+        lane = self._lane(namespace)
+        if not lane:
+            return Found(0, 0, False, ())
+        return self._log.storage.find(self.number, lane, [id_key(checkpoint_id)])[0]
+
+    def base(self, place: Place) -> Tip:
+        """What is known of a checkpoint's parent; an empty tip if the log has none."""
+        if place.parent_id is None:
+            return Tip()
+        tip = self._tips.get((place.namespace, place.parent_id))
+        if tip is not None:
+            return tip
+        found = self.find(place.namespace, place.parent_id)
+        if not found.step or found.hidden:
+            return Tip()
+        state = self._log.reader.state(self.number, found.step)
+        return Tip.from_state(state, reader.Payloads(self._log.storage, self.number))
+
+    def writes(self, found: Found) -> dict[tuple[str, int], PendingWrite]:
+        """The writes of a checkpoint that are in the log, by task and index."""
+        pending = reader.writes(self._log.storage, self.number, found.writes)
+        return {(each.task_id, each.write.index): each for each in pending}
+
+    def append(self, item: _Item, found: Found) -> None:
+        """Begin to append what the log does not have of a checkpoint and its writes."""
+        place, checkpoint = item.place, item.checkpoint
+        events: list[Event] = []
+        tip: Tip | None = None
+        item.was_there = bool(found.step and not found.hidden)
+        item.sequence = found.step
+        created_at = 0
+        if checkpoint is not None and not item.was_there:
+            created_at = time_of(checkpoint.core)
+            channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
+            named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
+            fields, known_fields = moved_all(item.base.fields, named)
+            step = StepCommitted(
+                place.checkpoint_id,
+                place.parent_id,
+                channels,
+                fields,
+                place.namespace,
+                item.base.sequence,
+                created_at=created_at,
+            )
+            events.append(step)
+            tip = Tip(0, known, known_fields, checkpoint.versions)
+        missing = self._missing(item, found)
+        item.appended_writes = len(missing)
+        for (path, task_id), writes in groupby(missing, key=attrgetter("task_path", "task_id")):
+            recorded = tuple(Write(write.index, write.channel, _value(write.value)) for write in writes)
+            events.append(WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at))
+        if not events:
+            return
+        item.ticket = self._thread.begin_append(events, expected_head=self._head)
+        first = self._room_for(place.namespace)
+        self._head = first + len(events) - 1
+        if tip is not None:
+            item.sequence = tip.sequence = Sequence(first)
+            self._tips[place.namespace, place.checkpoint_id] = tip
+
+    def _room_for(self, namespace: str) -> int:
+        """Where the first event of an append will stand: behind those that open the thread and the lane."""
+        first = self._head + 1
+        if first == 1:
+            first += 1
+        if not self._lane(namespace) and namespace not in self._opening:
+            self._opening.add(namespace)
+            first += 1
+        return first
+
+    def _lane(self, namespace: str) -> int:
+        number = self._lanes.get(namespace, 0)
+        if not number and self.number and namespace not in self._opening:
+            found = self._log.storage.lane(self.number, namespace)
+            if found is not None:
+                number = self._lanes[namespace] = found[0]
+        return number
+
+    def _missing(self, item: _Item, found: Found) -> list[StoredWrite]:
+        """The writes that the log does not have, or has another value of where the last one counts."""
+        if not found.writes:
+            return item.writes
+        there = self.writes(found)
+        payloads = reader.Payloads(self._log.storage, self.number)
+        missing: list[StoredWrite] = []
+        for write in item.writes:
+            pending = there.get((write.task_id, write.index))
+            if pending is None or (write.index < 0 and not _is_same(pending.write.value, write.value, payloads)):
+                missing.append(write)
+        return missing
+
+
+class _Import:
+    def __init__(
+        self, source: Source, log: Log, verify: bool, progress: Callable[[ImportProgress], None] | None
+    ) -> None:
+        self._source = source
+        self._log = log
+        self._verify = verify
+        self._progress = progress
+        self._told = 0.0
+        self._read_bytes = 0
+        self._done = 0
+        self._of_threads = self._of_checkpoints = 0
+        self.report = ImportReport(source.label, log.path, is_exact=source.is_exact)
+
+    def run(self, wanted: Iterable[str] | None) -> ImportReport:
+        began = time.monotonic()
+        report = self.report
+        report.before_bytes = self._source.size_bytes()
+        found = dict(self._source.threads())
+        for thread_id in dict.fromkeys(wanted or ()):
+            if thread_id not in found:
+                self._problem(thread_id, None, "there is no such thread in the source")
+        if wanted is not None:
+            found = {thread_id: found[thread_id] for thread_id in dict.fromkeys(wanted) if thread_id in found}
+        self._of_threads, self._of_checkpoints = len(found), sum(found.values())
+        for thread_id in found:
+            self._thread(thread_id)
+            report.threads += 1
+            self._tell(thread_id)
+        self._log.seal()
+        report.after_bytes = disk_bytes(self._log)
+        report.seconds = time.monotonic() - began
+        self._tell("", now=True)
+        return report
+
+    def _thread(self, thread_id: str) -> None:
+        try:
+            _check("thread id", thread_id)
+            places = [*parents_first(self._source.places(thread_id))]
+        except Unreadable as error:
+            self._problem(thread_id, None, str(error))
+            return
+        thread = _Thread(self._log, thread_id)
+        window: list[_Item] = []
+        held = 0
+        for place in places:
+            item = self._begin(thread, place)
+            if item is not None:
+                window.append(item)
+                held += item.size
+                self._read_bytes += item.size
+            self._done += place.exists
+            if held > _WINDOW_BYTES or len(window) >= _WINDOW_CHECKPOINTS:
+                self._settle(thread, window)
+                window, held = [], 0
+                self._tell(thread_id)
+        self._settle(thread, window)
+
+    def _begin(self, thread: _Thread, place: Place) -> _Item | None:
+        """Read a checkpoint from the source, and begin to append what the log does not have of it."""
+        try:
+            _check_place(place)
+            found = thread.find(place.namespace, place.checkpoint_id)
+            is_there = bool(found.step and not found.hidden)
+            base = Tip() if is_there else thread.base(place)
+            checkpoint = None
+            if place.exists and (self._verify or not is_there):
+                checkpoint = self._source.checkpoint(thread.id, place, base.versions)
+            writes = sorted(self._source.writes(thread.id, place), key=_order)
+            item = _Item(place, checkpoint, writes, base)
+            _check_item(item)
+            thread.append(item, found)
+        except (Unreadable, EventTooLargeError, CorruptionError) as error:
+            self._problem(thread.id, place, str(error))
+            return None
+        return item
+
+    def _settle(self, thread: _Thread, window: list[_Item]) -> None:
+        """Wait for some appends, and compare what the log then holds."""
+        for _ in range(_ATTEMPTS):
+            refused = [item for item in window if not self._is_durable(thread, item)]
+            if not refused:
+                break
+            thread.look_again()
+            for item in refused:
+                self._again(thread, item)
+        else:
+            raise ConflictError(
+                f"others append to thread {thread.id!r} without a pause: import it when they are done",
+                thread=thread.id,
+                expected=None,
+                actual=None,
+            )
+        thread.settled()
+        for item in window:
+            self.report.writes += item.appended_writes
+            if item.place.exists and item.sequence:
+                self.report.present += item.was_there
+                self.report.checkpoints += not item.was_there
+        if self._verify and window:
+            self._compare(thread, window)
+
+    def _is_durable(self, thread: _Thread, item: _Item) -> bool:
+        """Whether an append is done for, well or not; False if it has to be begun anew."""
+        try:
+            if item.ticket is not None:
+                item.ticket.result()
+        except ConflictError:
+            return False
+        except EventTooLargeError as error:
+            self._give_up(thread, item, error)
+        return True
+
+    def _again(self, thread: _Thread, item: _Item) -> None:
+        """Begin an append anew, since somebody else appended to the thread."""
+        item.ticket = None
+        try:
+            item.base = thread.base(item.place)
+            if item.checkpoint is not None and item.checkpoint.unchanged:
+                item.checkpoint = self._source.checkpoint(thread.id, item.place, {})
+            thread.append(item, thread.find(item.place.namespace, item.place.checkpoint_id))
+        except (Unreadable, EventTooLargeError, CorruptionError) as error:
+            self._give_up(thread, item, error)
+
+    def _give_up(self, thread: _Thread, item: _Item, error: Exception) -> None:
+        self._problem(thread.id, item.place, str(error))
+        item.ticket, item.checkpoint, item.writes, item.appended_writes, item.sequence = None, None, [], 0, 0
+
+    def _compare(self, thread: _Thread, window: list[_Item]) -> None:
+        payloads = reader.Payloads(self._log.storage, thread.number)
+        items = [item for item in window if item.checkpoint is not None]
+        bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]
+        states = self._log.reader.states(thread.number, [item.sequence for item in items] + bases)
+        for item in window:
+            try:
+                reason = self._compared(thread, item, states, payloads)
+            except CorruptionError as error:
+                reason = str(error)
+            if reason is not None:
+                self._problem(thread.id, item.place, reason)
+            else:
+                self.report.verified += item.checkpoint is not None
+
+    def _compared(
+        self, thread: _Thread, item: _Item, states: dict[int, State], payloads: reader.Payloads
+    ) -> str | None:
+        """What the log does not have as the source has it; None if all is well."""
+        if item.checkpoint is not None:
+            state = states[item.sequence]
+            if state.parent_id != item.place.parent_id:
+                return f"its parent is {state.parent_id!r} in the log, and {item.place.parent_id!r} in the source"
+            parent = states[item.base.sequence] if item.checkpoint.unchanged else state
+            reason = _difference(item.checkpoint, state, parent, payloads)
+            if reason is not None:
+                return reason
+        if not item.writes:
+            return None
+        there = thread.writes(thread.find(item.place.namespace, item.place.checkpoint_id))
+        for write in item.writes:
+            pending = there.get((write.task_id, write.index))
+            if pending is None:
+                return f"the log has no write {write.index} of task {write.task_id!r}"
+            where = (pending.task_path, pending.write.channel)
+            if where != (write.task_path, write.channel) or not _is_same(pending.write.value, write.value, payloads):
+                return f"the log has another write {write.index} of task {write.task_id!r} than the source"
+        return None
+
+    def _problem(self, thread_id: str, place: Place | None, reason: str) -> None:
+        namespace, checkpoint_id = (None, None) if place is None else (place.namespace, place.checkpoint_id)
+        self.report.problems.append(Problem(thread_id, namespace, checkpoint_id, reason))
+
+    def _tell(self, thread_id: str, *, now: bool = False) -> None:
+        if self._progress is None or (not now and time.monotonic() - self._told < _TELL_SECONDS):
+            return
+        self._told = time.monotonic()
+        report = self.report
+        after = disk_bytes(self._log)
+        self._progress(
+            ImportProgress(
+                thread_id,
+                report.threads,
+                self._of_threads,
+                self._done,
+                self._of_checkpoints,
+                self._read_bytes,
+                report.before_bytes,
+                after,
+            )
+        )
+
+
+def _opened(source: Any) -> Source:
+    if isinstance(source, BaseCheckpointSaver):
+        from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, is_memory
+
+        return MemoryObject(source) if is_memory(source) else SaverObject(source)
+    if isinstance(source, os.PathLike):
+        return SqliteTables(source)
+    if isinstance(source, str) and source.startswith(SQLITE):
+        return SqliteTables(source.removeprefix(SQLITE))
+    if isinstance(source, str) and source.startswith(POSTGRES):
+        from stepwell_langgraph.postgres_tables import PostgresTables
+
+        return PostgresTables(source)
+    raise UsageError(
+        f'there is no importing from {source!r}: pass "sqlite:///path.db", "postgresql://...", the path of an SQLite '
+        "file, or a saver"
+    )
+
+
+def _value(typed: Typed) -> Value:
+    type_, span = typed
+    return parse(type_, span.bytes())
+
+
+def _order(write: StoredWrite) -> tuple[str, str, int]:
+    return write.task_path, write.task_id, write.index
+
+
+def _check(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise Unreadable(f"the {what} is {text!r}, not a text")
+    try:
+        check_text(what, text)
+    except UsageError as error:
+        raise Unreadable(str(error)) from error
+
+
+def _check_place(place: Place) -> None:
+    _check("namespace", place.namespace)
+    _check("checkpoint id", place.checkpoint_id)
+    _check("parent's id", place.parent_id or "")
+
+
+def _check_item(item: _Item) -> None:
+    for write in item.writes:
+        for what, text in (("task path", write.task_path), ("task id", write.task_id), ("channel", write.channel)):
+            _check(f"{what} of a pending write", text)
+        _check("type of a pending write", write.value[0])
+        if type(write.index) is not int:
+            raise Unreadable(f"the index of a pending write is {write.index!r}, not a whole number")
+    if item.checkpoint is not None:
+        for name, (type_, _) in item.checkpoint.channels.items():
+            _check("name of a channel", name)
+            _check("type of a channel", type_)
+        _check("checkpoint's type", item.checkpoint.core[0])
+
+
+def _difference(checkpoint: StoredCheckpoint, state: State, parent: State, payloads: reader.Payloads) -> str | None:
+    """What of a checkpoint is not in the log as the source has it; None if all is."""
+    for name in state.channels:
+        if name not in checkpoint.channels and name not in checkpoint.unchanged:
+            return f"the log has a value of channel {name!r}, the source has none"
+    for name, typed in checkpoint.channels.items():
+        value = state.channels.get(name)
+        if value is None or not _is_same(value, typed, payloads):
+            return f"the log has another value of channel {name!r} than the source"
+    for name in checkpoint.unchanged:
+        if state.channels.get(name) != parent.channels.get(name):
+            return f"channel {name!r} changed in the log, and did not in the source"
+    for name, typed in ((CHECKPOINT, checkpoint.core), (METADATA, checkpoint.metadata)):
+        value = state.fields.get(name)
+        if value is None or not _is_same(value, typed, payloads):
+            return f"the log has other {'metadata' if name == METADATA else 'fields of the checkpoint'} than the source"
+    return None
+
+
+def _is_same(value: Value, typed: Typed, payloads: reader.Payloads) -> bool:
+    """Whether a stored value is these bytes; a list is compared where its elements lie, without being put together."""
+    type_, span = typed
+    if value.type != type_:
+        return False
+    payloads.fetch(ref.sequence for ref in references(value))
+    if not isinstance(value, Array) or value.wrapped:
+        return span.equals(payloads.payload(value))
+    header = array_header(value.count)
+    if not span.begins_with(header):
+        return False
+    at = len(header)
+    for piece in value.pieces:
+        content = (
+            payloads.view(piece.content)
+            if isinstance(piece.content, Ref)
+            else read_content(piece.content, payloads.read)
+        )
+        if not span.begins_with(content, at):
+            return False
+        at += len(content)
+    return at == span.length
+
+
+def disk_bytes(log: Log) -> int:
+    """What the file of a log takes of the disk; 0 for one in memory."""
+    return 0 if log.path == IN_MEMORY else os.stat(log.path).st_blocks * _BLOCK_BYTES
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
