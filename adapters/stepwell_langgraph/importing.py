@@ -23,6 +23,8 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from stepwell import reader
 from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
@@ -30,11 +32,13 @@ from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorde
 from stepwell.fold import PendingWrite, State
 from stepwell.format import id_key
 from stepwell.log import IN_MEMORY, Log, check_text
-from stepwell.patch import Array, Ref, Value, array_header, parse, read_content, references
+from stepwell.patch import Value, parse
 from stepwell.storage import Found
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA
+from stepwell_langgraph.comparing import Comparison
 from stepwell_langgraph.saver import StepwellSaver
+from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, address_of, is_memory
 from stepwell_langgraph.sources import (
     POSTGRES,
     SQLITE,
@@ -199,7 +203,7 @@ def import_from(
         raise UsageError(f"import_from needs a Log or a StepwellSaver to import into, not {type(log).__name__}")
     if log.storage.read_only:
         raise ReadOnlyError(f"the log {log.path!r} was opened with read_only=True; open it without to import into it")
-    opened = _opened(source)
+    opened = _opened(source, getattr(log_or_saver, "serde", None) or JsonPlusSerializer())
     try:
         return _Import(opened, log, verify, progress).run(threads)
     finally:
@@ -359,11 +363,11 @@ class _Thread:
         if not found.writes:
             return item.writes
         there = self.writes(found)
-        payloads = reader.Payloads(self._log.storage, self.number)
+        compare = Comparison(reader.Payloads(self._log.storage, self.number))
         missing: list[StoredWrite] = []
         for write in item.writes:
             pending = there.get((write.task_id, write.index))
-            if pending is None or (write.index < 0 and not _is_same(pending.write.value, write.value, payloads)):
+            if pending is None or (write.index < 0 and not compare.is_same(pending.write.value, write.value)):
                 missing.append(write)
         return missing
 
@@ -497,13 +501,13 @@ class _Import:
         item.ticket, item.checkpoint, item.writes, item.appended_writes, item.sequence = None, None, [], 0, 0
 
     def _compare(self, thread: _Thread, window: list[_Item]) -> None:
-        payloads = reader.Payloads(self._log.storage, thread.number)
+        compare = Comparison(reader.Payloads(self._log.storage, thread.number))
         items = [item for item in window if item.checkpoint is not None]
         bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]
         states = self._log.reader.states(thread.number, [item.sequence for item in items] + bases)
         for item in window:
             try:
-                reason = self._compared(thread, item, states, payloads)
+                reason = self._compared(thread, item, states, compare)
             except CorruptionError as error:
                 reason = str(error)
             if reason is not None:
@@ -511,16 +515,14 @@ class _Import:
             else:
                 self.report.verified += item.checkpoint is not None
 
-    def _compared(
-        self, thread: _Thread, item: _Item, states: dict[int, State], payloads: reader.Payloads
-    ) -> str | None:
+    def _compared(self, thread: _Thread, item: _Item, states: dict[int, State], compare: Comparison) -> str | None:
         """What the log does not have as the source has it; None if all is well."""
         if item.checkpoint is not None:
             state = states[item.sequence]
             if state.parent_id != item.place.parent_id:
                 return f"its parent is {state.parent_id!r} in the log, and {item.place.parent_id!r} in the source"
             parent = states[item.base.sequence] if item.checkpoint.unchanged else state
-            reason = _difference(item.checkpoint, state, parent, payloads)
+            reason = compare.difference(item.checkpoint, state, parent)
             if reason is not None:
                 return reason
         if not item.writes:
@@ -531,7 +533,7 @@ class _Import:
             if pending is None:
                 return f"the log has no write {write.index} of task {write.task_id!r}"
             where = (pending.task_path, pending.write.channel)
-            if where != (write.task_path, write.channel) or not _is_same(pending.write.value, write.value, payloads):
+            if where != (write.task_path, write.channel) or not compare.is_same(pending.write.value, write.value):
                 return f"the log has another write {write.index} of task {write.task_id!r} than the source"
         return None
 
@@ -559,23 +561,28 @@ class _Import:
         )
 
 
-def _opened(source: Any) -> Source:
+def _opened(source: Any, serde: SerializerProtocol) -> Source:
     if isinstance(source, BaseCheckpointSaver):
-        from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, is_memory
-
-        return MemoryObject(source) if is_memory(source) else SaverObject(source)
+        address = address_of(source)
+        if address is None:
+            return MemoryObject(source) if is_memory(source) else SaverObject(source, serde)
+        return _opened(address, serde) if address.startswith(SQLITE) else _postgres(address)
     if isinstance(source, os.PathLike):
         return SqliteTables(source)
     if isinstance(source, str) and source.startswith(SQLITE):
         return SqliteTables(source.removeprefix(SQLITE))
     if isinstance(source, str) and source.startswith(POSTGRES):
-        from stepwell_langgraph.postgres_tables import PostgresTables
-
-        return PostgresTables(source)
+        return _postgres(source)
     raise UsageError(
         f'there is no importing from {source!r}: pass "sqlite:///path.db", "postgresql://...", the path of an SQLite '
         "file, or a saver"
     )
+
+
+def _postgres(address: str) -> Source:
+    from stepwell_langgraph.postgres_tables import PostgresTables  # which needs a driver
+
+    return PostgresTables(address)
 
 
 def _value(typed: Typed) -> Value:
@@ -614,49 +621,6 @@ def _check_item(item: _Item) -> None:
             _check("name of a channel", name)
             _check("type of a channel", type_)
         _check("checkpoint's type", item.checkpoint.core[0])
-
-
-def _difference(checkpoint: StoredCheckpoint, state: State, parent: State, payloads: reader.Payloads) -> str | None:
-    """What of a checkpoint is not in the log as the source has it; None if all is."""
-    for name in state.channels:
-        if name not in checkpoint.channels and name not in checkpoint.unchanged:
-            return f"the log has a value of channel {name!r}, the source has none"
-    for name, typed in checkpoint.channels.items():
-        value = state.channels.get(name)
-        if value is None or not _is_same(value, typed, payloads):
-            return f"the log has another value of channel {name!r} than the source"
-    for name in checkpoint.unchanged:
-        if state.channels.get(name) != parent.channels.get(name):
-            return f"channel {name!r} changed in the log, and did not in the source"
-    for name, typed in ((CHECKPOINT, checkpoint.core), (METADATA, checkpoint.metadata)):
-        value = state.fields.get(name)
-        if value is None or not _is_same(value, typed, payloads):
-            return f"the log has other {'metadata' if name == METADATA else 'fields of the checkpoint'} than the source"
-    return None
-
-
-def _is_same(value: Value, typed: Typed, payloads: reader.Payloads) -> bool:
-    """Whether a stored value is these bytes; a list is compared where its elements lie, without being put together."""
-    type_, span = typed
-    if value.type != type_:
-        return False
-    payloads.fetch(ref.sequence for ref in references(value))
-    if not isinstance(value, Array) or value.wrapped:
-        return span.equals(payloads.payload(value))
-    header = array_header(value.count)
-    if not span.begins_with(header):
-        return False
-    at = len(header)
-    for piece in value.pieces:
-        content = (
-            payloads.view(piece.content)
-            if isinstance(piece.content, Ref)
-            else read_content(piece.content, payloads.read)
-        )
-        if not span.begins_with(content, at):
-            return False
-        at += len(content)
-    return at == span.length
 
 
 def disk_bytes(log: Log) -> int:
