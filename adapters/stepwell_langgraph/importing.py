@@ -36,6 +36,7 @@ from stepwell.patch import Value, parse
 from stepwell.storage import Found
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA
+from stepwell_langgraph.ahead import ReadAhead, Wanted
 from stepwell_langgraph.comparing import Comparison
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, address_of, is_memory
@@ -43,8 +44,8 @@ from stepwell_langgraph.sources import (
     POSTGRES,
     SQLITE,
     Place,
+    Reading,
     Source,
-    StoredCheckpoint,
     StoredWrite,
     Unreadable,
     parents_first,
@@ -204,9 +205,11 @@ def import_from(
     if log.storage.read_only:
         raise ReadOnlyError(f"the log {log.path!r} was opened with read_only=True; open it without to import into it")
     opened = _opened(source, getattr(log_or_saver, "serde", None) or JsonPlusSerializer())
+    ahead = ReadAhead(opened)
     try:
-        return _Import(opened, log, verify, progress).run(threads)
+        return _Import(opened, ahead, log, verify, progress).run(threads)
     finally:
+        ahead.close()
         opened.close()
 
 
@@ -226,11 +229,11 @@ class _Item:
 
     __slots__ = ("appended_writes", "base", "checkpoint", "place", "sequence", "ticket", "was_there", "writes")
 
-    def __init__(self, place: Place, checkpoint: StoredCheckpoint | None, writes: list[StoredWrite], base: Tip) -> None:
+    def __init__(self, place: Place, reading: Reading) -> None:
         self.place = place
-        self.checkpoint = checkpoint
-        self.writes = writes
-        self.base = base
+        self.checkpoint = reading.checkpoint
+        self.writes = sorted(reading.writes, key=_order)
+        self.base = Tip()
         self.was_there = False
         self.appended_writes = 0
         self.ticket: Ticket | None = None
@@ -265,6 +268,7 @@ class _Thread:
         self._lanes: dict[str, int] = {}
         self._opening: set[str] = set()
         self._tips: dict[tuple[str, str], Tip] = {}
+        self._appended: set[tuple[str, str]] = set()
 
     def settled(self) -> None:
         """What was appended is durable: the thread has its number, and of what is known only the latest is kept."""
@@ -302,15 +306,17 @@ class _Thread:
         pending = reader.writes(self._log.storage, self.number, found.writes)
         return {(each.task_id, each.write.index): each for each in pending}
 
-    def append(self, item: _Item, found: Found) -> None:
+    def append(self, item: _Item) -> None:
         """Begin to append what the log does not have of a checkpoint and its writes."""
         place, checkpoint = item.place, item.checkpoint
+        found = self.find(place.namespace, place.checkpoint_id)
         events: list[Event] = []
         tip: Tip | None = None
         item.was_there = bool(found.step and not found.hidden)
         item.sequence = found.step
         created_at = 0
         if checkpoint is not None and not item.was_there:
+            item.base = self.base(place)
             created_at = time_of(checkpoint.core)
             channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
             named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
@@ -325,7 +331,7 @@ class _Thread:
                 created_at=created_at,
             )
             events.append(step)
-            tip = Tip(0, known, known_fields, checkpoint.versions)
+            tip = Tip(0, known, known_fields)
         missing = self._missing(item, found)
         item.appended_writes = len(missing)
         for (path, task_id), writes in groupby(missing, key=attrgetter("task_path", "task_id")):
@@ -339,6 +345,11 @@ class _Thread:
         if tip is not None:
             item.sequence = tip.sequence = Sequence(first)
             self._tips[place.namespace, place.checkpoint_id] = tip
+            self._appended.add((place.namespace, place.checkpoint_id))
+
+    def has_appended(self, place: Place) -> bool:
+        """Whether the parent of a checkpoint was appended by this import, and so is what the source has."""
+        return (place.namespace, place.parent_id) in self._appended
 
     def _room_for(self, namespace: str) -> int:
         """Where the first event of an append will stand: behind those that open the thread and the lane."""
@@ -374,9 +385,15 @@ class _Thread:
 
 class _Import:
     def __init__(
-        self, source: Source, log: Log, verify: bool, progress: Callable[[ImportProgress], None] | None
+        self,
+        source: Source,
+        ahead: ReadAhead,
+        log: Log,
+        verify: bool,
+        progress: Callable[[ImportProgress], None] | None,
     ) -> None:
         self._source = source
+        self._ahead = ahead
         self._log = log
         self._verify = verify
         self._progress = progress
@@ -415,39 +432,53 @@ class _Import:
             self._problem(thread_id, None, str(error))
             return
         thread = _Thread(self._log, thread_id)
+        asked: set[tuple[str, str]] = set()
+
+        def want(place: Place) -> Wanted:
+            """What is asked for while what comes before may still be under way."""
+            try:
+                _check_place(place)
+            except Unreadable:
+                return Wanted(place, whole=False, from_parent=False)
+            found = thread.find(place.namespace, place.checkpoint_id)
+            if found.step and not found.hidden:
+                return Wanted(place, whole=self._verify, from_parent=False)
+            asked.add((place.namespace, place.checkpoint_id))
+            return Wanted(place, whole=True, from_parent=(place.namespace, place.parent_id) in asked)
+
         window: list[_Item] = []
         held = 0
-        for place in places:
-            item = self._begin(thread, place)
+        for wanted, reading in self._ahead.readings(thread_id, places, want):
+            item = self._begin(thread, wanted.place, reading)
             if item is not None:
                 window.append(item)
                 held += item.size
                 self._read_bytes += item.size
-            self._done += place.exists
+            self._done += wanted.place.exists
             if held > _WINDOW_BYTES or len(window) >= _WINDOW_CHECKPOINTS:
                 self._settle(thread, window)
                 window, held = [], 0
                 self._tell(thread_id)
         self._settle(thread, window)
 
-    def _begin(self, thread: _Thread, place: Place) -> _Item | None:
-        """Read a checkpoint from the source, and begin to append what the log does not have of it."""
+    def _begin(self, thread: _Thread, place: Place, reading: Reading | Unreadable) -> _Item | None:
+        """Begin to append what the log does not have of what was read."""
         try:
             _check_place(place)
-            found = thread.find(place.namespace, place.checkpoint_id)
-            is_there = bool(found.step and not found.hidden)
-            base = Tip() if is_there else thread.base(place)
-            checkpoint = None
-            if place.exists and (self._verify or not is_there):
-                checkpoint = self._source.checkpoint(thread.id, place, base.versions)
-            writes = sorted(self._source.writes(thread.id, place), key=_order)
-            item = _Item(place, checkpoint, writes, base)
+            if isinstance(reading, Unreadable):
+                raise reading
+            item = _Item(place, reading)
             _check_item(item)
-            thread.append(item, found)
+            self._append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._problem(thread.id, place, str(error))
             return None
         return item
+
+    def _append(self, thread: _Thread, item: _Item) -> None:
+        if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
+            item.checkpoint, _ = self._source.read(thread.id, item.place)
+        thread.append(item)
 
     def _settle(self, thread: _Thread, window: list[_Item]) -> None:
         """Wait for some appends, and compare what the log then holds."""
@@ -489,10 +520,7 @@ class _Import:
         """Begin an append anew, since somebody else appended to the thread."""
         item.ticket = None
         try:
-            item.base = thread.base(item.place)
-            if item.checkpoint is not None and item.checkpoint.unchanged:
-                item.checkpoint = self._source.checkpoint(thread.id, item.place, {})
-            thread.append(item, thread.find(item.place.namespace, item.place.checkpoint_id))
+            self._append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._give_up(thread, item, error)
 

@@ -1,9 +1,9 @@
 """The tables of PostgresSaver and AsyncPostgresSaver, read row by row.
 
 A checkpoint there is JSON, with small values in it, and other values stand in a table of their own under their
-channel and version: a value that the caller knows under the same version is not read again.
+channel and version: a value that has the version that it had in the parent is not read again.
 
-The connection is read-only, and each thread is read in one transaction, which sees one moment of it.
+The connection is read-only, and each checkpoint is read with its writes in one transaction, which sees one moment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, LiteralString
 
 from stepwell.errors import UsageError
 from stepwell.patch import array_header
-from stepwell_langgraph.sources import Place, StoredCheckpoint, StoredWrite, Unreadable
+from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
 from stepwell_langgraph.whole import JSON, MSGPACK, VALUES, Span, Typed, as_msgpack
 
 try:
@@ -60,15 +60,21 @@ WHERE thread_id = %s AND NOT EXISTS (
     AND c.checkpoint_ns = w.checkpoint_ns AND c.checkpoint_id = w.checkpoint_id
 )
 """
-_CHECKPOINT: Final = f"SELECT checkpoint::text, metadata::text FROM checkpoints {_AT}"
+_CHECKPOINT: Final = """
+SELECT c.checkpoint::text, c.metadata::text, p.checkpoint -> 'channel_versions'
+FROM checkpoints c
+LEFT JOIN checkpoints p ON p.thread_id = c.thread_id AND p.checkpoint_ns = c.checkpoint_ns
+    AND p.checkpoint_id = c.parent_checkpoint_id
+WHERE c.thread_id = %s AND c.checkpoint_ns = %s AND c.checkpoint_id = %s
+"""
 # As the saver joins them, so that a version in JSON means the row that it means to the saver.
 _BLOBS: Final = """
-SELECT b.channel, b.type, b.blob
+SELECT b.channel, b.type, CASE WHEN b.channel = ANY(%s) THEN NULL ELSE b.blob END
 FROM checkpoints c
 CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
 JOIN checkpoint_blobs b ON b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
     AND b.channel = v.key AND b.version = v.value
-WHERE c.thread_id = %s AND c.checkpoint_ns = %s AND c.checkpoint_id = %s AND NOT v.key = ANY(%s)
+WHERE c.thread_id = %s AND c.checkpoint_ns = %s AND c.checkpoint_id = %s
 """
 _SENDS: Final = f"""
 SELECT type, blob FROM checkpoint_writes
@@ -96,6 +102,7 @@ class PostgresTables:
             self._connection = psycopg.connect(address, autocommit=False)
         except psycopg.Error as error:
             raise UsageError(f"PostgreSQL cannot be reached: {error}") from error
+        self._address = address
         self.label = _without_password(address)
         try:
             self._connection.read_only = True
@@ -121,34 +128,44 @@ class PostgresTables:
         for namespace, checkpoint_id in self._pages(_WAITING, thread_id):
             yield Place(namespace, checkpoint_id, None, exists=False)
 
-    def checkpoint(self, thread_id: str, place: Place, known: Mapping[str, object]) -> StoredCheckpoint:
+    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+        self._connection.rollback()  # from here on another moment
+        checkpoint = self._checkpoint(thread_id, place, from_parent) if whole and place.exists else None
+        return Reading(checkpoint, self._writes(thread_id, place))
+
+    def twin(self) -> PostgresTables:
+        return PostgresTables(self._address)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _checkpoint(self, thread_id: str, place: Place, from_parent: bool) -> StoredCheckpoint:
         at = (thread_id, place.namespace, place.checkpoint_id)
-        for checkpoint, metadata in self._rows(_CHECKPOINT, *at):
+        for checkpoint, metadata, parent_versions in self._rows(_CHECKPOINT, *at):
             core = _object("checkpoint", checkpoint)
             inline, versions = core.pop(VALUES, None) or {}, core.get("channel_versions") or {}
             if not isinstance(inline, dict) or not isinstance(versions, dict):
                 raise Unreadable("the checkpoint's values or versions are no JSON object")
-            unchanged = frozenset(
-                name for name, version in versions.items() if name in known and _is_same(known[name], version)
-            )
-            channels = {name: as_msgpack(value) for name, value in inline.items() if name not in unchanged}
-            by_version: dict[str, object] = {name: versions[name] for name in unchanged}
-            for channel, type_, blob in self._rows(_BLOBS, *at, [*unchanged]):
-                if type_ != _EMPTY:
+            before = parent_versions if from_parent and isinstance(parent_versions, dict) else {}
+            kept = [name for name, version in versions.items() if name in before and before[name] == version]
+            channels = {name: as_msgpack(value) for name, value in inline.items()}
+            unchanged: set[str] = set()
+            for channel, type_, blob in self._rows(_BLOBS, kept, *at):
+                if type_ == _EMPTY:
+                    continue
+                if channel in kept:
+                    channels.pop(channel, None)
+                    unchanged.add(channel)
+                else:
                     channels[channel] = type_, Span.of(blob or b"")
-                    by_version[channel] = versions.get(channel)
             if place.parent_id is not None and _is_older(core):
+                unchanged.discard(_TASKS)
                 self._add_sends(thread_id, place, core, channels)
-            return StoredCheckpoint(
-                channels,
-                as_msgpack(core),
-                as_msgpack(_object("metadata", metadata)),
-                {name: version for name, version in by_version.items() if name != _TASKS},
-                unchanged,
-            )
+            fields = as_msgpack(core), as_msgpack(_object("metadata", metadata))
+            return StoredCheckpoint(channels, *fields, frozenset(unchanged))
         raise Unreadable("the checkpoint was removed meanwhile")
 
-    def writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
+    def _writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
         task_path = "task_path" if self._has_task_path else "''"
         query = f"SELECT {task_path}, task_id, idx, channel, type, blob FROM checkpoint_writes {_AT}"
         return [
@@ -157,9 +174,6 @@ class PostgresTables:
                 query, thread_id, place.namespace, place.checkpoint_id
             )
         ]
-
-    def close(self) -> None:
-        self._connection.close()
 
     def _add_sends(self, thread_id: str, place: Place, core: dict[str, Any], channels: dict[str, Typed]) -> None:
         """What the saver does when it reads an old checkpoint: its Sends stand among its parent's writes."""
@@ -230,10 +244,6 @@ def _object(what: str, text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Unreadable(f"the {what} is no JSON object")
     return found
-
-
-def _is_same(known: object, version: object) -> bool:
-    return type(known) is type(version) and known == version
 
 
 def _is_older(core: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Final, TypeGuard
 
@@ -12,7 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from stepwell_langgraph.addresses import to_config
-from stepwell_langgraph.sources import SQLITE, Place, StoredCheckpoint, StoredWrite, Unreadable
+from stepwell_langgraph.sources import SQLITE, Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
 from stepwell_langgraph.whole import Span, Typed
 
 _EMPTY: Final = "empty"
@@ -56,7 +56,17 @@ class MemoryObject:
             if thread == thread_id and checkpoint_id not in lanes.get(namespace, {}):
                 yield Place(namespace, checkpoint_id, None, exists=False)
 
-    def checkpoint(self, thread_id: str, place: Place, known: Mapping[str, object]) -> StoredCheckpoint:
+    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+        checkpoint = self._checkpoint(thread_id, place) if whole and place.exists else None
+        return Reading(checkpoint, self._writes(thread_id, place))
+
+    def twin(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """It belongs to the caller."""
+
+    def _checkpoint(self, thread_id: str, place: Place) -> StoredCheckpoint:
         try:
             core, metadata, _ = self._saver.storage[thread_id][place.namespace][place.checkpoint_id]
         except KeyError:
@@ -68,15 +78,12 @@ class MemoryObject:
                 channels[name] = _typed(blob)
         return StoredCheckpoint(channels, _typed(core), _typed(metadata))
 
-    def writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
+    def _writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
         stored = self._saver.writes.get((thread_id, place.namespace, place.checkpoint_id), {})
         return [
             StoredWrite(path, task_id, index, channel, _typed(value))
             for (task_id, index), (_, channel, value, path) in stored.items()
         ]
-
-    def close(self) -> None:
-        """It belongs to the caller."""
 
 
 class SaverObject:
@@ -92,7 +99,6 @@ class SaverObject:
         self._saver = saver
         self._serde = serde
         self._places: dict[str, list[Place]] = {}
-        self._last: tuple[str, Place, CheckpointTuple] | None = None
         self.label = type(saver).__name__
 
     def size_bytes(self) -> None:
@@ -111,15 +117,23 @@ class SaverObject:
     def places(self, thread_id: str) -> Iterator[Place]:
         yield from sorted(self._places.pop(thread_id), key=lambda place: str(place.checkpoint_id))
 
-    def checkpoint(self, thread_id: str, place: Place, known: Mapping[str, object]) -> StoredCheckpoint:
-        self._last = None  # what it said before may be old
+    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
         found = self._tuple(thread_id, place)
+        return Reading(self._checkpoint(found) if whole else None, self._writes(found))
+
+    def twin(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """It belongs to the caller."""
+
+    def _checkpoint(self, found: CheckpointTuple) -> StoredCheckpoint:
         core = {key: value for key, value in found.checkpoint.items() if key != "channel_values"}
         channels = {name: self._typed(value) for name, value in found.checkpoint["channel_values"].items()}
         return StoredCheckpoint(channels, self._typed(core), self._typed(dict(found.metadata)))
 
-    def writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
-        pending = self._tuple(thread_id, place).pending_writes or []
+    def _writes(self, found: CheckpointTuple) -> list[StoredWrite]:
+        pending = found.pending_writes or []
         counts: Counter[str] = Counter()
         writes: list[StoredWrite] = []
         for task_id, channel, value in pending:
@@ -133,19 +147,13 @@ class SaverObject:
         order = {task_id: number for number, task_id in enumerate(dict.fromkeys(task_id for task_id, _, _ in pending))}
         return [write._replace(task_path=f"~imported, {order[write.task_id]:010}") for write in writes]
 
-    def close(self) -> None:
-        """It belongs to the caller."""
-
     def _tuple(self, thread_id: str, place: Place) -> CheckpointTuple:
-        if self._last is not None and self._last[:2] == (thread_id, place):
-            return self._last[2]
         try:
             found = self._saver.get_tuple(to_config(thread_id, place.namespace, place.checkpoint_id))
         except Exception as error:  # whatever a saver raises, the other checkpoints may be well
             raise Unreadable(f"{self.label} cannot read it: {error!r}") from error
         if found is None:
             raise Unreadable("the checkpoint was removed meanwhile")
-        self._last = thread_id, place, found
         return found
 
     def _typed(self, value: Any) -> Typed:

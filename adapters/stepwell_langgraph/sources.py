@@ -6,7 +6,7 @@ exception: an unknown saver, which has nothing but its public methods (`saver_ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 from stepwell_langgraph.whole import Typed
@@ -52,15 +52,25 @@ class StoredCheckpoint(NamedTuple):
         channels: The value of each channel that has one, but for those in `unchanged`.
         core: The rest of the checkpoint.
         metadata: Its metadata.
-        versions: The version of each channel whose value the source keeps by its version.
-        unchanged: The channels that have the value that they had under the versions that the caller knew.
+        unchanged: The channels whose value is, as the source keeps it, the parent's.
     """
 
     channels: dict[str, Typed]
     core: Typed
     metadata: Typed
-    versions: Mapping[str, object] = {}
     unchanged: frozenset[str] = frozenset()
+
+
+class Reading(NamedTuple):
+    """What was read of one place.
+
+    Attributes:
+        checkpoint: The checkpoint; None if there is none, or it was not asked for.
+        writes: The writes that wait for the step after it, in any order.
+    """
+
+    checkpoint: StoredCheckpoint | None
+    writes: list[StoredWrite]
 
 
 class Source(Protocol):
@@ -86,24 +96,21 @@ class Source(Protocol):
         Ids that have only writes come last.
         """
 
-    def checkpoint(self, thread_id: str, place: Place, known: Mapping[str, object]) -> StoredCheckpoint:
-        """One checkpoint.
+    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+        """One checkpoint and the writes that wait.
 
         Args:
             thread_id: Its thread.
             place: Which one.
-            known: Versions of channels whose value the caller has: under the same version it need not be read.
+            whole: Whether the checkpoint is asked for, and not only the writes.
+            from_parent: Whether the caller has the parent's values, so that those which are the same need not be read.
 
         Raises:
             Unreadable: It cannot be read, or is gone.
         """
 
-    def writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
-        """The writes that wait for the step after a checkpoint, in any order.
-
-        Raises:
-            Unreadable: They cannot be read.
-        """
+    def twin(self) -> Source | None:
+        """Another reader of the same, for another thread; None if there can be none."""
 
     def close(self) -> None:
         """Give back what it holds."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from stepwell.errors import UsageError
-from stepwell_langgraph.sources import Place, StoredCheckpoint, StoredWrite, Unreadable
+from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
 from stepwell_langgraph.whole import NotACheckpoint, Span, Typed, as_msgpack, take_apart
 
 _BUSY_SECONDS: Final = 60
@@ -86,7 +86,17 @@ class SqliteTables:
                 if (namespace, checkpoint_id) not in stored:
                     yield Place(namespace, checkpoint_id, None, exists=False)
 
-    def checkpoint(self, thread_id: str, place: Place, known: Mapping[str, object]) -> StoredCheckpoint:
+    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+        checkpoint = self._checkpoint(thread_id, place) if whole and place.exists else None
+        return Reading(checkpoint, self._writes(thread_id, place))
+
+    def twin(self) -> SqliteTables:
+        return SqliteTables(self._path)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _checkpoint(self, thread_id: str, place: Place) -> StoredCheckpoint:
         query = f"SELECT type, checkpoint, metadata FROM checkpoints {_AT}"
         for type_, checkpoint, metadata in self._rows(query, thread_id, place.namespace, place.checkpoint_id):
             if not isinstance(type_, str):
@@ -98,7 +108,7 @@ class SqliteTables:
             return StoredCheckpoint(parts.channels, parts.core, _metadata(metadata))
         raise Unreadable("the checkpoint was removed meanwhile")
 
-    def writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
+    def _writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
         if not self._has_writes:
             return []
         task_path = "task_path" if self._has_task_path else "''"
@@ -109,9 +119,6 @@ class SqliteTables:
                 query, thread_id, place.namespace, place.checkpoint_id
             )
         ]
-
-    def close(self) -> None:
-        self._connection.close()
 
     def _rows(self, query: str, *values: str) -> Iterator[tuple[Any, ...]]:
         try:

@@ -81,22 +81,19 @@ class Tip:
         sequence: The step's position in its thread.
         channels: The value of each channel that has one.
         fields: What is kept beside them.
-        versions: Versions of the channels that a source keeps by version, as the source told them.
     """
 
-    __slots__ = ("channels", "fields", "sequence", "versions")
+    __slots__ = ("channels", "fields", "sequence")
 
     def __init__(
         self,
         sequence: int = 0,
         channels: Mapping[str, Known] | None = None,
         fields: Mapping[str, Known] | None = None,
-        versions: Mapping[str, object] | None = None,
     ) -> None:
         self.sequence = Sequence(sequence)
         self.channels = channels or {}
         self.fields = fields or {}
-        self.versions = versions or {}
 
     @classmethod
     def from_state(cls, state: State, payloads: reader.Payloads) -> Tip:
