@@ -207,7 +207,7 @@ def import_from(
     opened = _opened(source, getattr(log_or_saver, "serde", None) or JsonPlusSerializer())
     ahead = ReadAhead(opened)
     try:
-        return _Import(opened, ahead, log, verify, progress).run(threads)
+        return Import(opened, ahead, log, verify=verify, progress=progress).run(threads)
     finally:
         ahead.close()
         opened.close()
@@ -225,9 +225,20 @@ class _Item:
         appended_writes: How many writes the log did not have.
         ticket: The append that is under way.
         sequence: Where the step stands, or will stand.
+        is_missing: Whether there was something to append, and it was not to be appended.
     """
 
-    __slots__ = ("appended_writes", "base", "checkpoint", "place", "sequence", "ticket", "was_there", "writes")
+    __slots__ = (
+        "appended_writes",
+        "base",
+        "checkpoint",
+        "is_missing",
+        "place",
+        "sequence",
+        "ticket",
+        "was_there",
+        "writes",
+    )
 
     def __init__(self, place: Place, reading: Reading) -> None:
         self.place = place
@@ -238,6 +249,7 @@ class _Item:
         self.appended_writes = 0
         self.ticket: Ticket | None = None
         self.sequence = 0
+        self.is_missing = False
 
     @property
     def size(self) -> int:
@@ -306,8 +318,8 @@ class _Thread:
         pending = reader.writes(self._log.storage, self.number, found.writes)
         return {(each.task_id, each.write.index): each for each in pending}
 
-    def append(self, item: _Item) -> None:
-        """Begin to append what the log does not have of a checkpoint and its writes."""
+    def append(self, item: _Item, *, dry: bool = False) -> None:
+        """Begin to append what the log does not have of a checkpoint and its writes; if `dry`, only see what it is."""
         place, checkpoint = item.place, item.checkpoint
         found = self.find(place.namespace, place.checkpoint_id)
         events: list[Event] = []
@@ -337,7 +349,8 @@ class _Thread:
         for (path, task_id), writes in groupby(missing, key=attrgetter("task_path", "task_id")):
             recorded = tuple(Write(write.index, write.channel, _value(write.value)) for write in writes)
             events.append(WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at))
-        if not events:
+        item.is_missing = dry and bool(events)
+        if not events or dry:
             return
         item.ticket = self._thread.begin_append(events, expected_head=self._head)
         first = self._room_for(place.namespace)
@@ -383,19 +396,33 @@ class _Thread:
         return missing
 
 
-class _Import:
+class Import:
+    """One import, or one comparison of a source with a log that holds it already.
+
+    Args:
+        source: Where from.
+        ahead: Reads the source.
+        log: Where to.
+        verify: Whether to compare.
+        append: Whether to append what the log does not have, which otherwise is a problem.
+        progress: Told now and then how far it is.
+    """
+
     def __init__(
         self,
         source: Source,
         ahead: ReadAhead,
         log: Log,
-        verify: bool,
-        progress: Callable[[ImportProgress], None] | None,
+        *,
+        verify: bool = True,
+        append: bool = True,
+        progress: Callable[[ImportProgress], None] | None = None,
     ) -> None:
         self._source = source
         self._ahead = ahead
         self._log = log
         self._verify = verify
+        self._append = append
         self._progress = progress
         self._told = 0.0
         self._read_bytes = 0
@@ -404,6 +431,7 @@ class _Import:
         self.report = ImportReport(source.label, log.path, is_exact=source.is_exact)
 
     def run(self, wanted: Iterable[str] | None) -> ImportReport:
+        """Take the threads that are wanted; None for all."""
         began = time.monotonic()
         report = self.report
         report.before_bytes = self._source.size_bytes()
@@ -418,7 +446,8 @@ class _Import:
             self._thread(thread_id)
             report.threads += 1
             self._tell(thread_id)
-        self._log.seal()
+        if self._append:
+            self._log.seal()
         report.after_bytes = disk_bytes(self._log)
         report.seconds = time.monotonic() - began
         self._tell("", now=True)
@@ -469,16 +498,18 @@ class _Import:
                 raise reading
             item = _Item(place, reading)
             _check_item(item)
-            self._append(thread, item)
+            self._begin_append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._problem(thread.id, place, str(error))
             return None
         return item
 
-    def _append(self, thread: _Thread, item: _Item) -> None:
+    def _begin_append(self, thread: _Thread, item: _Item) -> None:
         if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
             item.checkpoint, _ = self._source.read(thread.id, item.place)
-        thread.append(item)
+        thread.append(item, dry=not self._append)
+        if item.is_missing:
+            raise Unreadable("the log does not have it")
 
     def _settle(self, thread: _Thread, window: list[_Item]) -> None:
         """Wait for some appends, and compare what the log then holds."""
@@ -520,7 +551,7 @@ class _Import:
         """Begin an append anew, since somebody else appended to the thread."""
         item.ticket = None
         try:
-            self._append(thread, item)
+            self._begin_append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._give_up(thread, item, error)
 

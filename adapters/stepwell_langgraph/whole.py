@@ -166,7 +166,7 @@ def _alone(span: Span) -> Typed:
 
 
 def _within(type_: str, data: bytes) -> bytes:
-    """Inverse of `_alone`."""
+    """Inverse of `_alone`; an array of bytes is bytes within a whole, as the serializer has it."""
     if type_ == "null":
         return _NIL
     if type_ == MSGPACK:
