@@ -46,6 +46,7 @@ from stepwell_langgraph.sources import (
     Place,
     Reading,
     Source,
+    StoredCheckpoint,
     StoredWrite,
     Unreadable,
     parents_first,
@@ -243,7 +244,7 @@ class _Item:
     def __init__(self, place: Place, reading: Reading) -> None:
         self.place = place
         self.checkpoint = reading.checkpoint
-        self.writes = sorted(reading.writes, key=_order)
+        self.writes = reading.writes
         self.base = Tip()
         self.was_there = False
         self.appended_writes = 0
@@ -496,13 +497,30 @@ class Import:
             _check_place(place)
             if isinstance(reading, Unreadable):
                 raise reading
-            item = _Item(place, reading)
-            _check_item(item)
+            for reason in reading.problems:
+                self._problem(thread.id, place, reason)
+            item = _Item(place, self._checked(thread, place, reading))
             self._begin_append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._problem(thread.id, place, str(error))
             return None
         return item
+
+    def _checked(self, thread: _Thread, place: Place, reading: Reading) -> Reading:
+        """What was read, without what no log can hold; the writes in the order in which they are taken over."""
+        checkpoint, writes = reading.checkpoint, []
+        try:
+            _check_checkpoint(checkpoint)
+        except Unreadable as error:
+            self._problem(thread.id, place, str(error))
+            checkpoint = None
+        for write in reading.writes:
+            try:
+                _check_write(write)
+                writes.append(write)
+            except Unreadable as error:
+                self._problem(thread.id, place, str(error))
+        return Reading(checkpoint, sorted(writes, key=_order))
 
     def _begin_append(self, thread: _Thread, item: _Item) -> None:
         if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
@@ -668,18 +686,20 @@ def _check_place(place: Place) -> None:
     _check("parent's id", place.parent_id or "")
 
 
-def _check_item(item: _Item) -> None:
-    for write in item.writes:
-        for what, text in (("task path", write.task_path), ("task id", write.task_id), ("channel", write.channel)):
-            _check(f"{what} of a pending write", text)
-        _check("type of a pending write", write.value[0])
-        if type(write.index) is not int:
-            raise Unreadable(f"the index of a pending write is {write.index!r}, not a whole number")
-    if item.checkpoint is not None:
-        for name, (type_, _) in item.checkpoint.channels.items():
+def _check_checkpoint(checkpoint: StoredCheckpoint | None) -> None:
+    if checkpoint is not None:
+        for name, (type_, _) in checkpoint.channels.items():
             _check("name of a channel", name)
             _check("type of a channel", type_)
-        _check("checkpoint's type", item.checkpoint.core[0])
+        _check("checkpoint's type", checkpoint.core[0])
+
+
+def _check_write(write: StoredWrite) -> None:
+    for what, text in (("task path", write.task_path), ("task id", write.task_id), ("channel", write.channel)):
+        _check(f"{what} of a pending write", text)
+    _check("type of a pending write", write.value[0])
+    if type(write.index) is not int:
+        raise Unreadable(f"the index of a pending write is {write.index!r}, not a whole number")
 
 
 def disk_bytes(log: Log) -> int:

@@ -130,8 +130,14 @@ class PostgresTables:
 
     def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
         self._connection.rollback()  # from here on another moment
-        checkpoint = self._checkpoint(thread_id, place, from_parent) if whole and place.exists else None
-        return Reading(checkpoint, self._writes(thread_id, place))
+        checkpoint = None
+        problems: list[str] = []
+        if whole and place.exists:
+            try:
+                checkpoint = self._checkpoint(thread_id, place, from_parent)
+            except Unreadable as error:
+                problems.append(str(error))
+        return Reading(checkpoint, self._writes(thread_id, place), problems)
 
     def twin(self) -> PostgresTables:
         return PostgresTables(self._address)

@@ -57,8 +57,14 @@ class MemoryObject:
                 yield Place(namespace, checkpoint_id, None, exists=False)
 
     def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
-        checkpoint = self._checkpoint(thread_id, place) if whole and place.exists else None
-        return Reading(checkpoint, self._writes(thread_id, place))
+        problems: list[str] = []
+        checkpoint = None
+        if whole and place.exists:
+            try:
+                checkpoint = self._checkpoint(thread_id, place)
+            except Unreadable as error:
+                problems.append(str(error))
+        return Reading(checkpoint, self._writes(thread_id, place), problems)
 
     def twin(self) -> None:
         return None

@@ -6,7 +6,7 @@ exception: an unknown saver, which has nothing but its public methods (`saver_ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from stepwell_langgraph.whole import Typed
@@ -65,12 +65,14 @@ class Reading(NamedTuple):
     """What was read of one place.
 
     Attributes:
-        checkpoint: The checkpoint; None if there is none, or it was not asked for.
-        writes: The writes that wait for the step after it, in any order.
+        checkpoint: The checkpoint; None if there is none, it was not asked for, or it cannot be read.
+        writes: The writes that wait for the step after it, in any order, but for those that cannot be read.
+        problems: What cannot be read, and why.
     """
 
     checkpoint: StoredCheckpoint | None
     writes: list[StoredWrite]
+    problems: Sequence[str] = ()
 
 
 class Source(Protocol):
@@ -106,7 +108,7 @@ class Source(Protocol):
             from_parent: Whether the caller has the parent's values, so that those which are the same need not be read.
 
         Raises:
-            Unreadable: It cannot be read, or is gone.
+            Unreadable: Nothing of it can be read.
         """
 
     def twin(self) -> Source | None:

@@ -87,8 +87,14 @@ class SqliteTables:
                     yield Place(namespace, checkpoint_id, None, exists=False)
 
     def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
-        checkpoint = self._checkpoint(thread_id, place) if whole and place.exists else None
-        return Reading(checkpoint, self._writes(thread_id, place))
+        checkpoint = None
+        problems: list[str] = []
+        if whole and place.exists:
+            try:
+                checkpoint = self._checkpoint(thread_id, place)
+            except Unreadable as error:
+                problems.append(str(error))
+        return Reading(checkpoint, self._writes(thread_id, place, problems), problems)
 
     def twin(self) -> SqliteTables:
         return SqliteTables(self._path)
@@ -108,17 +114,24 @@ class SqliteTables:
             return StoredCheckpoint(parts.channels, parts.core, _metadata(metadata))
         raise Unreadable("the checkpoint was removed meanwhile")
 
-    def _writes(self, thread_id: str, place: Place) -> list[StoredWrite]:
+    def _writes(self, thread_id: str, place: Place, problems: list[str]) -> list[StoredWrite]:
         if not self._has_writes:
             return []
         task_path = "task_path" if self._has_task_path else "''"
         query = f"SELECT {task_path}, task_id, idx, channel, type, value FROM writes {_AT}"
-        return [
-            StoredWrite(path, task_id, index, channel, (type_ or "null", Span.of(_bytes("write", value, b""))))
+        writes: list[StoredWrite] = []
+        try:
             for path, task_id, index, channel, type_, value in self._rows(
                 query, thread_id, place.namespace, place.checkpoint_id
-            )
-        ]
+            ):
+                if value is not None and not isinstance(value, bytes | str):
+                    problems.append(f"write {index!r} of task {task_id!r} is {type(value).__name__}, not bytes")
+                else:
+                    typed = type_ or "null", Span.of(_bytes("write", value or b""))
+                    writes.append(StoredWrite(path, task_id, index, channel, typed))
+        except Unreadable as error:
+            problems.append(str(error))
+        return writes
 
     def _rows(self, query: str, *values: str) -> Iterator[tuple[Any, ...]]:
         try:
@@ -167,11 +180,9 @@ def _connected(uri: str) -> sqlite3.Connection:
     return connection
 
 
-def _bytes(what: str, value: Any, default: bytes | None = None) -> bytes:
+def _bytes(what: str, value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode(errors="surrogateescape")
-    if value is None and default is not None:
-        return default
     if not isinstance(value, bytes):
         raise Unreadable(f"the {what} is {type(value).__name__}, not bytes")
     return value
