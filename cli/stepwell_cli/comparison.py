@@ -54,7 +54,7 @@ def diff(
     lane: LaneOption = "",
     json: JsonOption = False,
 ) -> None:
-    """Compare two states: of one thread, of two branches, of two threads.
+    """Compare two states, of whichever steps and threads.
 
     With one step, it is compared with the step before it. Messages are compared
     by their id, maps by their keys, texts line by line. The exit code is 1 if
@@ -71,9 +71,7 @@ def diff(
         differences = old.thread.diff(old.at, new.at, lane=name, other=new.thread)
         if json:
             for each in differences:
-                screen.emit(
-                    {"path": each.path, "change": each.kind, "old": _json_or_none(each.old), "new": _json_or_none(each.new)}
-                )
+                screen.emit(difference_json(each))
         else:
             with screen.paged():
                 _say_sides(screen, old, new, name)
@@ -83,6 +81,11 @@ def diff(
                     screen.say(("no difference", FAINT))
     if differences:
         raise typer.Exit(exits.FOUND)
+
+
+def difference_json(each: Any) -> dict[str, Any]:
+    """A difference for programs."""
+    return {"path": each.path, "change": each.kind, "old": _json_or_none(each.old), "new": _json_or_none(each.new)}
 
 
 def _second(log: Log, first: Reference, text: str) -> Reference:
@@ -215,7 +218,7 @@ def grep(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Find a text in all that threads hold: states, past ones too, and writes.
+    """Find a text in all that threads hold, past states too.
 
     The exit code is 1 if it stands nowhere, as of grep(1).
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from stepwell_cli import exits
+from stepwell_cli.comparison import difference_json
 from stepwell_cli.places import (
     AnyThreadArgument,
     JsonOption,
@@ -52,9 +53,10 @@ def log_(
     everything: Annotated[bool, typer.Option("--all", "-a", help="The whole branch.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the steps of a branch, newest first: what ran, and what changed.
+    """List the steps of a branch, newest first.
 
-    The branch is the one that ends with STEP, or with the newest step.
+    For each what ran and what changed. The branch is the one that ends with
+    STEP, or with the newest step.
     """
     screen = Screen(as_json=json)
     with reading(log) as opened:
@@ -99,8 +101,13 @@ def _one_line(step: Any) -> list[Part]:
         (f"{took:>8}  ", FAINT),
         f"{step.source or '-':<6} ",
         (f"{nodes or '-'}", STRONG),
-        (f"  → {', '.join(step.changed)}" if step.changed else "", NAME),
+        (f"  → {', '.join(shown)}" if (shown := _shown(step.changed)) else "", NAME),
     ]
+
+
+def _shown(channels: list[str]) -> list[str]:
+    """Channels without those by which LangGraph says which node is next."""
+    return [channel for channel in channels if not channel.startswith("branch:to:")]
 
 
 def _number(step: Any) -> str:
@@ -155,7 +162,7 @@ def _run_json(run: Any) -> dict[str, Any]:
         into.update(
             first=step_json(each.first, each.first_number),
             last=step_json(each.last, each.last_number),
-            count=each.count,
+            steps=each.steps,
             is_head=each.is_head,
         )
         for branch in each.branches:
@@ -307,7 +314,9 @@ def replay(
     lane: LaneOption = "",
     json: JsonOption = False,
 ) -> None:
-    """Go through a branch once more, oldest step first, with what each wrote.
+    """Go through a branch again, oldest step first.
+
+    Each step is shown with what its tasks wrote.
 
     With --graph the recorded writes are given to the graph's own reducers; no
     model and no tool is called. The first step where today's code would come to
@@ -351,7 +360,7 @@ def _compare(screen: Screen, thread: Thread, graph: str, lane: str) -> None:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise typer.BadParameter(f"there is no graph {graph!r} here: {error}") from error
-    from stepwell_langgraph import replay as replay_graph
+    from stepwell_langgraph.replay import replay as replay_graph
 
     told = replay_graph(found, thread, lane=lane or None)
     divergence = told.divergence
@@ -360,7 +369,8 @@ def _compare(screen: Screen, thread: Thread, graph: str, lane: str) -> None:
             {
                 "thread": thread.id,
                 "checked": told.checked,
-                "skipped": told.skipped,
+                "passed_over": dict(told.passed_over),
+                "unknown_lanes": told.unknown_lanes,
                 "divergence": None if divergence is None else _divergence_json(divergence),
             }
         )
@@ -371,11 +381,12 @@ def _compare(screen: Screen, thread: Thread, graph: str, lane: str) -> None:
 
 
 def _divergence_json(divergence: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = {"told": str(divergence)}
-    step = getattr(divergence, "step", None)
-    if step is not None:
-        shown["step"] = step_json(step, getattr(divergence, "number", None))
-    return shown
+    return {
+        **step_json(divergence.step, divergence.number),
+        "nodes": divergence.nodes,
+        "error": None if divergence.error is None else repr(divergence.error),
+        "differences": [difference_json(each) for each in divergence.differences],
+    }
 
 
 def follow(
@@ -395,9 +406,9 @@ def follow(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is appended, as it is appended, by any process. Ctrl-C ends it.
+    """Show what is appended, as it is appended.
 
-    Without a THREAD, one line for each append to the log; with one, a line for
+    By any process; Ctrl-C ends it. Without a THREAD, one line for each append to the log; with one, a line for
     each event of the thread.
     """
     screen = Screen(as_json=json)

@@ -53,6 +53,11 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _forget_output()
         return exits.PIPE_CLOSED
+    except SystemExit as error:  # typer's answer to a pipe that was closed
+        if isinstance(error.__context__, BrokenPipeError):
+            _forget_output()
+            return exits.PIPE_CLOSED
+        raise
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except typer.Exit as error:
@@ -72,7 +77,7 @@ def _failed(error: Exception) -> int:
     code = exits.code_of(error)
     if code is None:
         raise error
-    _complain(str(error), None)
+    _complain("; ".join((str(error), *getattr(error, "__notes__", ()))), None)
     return code
 
 

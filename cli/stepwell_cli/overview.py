@@ -87,7 +87,7 @@ def stats(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say how large a log is, what the room is for, and who reads it.
+    """Say how large a log is, and what the room is for.
 
     With a THREAD, or --measure, every event is read: what takes room is told by
     kind, channel and thread.

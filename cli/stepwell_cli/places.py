@@ -130,8 +130,26 @@ def existing(thread: Thread) -> Thread:
 
 
 def lane_of(thread: Thread, text: str) -> str:
-    """The lane that is meant: its name, or a part of it that no other has."""
-    return thread.find_lane(text) if text else ""
+    """The lane that is meant: its name, or a part of it that no other has.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    from stepwell import UsageError
+
+    if not text:
+        return ""
+    names = [lane.lane for lane in thread.lanes()]
+    if text in names:
+        return text
+    found = [name for name in names if text in name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        hint = f"; {len(found)} have it in their names: {', '.join(map(repr, found[:3]))}"
+    else:
+        hint = nearest(text, names) or f"; `stepwell tree {thread.log.path} {thread.id}` shows them"
+    raise UsageError(f"thread {thread.id!r} has no lane {text!r}{hint}")
 
 
 def step_json(step: Any, number: int | None = None) -> dict[str, Any]:

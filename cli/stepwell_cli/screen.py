@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeAlias
@@ -76,7 +76,11 @@ class Screen:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(
+            class Terminal(Console):
+                def on_broken_pipe(self) -> None:
+                    raise BrokenPipeError  # rich would end the process
+
+            self._console = Terminal(
                 file=self._file,
                 force_terminal=self.is_terminal,
                 width=self.width,
@@ -128,7 +132,6 @@ class Screen:
             yield
             return
         environment = {"LESS": "FRX", "LESSSECURE": "1", **os.environ}
-        width = self.width
         pager = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
         assert pager.stdin is not None
         self._file, self._console = pager.stdin, None
@@ -138,12 +141,9 @@ class Screen:
             pass  # who has seen enough leaves the pager, and that is all
         finally:
             self._file, self._console = sys.stdout, None
-            try:
+            with suppress(BrokenPipeError):
                 pager.stdin.close()
-            except BrokenPipeError:
-                pass
             _wait(pager)
-            assert width
 
 
 def _wait(pager: subprocess.Popen[str]) -> None:

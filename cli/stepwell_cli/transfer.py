@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,10 +44,11 @@ def export(
     states: Annotated[bool, typer.Option("--states", help="JSON Lines with the whole state at each step.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write threads out: to a bundle, to JSON Lines, or to SqliteSaver's tables.
+    """Write threads out: bundle, JSON Lines, or SQLite.
 
     A bundle is one thread in a file of its own, checksummed, for another log.
-    JSON Lines are for reading, one event a line. The log may be in use.
+    JSON Lines are for reading, one event a line. SQLite is what LangGraph's
+    SqliteSaver reads. The log may be in use.
     """
     screen = Screen(as_json=json)
     with reading(log) as opened:
@@ -109,7 +112,7 @@ def _export_elsewhere(screen: Screen, log: Log, thread: str | None, to: str) -> 
     from stepwell_langgraph.exporting import export_to
 
     with Meter() as meter:
-        report: Any = export_to(log, to, threads=None if thread is None else [thread], progress=_told(meter))
+        report: Any = export_to(to, log, threads=None if thread is None else [thread], progress=_told(meter))
     _say_report(screen, report)
 
 
@@ -130,18 +133,19 @@ def import_(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Bring threads in: bundles, exact JSON Lines, or another saver's database.
+    """Bring threads in: a bundle, or another saver's database.
 
-    LOG is made if it is not there. Everything is verified; of a bundle nothing
-    is imported unless all of it can be, and an import from a database goes on
-    where it was interrupted. Threads that exist are left as they are.
+    Exact JSON Lines come in as well. LOG is made if it is not there. Everything
+    is verified: of a bundle nothing is imported unless all of it can be, and an
+    import from a database goes on where it was interrupted. Threads that exist
+    are left as they are.
     """
     if str(log).startswith(_ELSEWHERE):
         raise typer.BadParameter(f"the log comes first: stepwell import {source} {log}")
     screen = Screen(as_json=json)
     if not source.startswith(_ELSEWHERE) and not os.path.exists(source):
         raise typer.BadParameter(f"there is no file {source!r}")
-    with writing(log, create=True) as opened, Meter() as meter:
+    with writing(log, create=True) as opened, Meter() as meter, _hinting():
         if source.startswith(_ELSEWHERE) or _is_sqlite(source):
             from stepwell_langgraph.importing import import_from
 
@@ -157,6 +161,17 @@ def import_(
             _say(screen, "imported", str(log), [import_thread(opened, source, as_=as_, progress=meter.told)])
 
 
+@contextmanager
+def _hinting() -> Iterator[None]:
+    from stepwell import ConflictError
+
+    try:
+        yield
+    except ConflictError as error:
+        error.add_note("here that is: --as NAME")
+        raise
+
+
 def _is_sqlite(path: str) -> bool:
     with open(path, "rb") as file:
         return file.read(16) == b"SQLite format 3\0"
@@ -166,8 +181,9 @@ def _told(meter: Meter) -> Any:
     """Progress as the importer tells it."""
 
     def told(progress: Any) -> None:
-        before = "" if progress.before_bytes is None else f"{size(progress.before_bytes)} → "
-        what = f"{progress.thread_id}: {before}{size(progress.after_bytes)}"
+        before, after = getattr(progress, "before_bytes", None), getattr(progress, "after_bytes", None)
+        sizes = [size(each) for each in (before, after) if each is not None]
+        what = "  ".join((progress.thread_id, " → ".join(sizes)))
         meter.told(what, progress.checkpoints, progress.of_checkpoints)
 
     return told
