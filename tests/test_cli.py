@@ -23,7 +23,7 @@ from typer.main import get_command
 from building import wrote
 from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
 from stepwell_cli import exits
-from stepwell_cli.main import app, run
+from stepwell_cli.main import application, run
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -84,7 +84,9 @@ def fill(log: Log, thread_id: str, *, evil: str = "") -> None:
         thread.append([step])
         write = Write(0, "notes", parse(*packed(x=[f"note {number + 1}, long enough to stand by itself {evil}"])["x"]))
         thread.append([WritesRecorded(step.step_id, f"task-{number}", f"~__pregel_pull, think{evil}", (write,))])
-    thread.append([wrote("inner", lane="tools:1"), StepCommitted("inner", None, changes(packed(x=1)), changes({}), "tools:1")])
+    thread.append(
+        [wrote("inner", lane="tools:1"), StepCommitted("inner", None, changes(packed(x=1)), changes({}), "tools:1")]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def path(made: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_every_command_is_there() -> None:
     """The commands are those that the documentation names, and each takes --json."""
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(application()).commands  # type: ignore[attr-defined]
     assert sorted(commands) == sorted(COMMANDS)
     for command in commands.values():
         assert any("--json" in parameter.opts for parameter in command.params)
@@ -144,7 +146,9 @@ def test_threads(cli: Cli, path: Path) -> None:
     assert cli("threads", path, "--since", "yesterday").code == exits.USAGE
 
 
-@pytest.mark.parametrize("name", ["user-2@2", "user-2@#9", "user-2@00000004", "user-2@~1", "user-2@head~1", "user-2@3~1"])
+@pytest.mark.parametrize(
+    "name", ["user-2@2", "user-2@#9", "user-2@00000004", "user-2@~1", "user-2@head~1", "user-2@3~1"]
+)
 def test_steps_are_named_in_many_ways(name: str, cli: Cli, path: Path) -> None:
     """Numbers, sequences, ids, beginnings of ids and steps before others name the same step."""
     (item,) = cli("show", path, name, "--json").items
@@ -393,7 +397,14 @@ def test_no_control_sequence_is_written(cli: Cli, tmp_path: Path) -> None:
         for command in (
             *(("threads",), ("log", EVIL), ("tree", EVIL), ("show", EVIL), ("show", EVIL, "notes[-1]")),
             *(("show", EVIL, "--lane", EVIL), ("diff", f"{EVIL}@1", "@2"), ("blame", EVIL, "notes[1]")),
-            *(("watch", EVIL, "notes"), ("grep", "note"), ("replay", EVIL), ("stats", EVIL), ("stats", "-m"), ("audit",)),
+            *(
+                ("watch", EVIL, "notes"),
+                ("grep", "note"),
+                ("replay", EVIL),
+                ("stats", EVIL),
+                ("stats", "-m"),
+                ("audit",),
+            ),
             *(("follow", "--after", 0, "--timeout", 0), ("follow", EVIL, "--after", 0, "--timeout", 0)),
             *(("export",), ("show", f"{EVIL}x"), ("show", f"{EVIL}@{EVIL}"), ("show", EVIL, EVIL)),
             *(("fork", EVIL, "--as", f"{EVIL} 2 {len(as_json)}"), ("show", EVIL, "--lane", f"{EVIL}x")),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json as json_form
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import typer
 
-from stepwell_cli.places import JsonOption, LaneOption, LogArgument, ThreadArgument, lane_of, refer, step_json, writing
+from stepwell_cli.places import (
+    Command,
+    JsonOption,
+    LaneOption,
+    LogArgument,
+    ThreadArgument,
+    lane_of,
+    refer,
+    step_json,
+    writing,
+)
 from stepwell_cli.screen import FAINT, NAME, PLACE, Screen
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(fork)
 
 
 def fork(
@@ -26,7 +31,10 @@ def fork(
     change: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="PATH=JSON", help='Change a value: plan="short", messages[-1].content="Hi".', show_default=False
+            "--set",
+            metavar="PATH=JSON",
+            help='Change a value: plan="short", messages[-1].content="Hi".',
+            show_default=False,
         ),
     ] = None,
     lane: LaneOption = "",
@@ -61,3 +69,6 @@ def _change(text: str) -> tuple[str, Any]:
         return path, json_form.loads(value)
     except ValueError:
         return path, value
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"fork": fork}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from stepwell_cli import exits
 from stepwell_cli.places import (
     AnyThreadArgument,
+    Command,
     JsonOption,
     LaneOption,
     LogArgument,
@@ -31,15 +32,7 @@ _SIGNS: Final = {"added": ("+", GOOD), "removed": ("-", BAD), "changed": ("~", P
 _LINE_STYLES: Final = {"+": GOOD, "-": BAD, "@": FAINT}
 _TEXT_SHOWN: Final = 400
 
-PathArgument = Annotated[
-    str, typer.Argument(metavar="PATH", help="Such as messages[12].content.", show_default=False)
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    for command in (diff, blame, watch, grep):
-        app.command()(command)
+PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Such as messages[12].content.", show_default=False)]
 
 
 def diff(
@@ -273,3 +266,6 @@ def _say_hit(screen: Screen, thread_id: str | None, hit: Any) -> None:
         hit.text[hit.end :],
     ]
     screen.say(*parts)
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"diff": diff, "blame": blame, "watch": watch, "grep": grep}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,6 +14,7 @@ from stepwell_cli import exits
 from stepwell_cli.comparison import difference_json
 from stepwell_cli.places import (
     AnyThreadArgument,
+    Command,
     JsonOption,
     LaneOption,
     LogArgument,
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 _ID_SHOWN: Final = 13  # characters: of a UUID the first two groups, which tell most steps apart
 _LARGEST_SHOWN_BYTES: Final = 1 << 16  # of a channel that is not asked for by its path
 _ELEMENTS_SHOWN: Final = 3
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("log")(log_)
-    app.command()(tree)
-    app.command()(show)
-    app.command()(replay)
-    app.command()(follow)
 
 
 def log_(
@@ -468,3 +459,6 @@ def _say_event(screen: Screen, thread: Thread, sequence: int, event: Any) -> Non
         (f"  {lane}" if lane else "", FAINT),
         cut=True,
     )
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"log": log_, "tree": tree, "show": show, "replay": replay, "follow": follow}

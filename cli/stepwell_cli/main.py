@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Final, NoReturn
 
 import typer
 from typer.main import get_command
 
 from stepwell_cli import branching, comparison, exits, history, overview, transfer, upkeep
+from stepwell_cli.places import Command
 from stepwell_cli.screen import safe
 
-app: Final = typer.Typer(
-    name="stepwell",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="Exit codes: 0 done; 1 something was found (diff, audit, repair), or nothing (grep); 2 wrong usage; "
-    "3 damaged, or no log; 4 exists already; 5 no room; 130 Ctrl-C.",
-)
+COMMANDS: Final[Mapping[str, Command]] = {
+    name: command
+    for group in (overview, history, comparison, branching, upkeep, transfer)
+    for name, command in group.COMMANDS.items()
+}
 
 
-@app.callback()
 def stepwell() -> None:
     """Look into a stepwell log, compare, fork, check, carry and repair it.
 
@@ -34,8 +31,21 @@ def stepwell() -> None:
     """
 
 
-for group in (overview, history, comparison, branching, upkeep, transfer):
-    group.register(app)
+def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line, with all of its commands or with those that are needed: each takes time to be made."""
+    app = typer.Typer(
+        name="stepwell",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+        epilog="Exit codes: 0 done; 1 something was found (diff, audit, repair), or nothing (grep); 2 wrong usage; "
+        "3 damaged, or no log; 4 exists already; 5 no room; 130 Ctrl-C.",
+    )
+    app.callback()(stepwell)
+    for name in commands:
+        app.command(name)(COMMANDS[name])
+    return app
 
 
 def main() -> NoReturn:
@@ -45,9 +55,10 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     try:
         try:
-            code = get_command(app).main(arguments, prog_name="stepwell", standalone_mode=False)
+            code = get_command(application(needed)).main(arguments, prog_name="stepwell", standalone_mode=False)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

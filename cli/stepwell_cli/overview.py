@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_form
 import re
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -12,17 +13,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stepwell_cli.places import AnyThreadArgument, JsonOption, LogArgument, existing, reading
+from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading
 from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, ago, moment, size
 
 _STYLES: Final = {"running": NAME, "interrupted": "yellow", "failed": BAD, "done": GOOD}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(threads)
-    app.command()(stats)
 
 
 def threads(
@@ -225,3 +220,6 @@ def parse_time(text: str) -> int:
         return int(datetime.fromisoformat(text).timestamp() * 1e9)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no time: write 45m, 3h, 2d, 1w or 2026-01-31T12:00") from None
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"threads": threads, "stats": stats}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import typer
 
@@ -27,6 +27,9 @@ def _complete_thread(ctx: typer.Context, incomplete: str) -> list[str]:
     except Exception:
         return []
 
+
+Command: TypeAlias = Callable[..., None]
+"""What a command runs."""
 
 LogArgument = Annotated[Path, typer.Argument(metavar="LOG", help="The file of the log.", show_default=False)]
 ThreadArgument = Annotated[
@@ -124,7 +127,9 @@ def existing(thread: Thread) -> Thread:
         names = [found.thread_id for found in islice(thread.log.threads(), _COMPARED)]
         hint = nearest(thread.id, names)
         if not hint:
-            hint = f"; there is {', '.join(map(repr, names[:5]))}" if 0 < len(names) <= 5 else "; `stepwell threads` lists"
+            hint = (
+                f"; there is {', '.join(map(repr, names[:5]))}" if 0 < len(names) <= 5 else "; `stepwell threads` lists"
+            )
         raise UsageError(f"the log has no thread {thread.id!r}{hint}")
     return thread
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from stepwell_cli import exits
-from stepwell_cli.places import AnyThreadArgument, JsonOption, LogArgument, existing, reading, writing
+from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
 from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size
 
 if TYPE_CHECKING:
     from stepwell import Log
 
 _ELSEWHERE = ("sqlite:", "postgresql:", "postgres:")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(export)
-    app.command("import")(import_)
 
 
 def export(
@@ -210,3 +203,6 @@ def _say_report(screen: Screen, report: Any) -> None:
             screen.say((f"{len(report.problems):,} problems", FAINT))
     if not report.ok:
         raise typer.Exit(exits.FOUND)
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"export": export, "import": import_}

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from stepwell_cli import exits
-from stepwell_cli.places import AnyThreadArgument, JsonOption, LogArgument, existing, reading, writing
+from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
 from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size, waiting
 
 _BREACHES_SHOWN: Final = 20
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    for command in (audit, repair, seal, compact):
-        app.command()(command)
 
 
 def audit(log: LogArgument, json: JsonOption = False) -> None:
@@ -47,7 +42,9 @@ def audit(log: LogArgument, json: JsonOption = False) -> None:
         for breach in report.breaches[:_BREACHES_SHOWN]:
             place = "" if breach.thread is None else f"thread {breach.thread}"
             place += "" if breach.sequence is None else f" #{breach.sequence}"
-            screen.say("  ", (f"{breach.invariant} {place}: " if place else f"{breach.invariant}: ", FAINT), breach.what)
+            screen.say(
+                "  ", (f"{breach.invariant} {place}: " if place else f"{breach.invariant}: ", FAINT), breach.what
+            )
         if len(report.breaches) > _BREACHES_SHOWN:
             screen.say((f"  and {len(report.breaches) - _BREACHES_SHOWN:,} more: --json has all", FAINT))
         if report.breaches:
@@ -136,3 +133,6 @@ def compact(
     else:
         where = f"{into}: " if into else ""
         screen.say(where, size(done.before_bytes), " → ", (size(done.after_bytes), STRONG))
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"audit": audit, "repair": repair, "seal": seal, "compact": compact}

@@ -132,7 +132,9 @@ def export_thread(thread: Thread, into: str | os.PathLike[str], *, progress: Pro
         size = file.tell()
         file.flush()
         try:
-            unfinished.take_name(os.stat(thread.log.path) if os.path.exists(thread.log.path) else os.fstat(file.fileno()))
+            unfinished.take_name(
+                os.stat(thread.log.path) if os.path.exists(thread.log.path) else os.fstat(file.fileno())
+            )
         except FileExistsError:
             raise UsageError(f"something came to {os.fspath(into)!r} meanwhile; it is left as it is") from None
     return Bundle(thread.id, row.last - row.first + 1, size)

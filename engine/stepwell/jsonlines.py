@@ -129,7 +129,11 @@ def _event(event: Event, history: History) -> dict[str, Any]:
         return told
     if isinstance(event, WritesRecorded):
         writes = [
-            {"index": write.index, "channel": write.channel, "value": inspect.to_json(decoded(write.value, history.payloads))}
+            {
+                "index": write.index,
+                "channel": write.channel,
+                "value": inspect.to_json(decoded(write.value, history.payloads)),
+            }
             for write in event.writes
         ]
         told = {"step": event.step_id, "task": event.task_id, "task_path": event.task_path, "writes": writes}
@@ -186,7 +190,7 @@ def import_lines(
         progress: Called now and then with what is being done, and how much of how much of it.
 
     Raises:
-        UsageError: There is no file at the path; it was exported without records; or `as_` is given for several threads.
+        UsageError: There is no file at the path; it was exported without records; or `as_` is given for several.
         FormatError: It is no such file, or one of a newer version of the library.
         BundleError: It is not what was written.
         ConflictError: The log has a thread with that name; those before it in the file were imported.
@@ -225,7 +229,9 @@ def _head(file: TextIO, name: str) -> tuple[Description, Any] | None:
     if version > VERSION:
         raise NewerFormatError(f"{name!r} is of version {version}; upgrade stepwell")
     if said.get("exact") is not True:
-        raise UsageError(f"{name!r} was exported to be read, without the records; export it with --exact, or as a bundle")
+        raise UsageError(
+            f"{name!r} was exported to be read, without the records; export it with --exact, or as a bundle"
+        )
     thread_id, first, last = said.get("thread"), said.get("first"), said.get("last")
     if not isinstance(thread_id, str) or not isinstance(first, int) or not isinstance(last, int):
         raise _damaged(name, "it does not say what it holds")

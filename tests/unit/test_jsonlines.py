@@ -29,7 +29,7 @@ def grown(log: Log, name: str = "trip") -> None:
 
 
 def test_lines_are_events(memory_log: Log) -> None:
-    """One line tells of the thread, one of each event, in order, and one ends it; a change is as long as what is new."""
+    """One line tells of the thread, one of each event, and one ends it; a change is as long as what is new."""
     grown(memory_log)
     lines = [json.loads(line) for line in export_lines(memory_log.thread("trip"))]
     assert lines[0] == {"stepwell": 1, "thread": "trip", "first": 1, "last": 8, "exact": False}
