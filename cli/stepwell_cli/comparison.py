@@ -23,7 +23,7 @@ from stepwell_cli.places import (
     refer,
     step_json,
 )
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Part, Screen, local_time
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Part, Screen, clock
 
 if TYPE_CHECKING:
     from stepwell import Log
@@ -187,10 +187,10 @@ def _say_change(screen: Screen, change: Any) -> None:
     number = "-" if change.number is None else str(change.number)
     parts: list[Part] = [
         (f"step {number}", PLACE),
-        (f"  #{change.step.sequence}  {change.step.step_id}", FAINT),
-        f"  {local_time(change.step.created_at)}",
-        "  by ",
+        (f"  #{change.step.sequence}", FAINT),
+        f"  {clock(change.step.created_at)}  by ",
         (by, STRONG),
+        (f"  {change.step.step_id}", FAINT),
     ]
     screen.say(*parts)
     old, new = _summary(change.old), _summary(change.new)

@@ -26,7 +26,21 @@ from stepwell_cli.places import (
     refer,
     step_json,
 )
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Part, Screen, duration, local_time, moment, size
+from stepwell_cli.screen import (
+    BAD,
+    FAINT,
+    GOOD,
+    NAME,
+    PLACE,
+    STRONG,
+    Part,
+    Screen,
+    clock,
+    duration,
+    local_time,
+    moment,
+    size,
+)
 
 if TYPE_CHECKING:
     from stepwell import Thread
@@ -34,6 +48,7 @@ if TYPE_CHECKING:
 _ID_SHOWN: Final = 13  # characters: of a UUID the first two groups, which tell most steps apart
 _LARGEST_SHOWN_BYTES: Final = 1 << 16  # of a channel that is not asked for by its path
 _ELEMENTS_SHOWN: Final = 3
+_WIDE: Final = 110  # columns from which lists have room for ids
 
 
 def log_(
@@ -61,7 +76,7 @@ def log_(
         with screen.paged():
             last = None
             for step in steps:
-                screen.say(*_one_line(step), cut=True)
+                screen.say(*_one_line(screen, step), cut=True)
                 last = step
             if last is not None and last.parent_id is not None and not everything:
                 screen.say((f"There are older ones: --limit {limit * 10}, or --all.", FAINT))
@@ -81,14 +96,14 @@ def _newest(thread: Thread, at: str | None, lane: str, limit: int | None) -> Ite
     return reversed(steps)
 
 
-def _one_line(step: Any) -> list[Part]:
+def _one_line(screen: Screen, step: Any) -> list[Part]:
     nodes = ", ".join(dict.fromkeys(task.node or "?" for task in step.writes))
     took = "" if step.elapsed_seconds is None else f"+{duration(max(step.elapsed_seconds, 0))}"
     return [
         (f"{_number(step):>5}", PLACE),
         (f"  #{step.sequence:<7}", FAINT),
-        (f"{step.step_id[:_ID_SHOWN]:<{_ID_SHOWN}}  ", FAINT),
-        f"{local_time(step.created_at)} ",
+        (f"{step.step_id[:_ID_SHOWN]:<{_ID_SHOWN}}  " if screen.width >= _WIDE else "", FAINT),
+        f"{clock(step.created_at)} ",
         (f"{took:>8}  ", FAINT),
         f"{step.source or '-':<6} ",
         (f"{nodes or '-'}", STRONG),
@@ -326,7 +341,7 @@ def replay(
                     item = _replayed_json(named.thread, step)
                     screen.emit({**item, "tasks": [_task_json(task) for task in step.writes]})
                     continue
-                screen.say(*_one_line(step), cut=True)
+                screen.say(*_one_line(screen, step), cut=True)
                 for task in step.writes:
                     for channel, value in task.values:
                         screen.say(
@@ -452,9 +467,9 @@ def _say_event(screen: Screen, thread: Thread, sequence: int, event: Any) -> Non
         return
     screen.say(
         (f"#{sequence:<7} ", FAINT),
-        f"{local_time(event.created_at)}  ",
+        f"{clock(event.created_at)}  ",
         (f"{kind:<15} ", STRONG),
-        (f"{(step_id or '')[:_ID_SHOWN]:<{_ID_SHOWN}}  ", FAINT),
+        (f"{(step_id or '')[:_ID_SHOWN]:<{_ID_SHOWN}}  " if screen.width >= _WIDE else "", FAINT),
         (", ".join(changed), NAME),
         (f"  {lane}" if lane else "", FAINT),
         cut=True,

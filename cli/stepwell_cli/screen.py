@@ -285,6 +285,12 @@ def local_time(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(nanoseconds: int) -> str:
+    """A time of the log on this machine's clock, as short as it can be: without the date if that is today's."""
+    shown = local_time(nanoseconds)
+    return shown[11:] if shown.startswith(local_time(time.time_ns())[:10]) else shown
+
+
 def duration(seconds: float) -> str:
     """A time that something took, for people."""
     if seconds < 1:
