@@ -135,11 +135,12 @@ def feed_rows(commits: Iterable[FeedRow]) -> dict[tuple[str, bytes], bytes]:
 
 
 class _Entry(NamedTuple):
-    """The events of one step id: those that commit it, and those that record writes for it."""
+    """The events of one step id: those that commit it, and those that record writes for it; and what these say."""
 
     shown: list[int]
     hidden: list[int]
     writes: list[int]
+    said: list[int]
 
 
 class _Thread:
@@ -153,6 +154,7 @@ class _Thread:
         self._index: dict[tuple[int, bytes], _Entry] = {}
         self._payload_bytes: dict[int, int] = {}
         self._steps: dict[int, int] = {}
+        self._said: dict[int, int] = {}
         self._states: dict[int, State] = {0: EMPTY}
         self._followers: Counter[int] = Counter()
         self._first_of_id: dict[tuple[int, str], int] = {}
@@ -245,8 +247,6 @@ class _Thread:
             self._breach("I5", sequence, "only a step has a base, a step before it, and flags")
         row.last, row.chain, row.updated_at = sequence, header.chain or chain, header.created_at
         row.commit = header.commit
-        if status:
-            row.status = status
         self._payload_bytes[sequence] = len(record.payload)
         self._commit(header.commit, sequence)
         if isinstance(event, LaneOpened):
@@ -261,10 +261,15 @@ class _Thread:
             self._known_lane(header.lane, sequence)
             for write in event.writes:
                 self._references(write.value, sequence)
-            self._entry(header.lane, event.step_id).writes.append(sequence)
+            entry = self._entry(header.lane, event.step_id)
+            entry.writes.append(sequence)
+            if status:
+                entry.said.append(status)
+                if entry.shown and entry.shown[-1] == self._lanes[header.lane].head:
+                    self._judge(entry)
 
     def _entry(self, lane: int, step_id: str) -> _Entry:
-        return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], []))
+        return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], [], []))
 
     def _opening(self, sequence: int, event: Event) -> None:
         """The first event names the thread and says where its hash chain begins."""
@@ -317,6 +322,9 @@ class _Thread:
                 self._row.steps += 1
         entry = self._entry(header.lane, event.step_id)
         (entry.hidden if event.hidden else entry.shown).append(sequence)
+        self._said[sequence] = fmt.read_status(header.flags)
+        if lane.head == sequence:
+            self._judge(entry)
         self._references(event.channels, sequence)
         self._references(event.fields, sequence)
         self._fold(header, event, sequence)
@@ -336,6 +344,14 @@ class _Thread:
         for done in (event.base, sequence):
             if done and not self._followers[done]:
                 self._states.pop(done, None)
+
+    def _judge(self, entry: _Entry) -> None:
+        """What the thread has come to, when this is the head of its lane."""
+        step, writes = self._said[entry.shown[-1]], (entry.said or [fmt.STATUS_UNKNOWN])[-1]
+        if step and writes in (fmt.STATUS_UNKNOWN, fmt.STATUS_RUNNING):
+            self._row.status = step
+        elif writes:
+            self._row.status = writes
 
     def _references(self, patch: Patch, sequence: int) -> None:
         for ref in references(patch):
@@ -368,7 +384,7 @@ class _Thread:
             steps = entry.shown or entry.hidden
             original, newest = (steps[0], steps[-1]) if steps else (0, 0)
             hidden = bool(steps) and not entry.shown
-            row_of_id = IndexRow(original, newest, hidden, tuple(entry.writes[:WRITES_IN_ROW]))
+            row_of_id = IndexRow(original, newest, hidden, tuple(entry.writes[:WRITES_IN_ROW]), (entry.said or [0])[-1])
             rows[INDEX, fmt.index_key(number, lane, step_key)] = pack_index(row_of_id)
             for start in range(WRITES_IN_ROW, len(entry.writes), WRITES_IN_FURTHER_ROW):
                 further = tuple(entry.writes[start : start + WRITES_IN_FURTHER_ROW])

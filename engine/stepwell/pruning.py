@@ -15,17 +15,7 @@ from stepwell import format as fmt
 from stepwell.clock import now
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import (
-    Event,
-    Sequence,
-    Status,
-    StepCommitted,
-    ThreadLabelled,
-    ThreadPruned,
-    Write,
-    WritesRecorded,
-    status_number,
-)
+from stepwell.events import Event, Sequence, StepCommitted, ThreadLabelled, ThreadPruned, Write, WritesRecorded
 from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
 from stepwell.storage import Append, Entry, Storage, ThreadRow
@@ -57,10 +47,7 @@ def plan(storage: Storage, thread_id: str, row: ThreadRow, kept: Kept) -> Append
     """
     retain = {sequence: channels for sequence, channels in kept.hidden.items() if sequence not in kept.steps}
     _check(storage, thread_id, row, kept.steps | retain.keys())
-    rewriting = _Rewriting(storage, thread_id, row)
-    entries = list(rewriting.entries(kept.steps, retain))
-    # What the events said of the thread, they said in another order.
-    entries[-1] = entries[-1]._replace(status=rewriting.status)
+    entries = list(_Rewriting(storage, thread_id, row).entries(kept.steps, retain))
     return Append(thread_id, lambda number, first: entries, row.last, row.number, restart=True)
 
 
@@ -86,13 +73,9 @@ class _Rewriting:
 
     Where each will stand is known, since nobody may append in between, so that they can refer to each
     other's content.
-
-    Attributes:
-        status: What the thread had come to after the newest event that is kept, as a number.
     """
 
     def __init__(self, storage: Storage, thread_id: str, row: ThreadRow) -> None:
-        self.status = fmt.STATUS_UNKNOWN
         self._storage = storage
         self._thread_id = thread_id
         self._row = row
@@ -117,8 +100,7 @@ class _Rewriting:
             yield self._entry(self._restated(sequence, branches, states[sequence], placed, channels))
             if channels is None:
                 placed[sequence] = Sequence(self._last)
-        places = {(branches[s].lane, branches[s].step_id): retain.get(s) for s in order}
-        yield from self._writes(places, max(keep, default=0))
+        yield from self._writes({(branches[s].lane, branches[s].step_id): retain.get(s) for s in order})
 
     def _branches(self, kept: frozenset[int]) -> tuple[dict[int, StepCommitted], list[int]]:
         """The kept steps and all that they are based on; and the kept ones in the order of lists."""
@@ -164,32 +146,27 @@ class _Rewriting:
         self, event: StepCommitted, channels: Merge, fields: Merge, base: Sequence, *, hidden: bool
     ) -> StepCommitted:
         return StepCommitted(
-            event.step_id, event.parent_id, channels, fields, event.lane, base, hidden, event.created_at
+            event.step_id, event.parent_id, channels, fields, event.lane, base, hidden, event.created_at, event.status
         )
 
-    def _writes(self, kept: dict[tuple[str, str], frozenset[str] | None], newest: int) -> Iterator[Entry]:
-        recorded: list[tuple[int, WritesRecorded]] = []
+    def _writes(self, kept: dict[tuple[str, str], frozenset[str] | None]) -> Iterator[Entry]:
+        recorded: list[WritesRecorded] = []
         committed: set[tuple[str, str]] = set()
-        said: list[tuple[int, Status]] = []
-        for sequence, event in reader.events(self._storage, self._row.number, self._row.first - 1, _END):
+        for _, event in reader.events(self._storage, self._row.number, self._row.first - 1, _END):
             if isinstance(event, WritesRecorded):
-                recorded.append((sequence, event))
+                recorded.append(event)
             elif isinstance(event, StepCommitted):
                 committed.add((event.lane, event.step_id))
-            if isinstance(event, StepCommitted | WritesRecorded) and event.status is not None:
-                said.append((sequence, event.status))
         reduced: dict[tuple[str, str], list[WritesRecorded]] = {}
-        for sequence, event in recorded:
+        for event in recorded:
             place = (event.lane, event.step_id)
             if place in kept and kept[place] is not None:
                 reduced.setdefault(place, []).append(event)
             elif place in kept or place not in committed:
                 # The step may still come: writes may arrive before the step that they wait for.
                 yield self._entry(event)
-                newest = max(newest, sequence)
         for place, events in reduced.items():
             yield from map(self._entry, _reduced(events, kept[place] or frozenset()))
-        self.status = status_number(next((status for sequence, status in reversed(said) if sequence <= newest), None))
 
     def _entry(self, event: Event) -> Entry:
         event = reader.resolved(event, self._payloads.read)
@@ -201,7 +178,7 @@ class _Rewriting:
             self._lanes.add(lane)
         for digest, start, length in body.fresh:
             self._known[digest] = Ref(self._last, start, length)
-        return entry(event, body, self._now)._replace(status=fmt.STATUS_UNKNOWN)
+        return entry(event, body, self._now)
 
 
 def _reduced(events: list[WritesRecorded], channels: frozenset[str]) -> Iterator[WritesRecorded]:

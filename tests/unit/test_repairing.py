@@ -276,7 +276,7 @@ def test_lost_names(log: Log, path: Path) -> None:
     set_row(log.storage, NAMES, fmt.name_key(3, b""), None)
 
     def check(new: Log, report: RepairReport) -> None:
-        names = [summary.thread_id for summary in new.threads()]
+        names = list(new.all_threads())
         assert names == ["a", "lost-name-2", "c"]
         assert [thread.lost_names for thread in report.repaired] == [(), ("lost-name-2",), ("lost-lane-1",)]
         assert [thread.lost[0][:2] for thread in report.repaired] == [(1, 2)] * 3

@@ -164,6 +164,8 @@ Outcome: TypeAlias = Committed | StepwellError
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """What a derived row may say: what is negative or larger is no number, sequence, count, size or time of a log."""
 
+StatusNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=fmt.STATUS_DONE)]
+
 
 class ThreadRow(msgspec.Struct, array_like=True):
     """The catalogue's row of a thread.
@@ -183,7 +185,7 @@ class ThreadRow(msgspec.Struct, array_like=True):
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
         deleted: Whether only the tombstone is left.
-        status: What it has come to: that of its newest event that says so, as a number; 0 if none does.
+        status: What it has come to, as the heads of its lanes and the writes for them say, as a number; 0 if none does.
         commit: Commit number of its newest append.
         labels: Its labels, in the order of their names.
     """
@@ -202,7 +204,7 @@ class ThreadRow(msgspec.Struct, array_like=True):
     created_at: Number = 0
     updated_at: Number = 0
     deleted: bool = False
-    status: Annotated[int, msgspec.Meta(ge=0, le=fmt.STATUS_DONE)] = fmt.STATUS_UNKNOWN
+    status: StatusNumber = fmt.STATUS_UNKNOWN
     commit: Number = 0
     labels: dict[str, Label] = {}
 
@@ -242,12 +244,14 @@ class Found(NamedTuple):
         original: The first event that commits it.
         hidden: Whether that event is hidden.
         writes: The events that record writes for it, in commit order.
+        status: What the newest of these that says so says that the thread has come to, as a number.
     """
 
     step: int
     original: int
     hidden: bool
     writes: tuple[int, ...]
+    status: int = fmt.STATUS_UNKNOWN
 
 
 class Query(NamedTuple):

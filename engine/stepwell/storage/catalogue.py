@@ -8,7 +8,7 @@ label.  Its *epoch* is that of its newest append (1,024 commits), its *span* tha
 its rows move when one of these changes, and most appends touch none.  A list goes from epoch to epoch:
 
     1. Epochs in which one of its facets has no thread are passed over by looking for the next key.
-    2. In an epoch, the threads are those that stand under all facets, in spans that can be meant.
+    2. In an epoch, the threads are those that stand under all facets, in spans that can be meant; few are not compared.
     3. Their order within it is that of their commits: as their rows say, or, of many, as the feed does.
     4. Each row is compared with all that is asked for; facets and spans only spare looking at others.
 
@@ -151,12 +151,12 @@ def _in_order(rows: Iterable[ThreadRow], query: Query) -> list[ThreadRow]:
 
 def _epochs(tables: Tables, query: Query) -> Iterator[tuple[int, set[bytes]]]:
     """The epochs that have threads under all facets that are asked for, in order, with the keys of these threads."""
-    statuses = fmt.STATUSES if query.statuses is None else query.statuses
-    sought = [[fmt.status_facet(status) for status in statuses]]
-    sought += [[facet_of(name, value)] for name, value in query.labels.items() if value is not None]
+    sought = [[facet_of(name, value)] for name, value in query.labels.items() if value is not None]
+    if query.statuses is not None or not sought:
+        statuses = fmt.STATUSES if query.statuses is None else query.statuses
+        sought.append([fmt.status_facet(status) for status in statuses])
     spans = fmt.span_of(query.since), fmt.span_of(query.before - 1) + 1
-    # Of a status alone most threads stand under one: the labels are asked first.
-    unions = [_Union(tables, facets, *spans, newest_first=query.newest_first) for facets in reversed(sought)]
+    unions = [_Union(tables, facets, *spans, newest_first=query.newest_first) for facets in sought]
     step = -1 if query.newest_first else 1
     epoch = min(fmt.epoch_of(query.edge), _LAST_EPOCH)
     while 0 <= epoch <= _LAST_EPOCH:
@@ -168,7 +168,7 @@ def _epochs(tables: Tables, query: Query) -> Iterator[tuple[int, set[bytes]]]:
         if agreed == epoch:
             members = unions[0].members(epoch)
             for union in unions[1:]:
-                if members:
+                if len(members) > _FEW:
                     members &= union.members(epoch)
             if members:
                 yield epoch, members

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Final
 
 from stepwell import codec
 from stepwell import format as fmt
@@ -65,9 +64,6 @@ from stepwell.storage.tables import (
     load_lane,
     prefix_end,
 )
-
-_ENDS: Final = (fmt.STATUS_INTERRUPTED, fmt.STATUS_FAILED)
-
 
 class Commit:
     """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""
@@ -210,7 +206,11 @@ class Commit:
         sequence = self._record(row, lane, entry, fmt.status_flags(entry.status))
         if entry.kind == fmt.KIND_WRITES:
             row.writes += 1
-            add_writes(self._tables, row.number, lane, entry.step_key, sequence)
+            found = add_writes(self._tables, row.number, lane, entry.step_key, sequence, entry.status)
+            if entry.status and found.step and found.step == self._lane_row(row.number, lane).head:
+                step = self._records.header(row.number, found.step)
+                said = fmt.STATUS_UNKNOWN if step is None else fmt.read_status(step.flags)
+                row.status = _status(said, entry.status) or row.status
         return sequence
 
     def _label(self, row: ThreadRow, entry: Entry, labels: Mapping[str, Label | None]) -> int:
@@ -224,8 +224,6 @@ class Commit:
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
         else:
             before = find_step(self._tables, row.number, lane, entry.step_key)
-            if flags and row.status in _ENDS and self._have_said(row, before.writes):
-                flags = 0  # those who ran on this step were heard before the step was
             if before.step and not before.hidden:
                 sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
                 lane_row.replaced += 1
@@ -236,14 +234,12 @@ class Commit:
                 lane_row.head = lane_row.tip = sequence
                 lane_row.steps += 1
                 row.steps += 1
+            if lane_row.head == sequence:
+                # Those who ran on this step may be heard before the step is.
+                row.status = _status(entry.status, before.status) or row.status
         found = IndexRow(sequence, sequence, entry.hidden)
         add_step(self._tables, row.number, lane, entry.step_key, found)
         return sequence
-
-    def _have_said(self, row: ThreadRow, writes: Iterable[int]) -> bool:
-        """Whether any of some writes say what the thread has come to by now."""
-        headers = (self._records.header(row.number, sequence) for sequence in writes)
-        return any(header is not None and fmt.read_status(header.flags) == row.status for header in headers)
 
     def _record(
         self,
@@ -278,7 +274,6 @@ class Commit:
         else:
             sealing.append(Record(sequence, fmt.read_header(header), *codec.split(entry.body)))
         row.last, row.commit = sequence, self._commit
-        row.status = fmt.read_status(flags) or row.status
         row.created_at = row.created_at or entry.created_at
         row.updated_at = entry.created_at
         return sequence
@@ -328,7 +323,8 @@ class Commit:
         # failpoint: copy-events-put
         self._copy_derived(source.number, row.number)
         # failpoint: copy-derived-put
-        row.lanes, row.steps, row.writes, row.labels = source.lanes, source.steps, source.writes, source.labels
+        row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
+        row.status, row.labels = source.status, source.labels
         copied = ThreadCopied(operation.source_id, Sequence(source.last))
         sequence = self._record(row, 0, _entry(copied, None, operation.created_at))
         self._feed(row, row.first)
@@ -471,6 +467,11 @@ class Commit:
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(row))
         self._lanes.clear()
         self._lane_numbers.clear()
+
+
+def _status(step: int, writes: int) -> int:
+    """What the head of a lane and the writes for it say: that somebody goes on says that no writes are in the way."""
+    return step or writes if writes == fmt.STATUS_RUNNING else writes or step
 
 
 def _gone(thread_id: str, why: str) -> ConflictError:
