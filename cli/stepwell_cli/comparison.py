@@ -21,12 +21,13 @@ from stepwell_cli.places import (
     lane_of,
     reading,
     refer,
+    settled,
     step_json,
 )
 from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Part, Screen, clock
 
 if TYPE_CHECKING:
-    from stepwell import Log
+    from stepwell import Log, Thread
 
 _SIGNS: Final = {"added": ("+", GOOD), "removed": ("-", BAD), "changed": ("~", PLACE), "moved": (">", PLACE)}
 _LINE_STYLES: Final = {"+": GOOD, "-": BAD, "@": FAINT}
@@ -61,13 +62,16 @@ def diff(
             old = Reference(new.thread, f"{new.at or ''}~1")
         else:
             old, new = new, _second(opened, new, other)
-        differences = old.thread.diff(old.at, new.at, lane=name, other=new.thread)
+        sides = settled(old, name), settled(new, name)
+        (old_thread, old_sequence), (new_thread, new_sequence) = sides
+        differences = old_thread.diff(old_sequence, new_sequence, other=new_thread)
         if json:
             for each in differences:
                 screen.emit(difference_json(each))
         else:
             with screen.paged():
-                _say_sides(screen, old, new, name)
+                for sign, style, (of, sequence) in zip(("---", "+++"), (BAD, GOOD), sides, strict=True):
+                    _say_side(screen, sign, style, of, sequence)
                 for each in differences:
                     _say_difference(screen, each)
                 if not differences:
@@ -90,16 +94,10 @@ def _second(log: Log, first: Reference, text: str) -> Reference:
     return refer(log, text)
 
 
-def _say_sides(screen: Screen, old: Reference, new: Reference, lane: str) -> None:
-    for sign, style, side in (("---", BAD, old), ("+++", GOOD, new)):
-        view = side.thread.view(side.at, lane=lane)
-        number = "" if view.number is None else f"step {view.number}  "
-        screen.say(
-            (f"{sign} ", style),
-            (side.thread.id, NAME),
-            (f"  {number}#{view.step.sequence}  {view.step.step_id}", FAINT),
-            cut=True,
-        )
+def _say_side(screen: Screen, sign: str, style: str, thread: Thread, sequence: int) -> None:
+    view = thread.view(sequence)
+    number = "" if view.number is None else f"step {view.number}  "
+    screen.say((f"{sign} ", style), (thread.id, NAME), (f"  {number}#{sequence}  {view.step.step_id}", FAINT), cut=True)
 
 
 def _say_difference(screen: Screen, each: Any) -> None:
@@ -152,17 +150,20 @@ def watch(
     thread: ThreadArgument,
     path: PathArgument,
     lane: LaneOption = "",
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most so many changes.", show_default=False)
-    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many changes.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All, however many.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List every change of what stands at a path, newest first."""
+    """List the changes of what stands at a path, newest first."""
     screen = Screen(as_json=json)
     with reading(log) as opened, screen.paged():
         named = refer(opened, thread)
         changes = named.thread.watch(path, at=named.at, lane=lane_of(named.thread, lane))
-        for change in islice(changes, limit):
+        for count, change in enumerate(changes):
+            if count == limit and not everything:
+                if not json:
+                    screen.say((f"There are older ones: --limit {limit * 10}, or --all.", FAINT))
+                break
             if json:
                 screen.emit(_change_json(named.thread.id, change))
             else:

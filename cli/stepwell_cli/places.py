@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _COMPARED: Final = 1000  # names that a mistyped one is compared with
 _COMPLETED: Final = 50
+_LOOKED_AT_BYTES: Final = 1 << 23  # of pages, on opening: 30 ms; the library's 64 MiB are for who goes on for longer
 
 
 def _complete_thread(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -72,7 +73,7 @@ def reading(path: Path) -> Iterator[Log]:
     from stepwell import Log
 
     _check_exists(path)
-    with Log.open(path, read_only=True) as log:
+    with Log.open(path, read_only=True, verify=_LOOKED_AT_BYTES) as log:
         yield log
 
 
@@ -117,6 +118,11 @@ def refer(log: Log, text: str) -> Reference:
     if not at or whole.row() is not None:
         return Reference(existing(whole), None)
     return Reference(existing(log.thread(thread_id)), step or None)
+
+
+def settled(named: Reference, lane: str) -> tuple[Thread, int]:
+    """The thread and the sequence of a step that was named: finding it by its number walks along the branch."""
+    return named.thread, named.thread.resolve(named.at, lane=lane).sequence
 
 
 def existing(thread: Thread) -> Thread:

@@ -160,7 +160,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        verify: bool | None = None,
+        verify: bool | int | None = None,
         network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
@@ -173,7 +173,7 @@ class Log:
             read_only: Refuse every change, and do not create the file.
             verify: Whether to make sure of every page of the file before it is used (about 2 s for a gigabyte).  None
                 does so if nobody had the file open on this machine, and otherwise looks at 64 MiB of pages at most;
-                False trusts the file.
+                False trusts the file.  A number is how many bytes to look at, of a file that somebody had open.
             network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
                 them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
