@@ -1,4 +1,4 @@
-"""Threads as lines of JSON, for people, scripts and other tools (SPEC.md, section 10.2).
+"""Threads as lines of JSON, for people, scripts and other tools (SPEC.md, section 10.3).
 
 One line for the thread, one for each of its events, in order, and one that ends it.  What an event changed is given as
 data, and so is as long as what is new in it.  With `exact`, each line also carries its record, so that the thread can
@@ -29,7 +29,7 @@ from stepwell.events import (
 )
 from stepwell.history import History, decoded, split, spot_data
 from stepwell.log import Log, Thread
-from stepwell.patch import Merge, Patch, Splice
+from stepwell.patch import Merge, New, Patch, Splice
 from stepwell.salvage import Progress
 from stepwell.storage import ThreadRow
 
@@ -114,6 +114,7 @@ def _items(
 
 
 def _event(event: Event, history: History) -> dict[str, Any]:
+    told: dict[str, Any]
     if isinstance(event, StepCommitted):
         told = {
             "step": event.step_id,
@@ -163,7 +164,7 @@ def _patch(patch: Patch, history: History) -> dict[str, Any]:
     if isinstance(patch, Splice):
         pieces: list[dict[str, Any]] = []
         for piece in patch.pieces:
-            if hasattr(piece, "lengths"):
+            if isinstance(piece, New):
                 contents = split(piece)
                 pieces.append({"new": [inspect.to_json(spot_data(content, history.payloads)) for content in contents]})
             else:
