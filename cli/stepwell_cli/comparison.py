@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SIGNS: Final = {"added": ("+", GOOD), "removed": ("-", BAD), "changed": ("~", PLACE), "moved": (">", PLACE)}
 _LINE_STYLES: Final = {"+": GOOD, "-": BAD, "@": FAINT}
 _TEXT_SHOWN: Final = 400
+
+NEXT: Final = "branch:to:"  # channels by which LangGraph says which node is next begin with it
 
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Such as messages[12].content.", show_default=False)]
 
@@ -72,12 +74,22 @@ def diff(
             with screen.paged():
                 for sign, style, (of, sequence) in zip(("---", "+++"), (BAD, GOOD), sides, strict=True):
                     _say_side(screen, sign, style, of, sequence)
+                following = [each for each in differences if NEXT in each.path]
                 for each in differences:
-                    _say_difference(screen, each)
+                    if each not in following:
+                        _say_difference(screen, each)
+                if following:
+                    told = ", ".join(f"{each.path} {each.kind}" for each in following)
+                    screen.say((f"which node is next: {told}", FAINT))
                 if not differences:
                     screen.say(("no difference", FAINT))
     if differences:
         raise typer.Exit(exits.FOUND)
+
+
+def without_next(channels: Iterable[str]) -> list[str]:
+    """Channels without those by which LangGraph says which node is next."""
+    return [channel for channel in channels if not channel.startswith(NEXT)]
 
 
 def difference_json(each: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from stepwell_cli import exits
-from stepwell_cli.comparison import difference_json
+from stepwell_cli.comparison import NEXT, difference_json, without_next
 from stepwell_cli.places import (
     AnyThreadArgument,
     Command,
@@ -36,6 +36,7 @@ from stepwell_cli.screen import (
     Part,
     Screen,
     clock,
+    counted,
     duration,
     local_time,
     moment,
@@ -107,13 +108,8 @@ def _one_line(screen: Screen, step: Any) -> list[Part]:
         (f"{took:>8}  ", FAINT),
         f"{step.source or '-':<6} ",
         (f"{nodes or '-'}", STRONG),
-        (f"  → {', '.join(shown)}" if (shown := _shown(step.changed)) else "", NAME),
+        (f"  → {', '.join(shown)}" if (shown := without_next(step.changed)) else "", NAME),
     ]
-
-
-def _shown(channels: list[str]) -> list[str]:
-    """Channels without those by which LangGraph says which node is next."""
-    return [channel for channel in channels if not channel.startswith("branch:to:")]
 
 
 def _number(step: Any) -> str:
@@ -255,24 +251,28 @@ def _say_state(screen: Screen, thread: Thread, view: Any, waiting: list[Any]) ->
     told = {name: value for name, value in view.metadata.items() if value not in (None, {}, [])}
     if told:
         screen.say("metadata ", (", ".join(f"{name}={_summary(value, 60)}" for name, value in told.items()), FAINT))
-    for channel in view:
+    following = [channel.removeprefix(NEXT) for channel in view if channel.startswith(NEXT)]
+    if following:
+        screen.say("next ", (", ".join(following), STRONG))
+    for channel in without_next(view):
         screen.say()
         _say_channel(screen, view, channel)
     for task in waiting:
         screen.say()
         screen.say(("waiting ", BAD), (task.node or task.task_id, STRONG))
         for channel, value in task.values:
-            screen.say("  ", (channel, NAME), ": ", _summary(value, 300), cut=True)
+            if not channel.startswith(NEXT):
+                screen.say("  ", (channel, NAME), ": ", _summary(value, 300), cut=True)
 
 
 def _say_channel(screen: Screen, view: Any, channel: str) -> None:
     length = view.length(channel)
     kind = view.kind(channel)
     if kind == "array" and length is not None:
-        screen.say((channel, NAME), (f"  {length:,} elements", FAINT))
+        screen.say((channel, NAME), (f"  {counted(length, 'element')}", FAINT))
         start = max(length - _ELEMENTS_SHOWN, 0)
         if start:
-            screen.say((f"  [0..{start - 1}] ...", FAINT))
+            screen.say((f"  [0..{start - 1}] ..." if start > 1 else "  [0] ...", FAINT))
         for index, item in enumerate(view.part(channel, start), start):
             screen.say((f"  [{index}] ", PLACE), _summary(item, 500), cut=True)
         return
@@ -282,7 +282,7 @@ def _say_channel(screen: Screen, view: Any, channel: str) -> None:
         return
     data = view[channel]
     if isinstance(data, dict) and data:
-        screen.say((channel, NAME), (f"  {len(data):,} keys", FAINT))
+        screen.say((channel, NAME), (f"  {counted(len(data), 'key')}", FAINT))
         for key, item in data.items():
             screen.say("  ", (str(key), PLACE), ": ", _summary(item, 500), cut=True)
         return
@@ -344,6 +344,8 @@ def replay(
                 screen.say(*_one_line(screen, step), cut=True)
                 for task in step.writes:
                     for channel, value in task.values:
+                        if channel.startswith(NEXT):
+                            continue
                         screen.say(
                             "        ",
                             (task.node or "?", STRONG),

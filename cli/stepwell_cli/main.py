@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Final, NoReturn
 
@@ -83,20 +85,27 @@ def _failed(error: Exception) -> int:
     if isinstance(error, typer.Abort):
         return exits.INTERRUPTED
     if isinstance(error, typer.TyperException):
-        _complain(error.format_message(), getattr(error, "ctx", None))
+        context = getattr(error, "ctx", None)
+        _complain(error.format_message(), f"{context.command_path} --help" if context else "")
         return exits.USAGE
     code = exits.code_of(error)
     if code is None:
         raise error
-    _complain("; ".join((str(error), *getattr(error, "__notes__", ()))), None)
+    from stepwell import BundleError, CorruptionError
+
+    is_log = isinstance(error, CorruptionError) and not isinstance(error, BundleError)
+    hint = "stepwell repair LOG NEW-FILE" if is_log else ""
+    _complain("; ".join((str(error), *getattr(error, "__notes__", ()))), hint)
     return code
 
 
-def _complain(message: str, ctx: typer.Context | None) -> None:
+def _complain(message: str, hint: str) -> None:
     red, plain = ("\x1b[31m", "\x1b[0m") if _has_colour() else ("", "")
-    lines = [f"{red}stepwell:{plain} {safe(message)}"]
-    if ctx is not None:
-        lines.append(f"Try: {ctx.command_path} --help")
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 1 << 20
+    lines = textwrap.wrap(f"stepwell: {safe(message)}", width, break_long_words=False, break_on_hyphens=False)
+    lines[0] = f"{red}stepwell:{plain}{lines[0].removeprefix('stepwell:')}"
+    if hint:
+        lines.append(f"Try: {hint}")
     sys.stderr.write("\n".join(lines) + "\n")
 
 

@@ -263,6 +263,11 @@ def waiting(what: str) -> Iterator[None]:
 # --- figures ---
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 step, 2 steps."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def size(count: int) -> str:
     """Bytes, for people."""
     if count < 1000:
