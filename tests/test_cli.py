@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -376,6 +377,30 @@ def test_nothing_is_made_by_looking(cli: Cli, tmp_path: Path) -> None:
     for command in (("threads",), ("seal",), ("fork", "x"), ("compact",)):
         assert cli(command[0], tmp_path / "none.stepwell", *command[1:]).code == exits.USAGE
     assert [*tmp_path.iterdir()] == []
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = [
+    (page.name, line[2:])
+    for page in PAGES
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ stepwell ")
+]
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN)
+def test_commands_of_the_pages(page: str, line: str) -> None:
+    """Each command that a page shows is one, with arguments and options that it takes."""
+    words = shlex.split(line.partition(" | ")[0], comments=False)[1:]
+    get_command(application()).commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+
+
+def test_pages_show_every_command() -> None:
+    """Each command is in the table of the page about the command line, and its output is shown on some page."""
+    table = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert [command for command in COMMANDS if f"| `{command} " not in table] == []
+    assert {*COMMANDS} - {line.split()[1] for _, line in SHOWN} == set()
 
 
 # --- what strangers put into a log ---

@@ -162,7 +162,7 @@ def watch(
     thread: ThreadArgument,
     path: PathArgument,
     lane: LaneOption = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many changes.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many changes.")] = 20,
     everything: Annotated[bool, typer.Option("--all", "-a", help="All, however many.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -220,7 +220,8 @@ def grep(
     ignore_case: Annotated[bool, typer.Option("--ignore-case", "-i", help="Upper and lower case are alike.")] = False,
     lane: LaneOption = "",
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most so many places.", show_default=False)
+        int | None,
+        typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many places.", show_default=False),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -56,7 +56,7 @@ def log_(
     log: LogArgument,
     thread: ThreadArgument,
     lane: LaneOption = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many steps.")] = 30,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many steps.")] = 30,
     everything: Annotated[bool, typer.Option("--all", "-a", help="The whole branch.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -404,6 +404,7 @@ def follow(
         int | None,
         typer.Option(
             "--after",
+            metavar="N",
             min=0,
             help="Begin after this commit (of a thread: sequence); 0 is the oldest.  [default: now]",
             show_default=False,
@@ -472,7 +473,7 @@ def _say_event(screen: Screen, thread: Thread, sequence: int, event: Any) -> Non
         f"{clock(event.created_at)}  ",
         (f"{kind:<15} ", STRONG),
         (f"{(step_id or '')[:_ID_SHOWN]:<{_ID_SHOWN}}  " if screen.width >= _WIDE else "", FAINT),
-        (", ".join(changed), NAME),
+        (", ".join(without_next(changed)), NAME),
         (f"  {lane}" if lane else "", FAINT),
         cut=True,
     )

@@ -22,10 +22,14 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def threads(
     log: LogArgument,
-    prefix: Annotated[str, typer.Option("--prefix", "-p", help="Ids that begin with this.", show_default=False)] = "",
+    prefix: Annotated[
+        str, typer.Option("--prefix", "-p", metavar="TEXT", help="Ids that begin with this.", show_default=False)
+    ] = "",
     status: Annotated[
         list[str] | None,
-        typer.Option("--status", "-s", help="running, interrupted, failed or done.", show_default=False),
+        typer.Option(
+            "--status", "-s", metavar="STATUS", help="running, interrupted, failed or done.", show_default=False
+        ),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Threads so labelled.", show_default=False)
@@ -34,7 +38,7 @@ def threads(
         str | None,
         typer.Option("--since", metavar="TIME", help="Changed since: 2d, 3h, 2026-01-31.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many.")] = 50,
     everything: Annotated[bool, typer.Option("--all", "-a", help="All, however many.")] = False,
     json: JsonOption = False,
 ) -> None:

@@ -122,7 +122,9 @@ def import_(
     ] = None,
     thread: Annotated[
         list[str] | None,
-        typer.Option("--thread", "-t", help="Of another saver, this thread only.", show_default=False),
+        typer.Option(
+            "--thread", "-t", metavar="THREAD", help="Of another saver, this thread only.", show_default=False
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
