@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from stepwell import format as fmt
 from stepwell import inspect, paths, reader
 from stepwell.errors import CorruptionError, UsageError
@@ -471,14 +473,24 @@ def as_step(sequence: Sequence, event: StepCommitted) -> Step:
     return Step(sequence, event.step_id, event.parent_id, event.lane, event.created_at)
 
 
+class _Metadata(msgspec.Struct):
+    step: Any = None
+
+
+_metadata = msgspec.msgpack.Decoder(_Metadata)
+
+
 def number_in(event: StepCommitted, payloads: reader.Payloads) -> int | None:
     """The number that a step's own patch gives it; None if it gives none."""
     patch = event.fields.changes.get(_METADATA)
-    if isinstance(patch, Merge):
-        entry = patch.changes.get("step")
+    if isinstance(patch, Merge | Map):
+        entry = (patch.changes if isinstance(patch, Merge) else patch.entries).get("step")
         number = decoded(entry, payloads) if isinstance(entry, Blob) else None
-    elif isinstance(patch, Blob | Map | Array):
-        number = read_value(patch, (paths.Name("step"),), payloads)
+    elif isinstance(patch, Blob):
+        try:
+            number = _metadata.decode(content_of(patch.content, payloads)).step
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            number = None
     else:
         number = None
     return number if type(number) is int else None

@@ -67,7 +67,7 @@ class Typed:
         return f"Typed({self.type!r}, {self.fields!r})"
 
 
-class Opaque(msgspec.Struct, frozen=True):
+class Opaque:
     """Bytes that are not shown.
 
     Attributes:
@@ -76,9 +76,21 @@ class Opaque(msgspec.Struct, frozen=True):
         reason: Why they are not shown.
     """
 
-    type: str
-    size_bytes: int
-    reason: str
+    __slots__ = ("reason", "size_bytes", "type")
+
+    def __init__(self, type: str, size_bytes: int, reason: str) -> None:
+        self.type = type
+        self.size_bytes = size_bytes
+        self.reason = reason
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opaque) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.type!r}, {self.size_bytes}, {self.reason!r})"
 
 
 class _Exhausted(Exception):
@@ -164,14 +176,14 @@ class _Settling:
         count = _count(payload)
         self._take(count)
         if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
-            return [self.opened(item, depth + 1) for item in _elements.decode(payload)]
+            return [self.opened(memoryview(item), depth + 1) for item in _elements.decode(payload)]
         entries = _entries.decode(payload)
-        return {key: self.opened(item, depth + 1) for key, item in entries.items()}
+        return {key: self.opened(memoryview(item), depth + 1) for key, item in entries.items()}
 
     def _extension(self, code: int, data: memoryview, depth: int) -> Data:
         if code == _DELTA:
             return Typed(_DELTA_TYPE, {"value": self.opened(data, depth + 1)}, (code,))
-        parts = [self.opened(item, depth + 1) for item in _elements.decode(data)]
+        parts = [self.opened(memoryview(item), depth + 1) for item in _elements.decode(data)]
         return _object(code, parts, len(data))
 
     def settled(self, data: Any, depth: int) -> Data:
