@@ -127,9 +127,7 @@ def fill_example(log: Log) -> None:
     head = thread.state()
     assert head is not None
     more = changes({"todo": ("msgpack", b"\x93" + b"".join((*TODO, MORE)))}, head.values)
-    done = StepCommitted(
-        "s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2, status=Status.DONE
-    )
+    done = StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2, status=Status.DONE)
     thread.append([done])
     log.submit(storage.Append("trip", lambda number, first: [], labels={"user": "ada"}, created_at=NOON + 3)).result()
 

@@ -68,9 +68,9 @@ def saved_threads(
     for name, value in (filter or {}).items():
         if name in _OF_ONE_STEP or not is_label(name, "" if value is None else value):
             raise UsageError(
-                f"threads cannot be found by the metadata {name!r}: {value!r}, which tells of one checkpoint or run, or "
-                f"is no text, number or bool of up to {LARGEST_LABEL_BYTES} bytes; use list(None, filter=...), which "
-                "looks at every checkpoint"
+                f"threads cannot be found by the metadata {name!r}: {value!r}, which tells of one checkpoint or run, "
+                f"or is no text, number or bool of up to {LARGEST_LABEL_BYTES} bytes; use list(None, filter=...), "
+                "which looks at every checkpoint"
             )
     summaries = log.threads(
         prefix=prefix,
@@ -129,9 +129,7 @@ def status_of_writes(writes: Iterable[tuple[str, Any]]) -> Status | None:
 
 def labels_of(metadata: Mapping[str, Any]) -> dict[str, Label]:
     """The metadata of a checkpoint that describe its thread, as far as they can be labels."""
-    labels = {
-        name: value for name, value in metadata.items() if name not in _OF_ONE_STEP and is_label(name, value)
-    }
+    labels = {name: value for name, value in metadata.items() if name not in _OF_ONE_STEP and is_label(name, value)}
     return labels if len(labels) <= MOST_LABELS else dict([*labels.items()][:MOST_LABELS])
 
 

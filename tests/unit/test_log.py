@@ -382,7 +382,7 @@ def test_writes(log: Log) -> None:
 
 
 def test_threads(log: Log) -> None:
-    """Threads are listed newest first, those with a prefix alone if asked; or in the order in which they were opened."""
+    """Threads are listed newest first, those with a prefix alone if asked; or as they were opened."""
     names = [f"{letter}{number}" for number in range(150) for letter in "ab"]
     for name in names:
         log.thread(name).begin_append([step("s0")])
@@ -571,7 +571,7 @@ def test_use_after_close(tmp_path: Path) -> None:
         "forks": lambda: list(thread.forks()),
         "writes": lambda: thread.writes("s0"),
         "threads": lambda: list(other.threads()),
-        "all threads": lambda: list(other.all_threads()),
+        "all_threads": lambda: list(other.all_threads()),
         "label": lambda: thread.label({"user": "ada"}),
         "feed": lambda: list(other.feed()),
         "follow": lambda: next(other.follow()),

@@ -65,6 +65,7 @@ from stepwell.storage.tables import (
     prefix_end,
 )
 
+
 class Commit:
     """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""
 
