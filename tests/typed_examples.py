@@ -15,11 +15,14 @@ from stepwell import (
     Commit,
     Compaction,
     ConflictError,
+    ContentSize,
     CorruptionError,
     Event,
     FeedEntry,
     Following,
+    Histogram,
     Log,
+    LogStats,
     Loss,
     PendingWrite,
     RepairReport,
@@ -114,6 +117,24 @@ def iterate(log: Log) -> None:
     for entry in log.feed():
         assert_type(entry.commit, Commit)
         assert_type(entry.thread_id, str | None)
+
+
+async def follow(log: Log) -> None:
+    """Who follows is given what lists give."""
+    async for entry in log.follow(after=None):
+        assert_type(entry, FeedEntry)
+    async for sequence, event in log.thread("t").follow():
+        assert_type((sequence, event), tuple[Sequence, Event])
+    log.follow(0)  # type: ignore[call-arg]
+
+
+def look(log: Log) -> None:
+    """A log tells about itself; one in memory has no file."""
+    stats = log.stats()
+    assert_type(stats, LogStats)
+    assert_type(stats.writer.commit_seconds, Histogram)
+    print(stats.file.disk_bytes)  # type: ignore[union-attr]
+    assert_type(log.measure("t", largest=3).channels, dict[str, ContentSize])
 
 
 def check(log: Log) -> None:

@@ -179,10 +179,10 @@ class Folding:
                 # failpoint: seal-committed
                 self._carry(thread_id, run.ends())
             sealed += len(run.records)
-            if self.observer is not None:
+            if (observer := self.observer) is not None:
                 plain_bytes = sum(record.size for record in run.records)
                 span = Span(began, time.time_ns())
-                tell(self.observer.sealed, thread_id, len(run.records), plain_bytes, len(operation.segment), span)
+                tell(observer.sealed, thread_id, len(run.records), plain_bytes, len(operation.segment), span)
             if only_full and self._closed:
                 return sealed  # others may append for ever, and who closes waits
 

@@ -1,14 +1,14 @@
 """To follow a log: what was committed since, then each commit as it comes, from any process.
 
-    1. The moment of the log is asked for: a number that is another one after each commit of any process.
-    2. A page after the position is read.  Commit numbers and sequences rise in commit order, and a commit is seen
+    1. A follower hangs up a bell, which rings at each commit from here on.
+    2. It reads a page after its position.  Commit numbers and sequences rise in commit order, and a commit is seen
        whole or not at all, so nothing can appear later behind a position that was read past.
-    3. If there was nothing, the follower waits until the moment is another one; then from 1 again.
+    3. If there was nothing, it waits for the bell: what was committed after the page was read has rung it.
 
-Each question is a read transaction of its own, of microseconds: nothing is open while a follower waits, or while its
-user works on what it was given.  A commit of this log's own writer wakes the followers.  Commits of others are
-noticed by one thread for all who wait, which asks for the moment again and again: soon after a commit, ever less often
-the longer there was none.
+Each page is a read transaction of its own, of microseconds: nothing is open while a follower waits, or while its user
+works on what it was given.  This log's own writer rings after each group.  Commits of others are noticed by one
+thread for all who wait, which asks for the moment of the log again and again, soon after a commit, ever less often the
+longer there was none; and rings when it is another one.
 
 There is no lock, so that a signal handler may append, close the log or stop a follower that it interrupted.
 """
@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 from stepwell import reader
@@ -59,98 +58,109 @@ class FeedEntry(NamedTuple):
 _Item = TypeVar("_Item", bound=FeedEntry | tuple[Sequence, Event])
 
 
+class _Bell:
+    """Wakes a thread."""
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        self._silence.release()
+
+    def wait(self, timeout_seconds: float | None) -> None:
+        """Wait until it rings, or has rung already, or the time is up."""
+        self._silence.acquire(timeout=-1 if timeout_seconds is None else timeout_seconds)
+
+
+class _LoopBell:
+    """Wakes a coroutine."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rung = self._loop.create_future()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed; nobody waits any more
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    async def wait(self, timeout_seconds: float | None) -> None:
+        """Wait until it rings, or has rung already, or the time is up."""
+        timer = None if timeout_seconds is None else self._loop.call_later(timeout_seconds, self._resolve)
+        try:
+            await self._rung
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _resolve(self) -> None:
+        if not self._rung.done():
+            self._rung.set_result(None)
+
+
 class Watch:
-    """Tells those who wait when the log has changed.
+    """Rings when the log has changed.
+
+    Args:
+        moment: Gives the moment of the log.
 
     Attributes:
-        moment: Gives the moment of the log.
         closed: Whether the log was closed.
     """
 
     def __init__(self, moment: Callable[[], int]) -> None:
-        self.moment = moment
         self.closed = False
-        self._waiting: dict[object, Callable[[], None]] = {}
+        self._moment = moment
+        self._bells: dict[_Bell | _LoopBell, bool] = {}
         self._claim = threading.Lock()  # of the one thread that watches
 
     def ring(self) -> None:
-        """Wake everybody who waits."""
-        if self._waiting:
-            for waiter in list(self._waiting):
-                wake = self._waiting.pop(waiter, None)
-                if wake is not None:
-                    wake()
+        """Ring every bell, each for the first and last time."""
+        if self._bells:
+            for bell in list(self._bells):
+                if self._bells.pop(bell, False):
+                    bell.ring()
 
     def close(self) -> None:
         """The log was closed: nobody needs to wait any more."""
         self.closed = True
         self.ring()
 
-    def wait(self, is_over: Callable[[], bool], timeout_seconds: float | None) -> None:
-        """Wait until something was committed, or the time is up; it may end earlier without a reason.
+    def hang(self, bell: _Bell | _LoopBell) -> None:
+        """From here on the next commit rings a bell; one of others, if somebody watches."""
+        self._bells[bell] = True
 
-        Args:
-            is_over: Whether there is nothing to wait for any more.
-            timeout_seconds: The longest time; None for ever.
-        """
-        bell = threading.Lock()
-        bell.acquire()
-        try:
-            self._waiting[bell] = bell.release
-            self._begin()
-            # Asked after it is known who waits: whatever comes from here on rings.
-            if not is_over():
-                bell.acquire(timeout=-1 if timeout_seconds is None else timeout_seconds)
-        finally:
-            self._waiting.pop(bell, None)
+    def take(self, bell: _Bell | _LoopBell) -> None:
+        """Nobody listens to a bell any more."""
+        self._bells.pop(bell, None)
 
-    async def wait_async(self, is_over: Callable[[], bool], timeout_seconds: float | None) -> None:
-        """`wait`, without holding up the event loop."""
-        loop = asyncio.get_running_loop()
-        bell = loop.create_future()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop was closed; nobody waits any more
-                loop.call_soon_threadsafe(_resolve, bell)
-
-        timer = None if timeout_seconds is None else loop.call_later(timeout_seconds, _resolve, bell)
-        try:
-            self._waiting[bell] = wake
-            self._begin()
-            if not is_over():
-                await bell
-        finally:
-            self._waiting.pop(bell, None)
-            if timer is not None:
-                timer.cancel()
-
-    def _begin(self) -> None:
-        """See to it that somebody watches."""
+    def begin(self) -> None:
+        """See to it that somebody watches.  What was not noticed before rings once somebody does."""
         if not self._claim.locked():
             threading.Thread(target=self._run, name="stepwell-watch", daemon=True).start()
 
     def _run(self) -> None:
         # Whoever begins to wait while this thread is about to end has found it watching still, so it looks again.
-        while self._waiting and not self.closed and self._claim.acquire(blocking=False):
+        while self._bells and not self.closed and self._claim.acquire(blocking=False):
             try:
                 self._watch()
             finally:
                 self._claim.release()
 
     def _watch(self) -> None:
-        seen = -1  # what came before this thread began may not have been noticed by who waits
+        seen = -1  # who waits may have read before this thread began
         changed_at = wanted_at = time.monotonic()
         while not self.closed:
             now = time.monotonic()
-            if self._waiting:
+            if self._bells:
                 wanted_at = now
             elif now - wanted_at > LINGER_SECONDS:
                 return
             time.sleep(min(max((now - changed_at) / PAUSE_SHARE, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
             try:
-                moment = self.moment()
+                moment = self._moment()
             except StepwellError:
-                self.ring()  # who waits asks for itself, and learns what is wrong
+                self.ring()  # who waits reads for itself, and learns what is wrong
                 continue
             if moment != seen:
                 seen, changed_at = moment, time.monotonic()
@@ -204,13 +214,18 @@ class Following(Generic[_Item]):
         """
         deadline = self._deadline()
         while not self._is_ready():
-            seen = self._moment()
-            self._page.extend(self._read(self.position))
-            if not self._page:
-                left = _left(deadline)
-                if left == 0:
-                    raise StopIteration
-                self._watch.wait(partial(self._is_over, seen), left)
+            bell = _Bell()
+            try:
+                self._watch.hang(bell)
+                self._check()
+                self._page.extend(self._read(self.position))
+                if not self._page:
+                    left = self._left(deadline)
+                    if left == 0:
+                        raise StopIteration
+                    bell.wait(left)
+            finally:
+                self._watch.take(bell)
         if self._has_ended:
             raise StopIteration
         item = self._page[0]
@@ -225,13 +240,18 @@ class Following(Generic[_Item]):
         """As `__next__`; the log is read in a thread, and nothing waits in one."""
         deadline = self._deadline()
         while not self._is_ready():
-            seen = self._moment()
-            self._page.extend(await asyncio.to_thread(self._read, self.position))
-            if not self._page:
-                left = _left(deadline)
-                if left == 0:
-                    raise StopAsyncIteration
-                await self._watch.wait_async(partial(self._is_over, seen), left)
+            bell = _LoopBell()
+            try:
+                self._watch.hang(bell)
+                self._check()
+                self._page.extend(await asyncio.to_thread(self._read, self.position))
+                if not self._page:
+                    left = self._left(deadline)
+                    if left == 0:
+                        raise StopAsyncIteration
+                    await bell.wait(left)
+            finally:
+                self._watch.take(bell)
         if self._has_ended:
             raise StopAsyncIteration
         item = self._page[0]
@@ -247,25 +267,20 @@ class Following(Generic[_Item]):
             page.popleft()
         return self._has_ended or bool(page)
 
-    def _moment(self) -> int:
+    def _check(self) -> None:
         if self._watch.closed:
             raise ClosedError("the log that was followed was closed; open it again and go on after `position`")
-        return self._watch.moment()
-
-    def _is_over(self, seen: int) -> bool:
-        return self._has_ended or self._watch.closed or self._watch.moment() != seen
 
     def _deadline(self) -> float | None:
         return None if self._timeout_seconds is None else time.monotonic() + self._timeout_seconds
 
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0)
-
-
-def _resolve(bell: asyncio.Future[None]) -> None:
-    if not bell.done():
-        bell.set_result(None)
+    def _left(self, deadline: float | None) -> float | None:
+        """How long to wait yet; not at all if it was ended, which may have been before the bell hung."""
+        left = None if deadline is None else max(deadline - time.monotonic(), 0)
+        if self._has_ended or left == 0:
+            return 0
+        self._watch.begin()
+        return left
 
 
 # --- what is followed ---

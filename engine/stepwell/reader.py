@@ -119,7 +119,8 @@ class Reader:
 
     def states(self, thread: int, sequences: Iterable[int]) -> dict[int, State]:
         """The states after some steps; 0 is the empty state.  Raises as `state` does."""
-        if self.observer is None:
+        observer = self.observer
+        if observer is None:
             return self._states(thread, sequences)
         failure: BaseException | None = None
         began = time.time_ns()
@@ -130,7 +131,7 @@ class Reader:
             failure = error
             raise
         finally:
-            tell(self.observer.read, thread, len(wanted), Span(began, time.time_ns()), failure)
+            tell(observer.read, thread, len(wanted), Span(began, time.time_ns()), failure)
 
     def _states(self, thread: int, sequences: Iterable[int]) -> dict[int, State]:
         wanted = sorted(set(sequences) - {0}, reverse=True)

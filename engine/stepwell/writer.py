@@ -154,8 +154,8 @@ class Writer:
                 "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
         ticket = Ticket(operation, places)
-        if self.observer is not None:
-            ticket.mark = tell(self.observer.submitted, operation)
+        if (observer := self.observer) is not None:
+            ticket.mark = tell(observer.submitted, operation)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
@@ -264,8 +264,8 @@ class Writer:
             self.tally.failed_groups += 1
             if len(group) == 1:
                 _resolve(group, error)
-                if self.observer is not None:
-                    self._observe(self.observer, group, [error], perf_counter() - began)
+                if (observer := self.observer) is not None:
+                    _observe(observer, group, [error], perf_counter() - began)
             else:
                 for ticket in group:
                     # Nobody may refer to where the failed attempt would have put it.
@@ -291,15 +291,8 @@ class Writer:
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
-        if self.observer is not None:
-            self._observe(self.observer, group, outcomes, seconds)
-
-    def _observe(
-        self, observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float
-    ) -> None:
-        ended = time.time_ns()
-        members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
-        tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
+        if (observer := self.observer) is not None:
+            _observe(observer, group, outcomes, seconds)
 
 
 _running: set[Writer] = set()
@@ -328,6 +321,12 @@ def _ignore(thread_id: str, committed: Committed) -> None:
 
 def _ring_nobody() -> None:
     pass
+
+
+def _observe(observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float) -> None:
+    ended = time.time_ns()
+    members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
+    tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
 def _resolve(tickets: list[Ticket], error: BaseException) -> None:

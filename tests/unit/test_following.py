@@ -99,7 +99,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 def is_waited_for(log: Log) -> bool:
     """Whether somebody waits for the log to change."""
-    return bool(log._watch._waiting)
+    return bool(log._watch._bells)
 
 
 def watchers() -> list[threading.Thread]:
@@ -266,7 +266,7 @@ def test_closing_the_log(log: Log, tmp_path: Path) -> None:
             errors.append(error)
 
     with in_thread(follow), in_thread(follow):
-        until(lambda: len(closing._watch._waiting) == 2)
+        until(lambda: len(closing._watch._bells) == 2)
         closing.close()
     assert len(errors) == 2
     with pytest.raises(ClosedError):
@@ -328,8 +328,7 @@ def test_nobody_watches_for_nobody(log: Log, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("a", "b"):
         follower = log.follow(after=None)
         with in_thread(lambda follower=follower: next(follower)):  # type: ignore[misc]
-            until(lambda: is_waited_for(log))
-            assert len(watchers()) == 1
+            until(lambda: is_waited_for(log) and len(watchers()) == 1)
             log.thread(name).append([step(name)])
         until(lambda: not watchers())
 
