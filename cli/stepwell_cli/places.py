@@ -72,7 +72,7 @@ def reading(path: Path) -> Iterator[Log]:
     """A log that is only looked at; others may write to it meanwhile."""
     from stepwell import Log
 
-    _check_exists(path)
+    check_exists(path)
     with Log.open(path, read_only=True, verify=_LOOKED_AT_BYTES) as log:
         yield log
 
@@ -83,12 +83,13 @@ def writing(path: Path, *, create: bool = False) -> Iterator[Log]:
     from stepwell import Log
 
     if not create:
-        _check_exists(path)
+        check_exists(path)
     with Log.open(path) as log:
         yield log
 
 
-def _check_exists(path: Path) -> None:
+def check_exists(path: Path) -> None:
+    """Raise UsageError, with what may have been meant, unless there is a file."""
     from stepwell import UsageError
 
     if path.exists():

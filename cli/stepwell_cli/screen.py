@@ -6,6 +6,7 @@ escapes whatever is not printable ASCII.  Colours and the pager are for terminal
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from collections.abc import Sequence as Several
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,28 +132,52 @@ class Screen:
         if command is None:
             yield
             return
-        environment = {"LESS": "FRX", "LESSSECURE": "1", **os.environ}
-        pager = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
-        assert pager.stdin is not None
-        self._file, self._console = pager.stdin, None
+        pager = _Pager(command)
+        self._file, self._console = cast("IO[str]", pager), None
         try:
-            yield
-        except BrokenPipeError:
-            pass  # who has seen enough leaves the pager, and that is all
+            with suppress(BrokenPipeError):  # who has seen enough leaves the pager, and that is all
+                yield
         finally:
             self._file, self._console = sys.stdout, None
-            with suppress(BrokenPipeError):
-                pager.stdin.close()
-            _wait(pager)
+            pager.end()
 
 
-def _wait(pager: subprocess.Popen[str]) -> None:
-    while True:
-        try:
-            pager.wait()
+class _Pager(io.TextIOBase):
+    """Starts the pager with the first thing that is to be shown, so that nothing is no screen."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def write(self, content: str) -> int:
+        if self._process is None:
+            environment = {"LESS": "FRX", "LESSSECURE": "1", **os.environ}
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+            )
+        assert self._process.stdin is not None
+        return self._process.stdin.write(content)
+
+    def flush(self) -> None:
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Wait until whoever looks has seen enough."""
+        if self._process is None:
             return
-        except KeyboardInterrupt:
-            pass  # Ctrl-C means something to the pager; what was shown stays until it is left
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        while True:
+            # Ctrl-C means something to the pager; what was shown stays until it is left.
+            with suppress(KeyboardInterrupt):
+                self._process.wait()
+                return
 
 
 def _pager() -> list[str] | None:

@@ -10,7 +10,16 @@ from typing import Annotated, Final
 import typer
 
 from stepwell_cli import exits
-from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
+from stepwell_cli.places import (
+    AnyThreadArgument,
+    Command,
+    JsonOption,
+    LogArgument,
+    check_exists,
+    existing,
+    reading,
+    writing,
+)
 from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size, waiting
 
 _BREACHES_SHOWN: Final = 20
@@ -67,6 +76,7 @@ def repair(
     """
     import stepwell
 
+    check_exists(log)
     screen = Screen(as_json=json)
     with Meter() as meter:
         report = stepwell.repair(log, into, progress=meter.told)
@@ -120,6 +130,7 @@ def compact(
     """
     import stepwell
 
+    check_exists(log)
     screen = Screen(as_json=json)
     with waiting(f"writing {into or log} anew"):
         if into is None:
