@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _COMPARED: Final = 1000  # names that a mistyped one is compared with
 _COMPLETED: Final = 50
-_LOOKED_AT_BYTES: Final = 1 << 23  # of pages, on opening: 30 ms; the library's 64 MiB are for who goes on for longer
+_LOOKED_AT_BYTES: Final = 1 << 22  # of pages, on opening: 30 ms; the library's 64 MiB are for who goes on for longer
 
 
 def _complete_thread(ctx: typer.Context, incomplete: str) -> list[str]:
