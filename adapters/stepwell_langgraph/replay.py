@@ -126,7 +126,14 @@ class Replay:
         return "\n".join(lines)
 
 
-def replay(graph: Graph, thread: Thread, *, lane: str | None = None, serde: SerializerProtocol | None = None) -> Replay:
+def replay(
+    graph: Graph,
+    thread: Thread,
+    *,
+    lane: str | None = None,
+    graphs: Mapping[str, Graph] | None = None,
+    serde: SerializerProtocol | None = None,
+) -> Replay:
     """Make the steps of a thread again with a graph's own reducers, and tell the first that comes out differently.
 
     >>> from stepwell import Log
@@ -139,8 +146,8 @@ def replay(graph: Graph, thread: Thread, *, lane: str | None = None, serde: Seri
         graph: The compiled graph; its own checkpointer is not used.
         thread: The recorded run: the branch that ends with the head of each lane.
         lane: One lane of it; None for all: "" is the graph itself, the others are sub-graphs.
-        graphs: Graphs that the graph does not name, such as agents that a tool calls, by the name of their lanes without
-            the ids of tasks: `{"tools": sub_agent}`.
+        graphs: Graphs that the graph does not name, such as agents that a tool calls, by the name of their lanes
+            without the ids of tasks: `{"tools": sub_agent}`.
         serde: What the run was stored with; None takes that of the graph's checkpointer, or LangGraph's own.
 
     Returns:

@@ -343,7 +343,7 @@ def _extended(item: Any) -> Any:
 
 
 def to_json(data: Data) -> Any:
-    """Data as JSON knows it, in a form that does not change (SPEC, 17.5)."""
+    """Data as JSON knows it, in a form that does not change (SPEC, 17.6)."""
     if data is None or isinstance(data, bool | int | str):
         return data
     if isinstance(data, float):

@@ -85,7 +85,7 @@ class Path(tuple[Part, ...]):
         place = 0
         while place < len(text):
             match = _PART.match(text, place)
-            if match is None:
+            if match is None or (not place and text.startswith(".")):
                 raise UsageError(
                     f"{text!r} is no path from its character {place + 1} on; "
                     'write messages[12].content, messages[id=abc].content or plan["step 3"]'

@@ -28,6 +28,9 @@ _Place = tuple[str, str, int, int]
 """A path, the text around what was found there, and where in it that begins and ends."""
 
 
+_Mark = tuple[str, str, int]
+
+
 class Hit(NamedTuple):
     """A place where the text stands.
 
@@ -85,7 +88,7 @@ class _Search:
         self._pattern = pattern
         self._literal = literal
         self._waiting: dict[tuple[str, str], list[Hit]] = {}
-        self._children: OrderedDict[tuple[str, str], tuple[Step, int | None]] = OrderedDict()
+        self._children: OrderedDict[tuple[str, str], tuple[Step, int | None, set[_Mark]]] = OrderedDict()
 
     def hits(self, lane: str | None = None) -> Iterator[Hit]:
         """Every place, in the order in which the log came to hold them."""
@@ -100,17 +103,18 @@ class _Search:
 
     def _of_writes(self, sequence: Sequence, event: WritesRecorded) -> Iterator[Hit]:
         place = (event.lane, event.step_id)
-        step, number = self._children.get(place, (None, None))
+        taken = self._children.get(place)
         found: list[Hit] = []
         node: str | None = None
         for write in event.writes:
             for path, text, start, end in self._of_patch(sequence, paths.to(write.channel), write.value):
                 node = node or self._node(event)
-                found.append(Hit(step, number, event.lane, path, node, sequence, text, start, end))
-        if step is not None:
-            yield from found
-        elif found:
+                found.append(Hit(None, None, event.lane, path, node, sequence, text, start, end))
+        if taken is None and found:
             self._waiting.setdefault(place, []).extend(found)
+        elif taken is not None:  # the step was committed before what it took over
+            step, number, told = taken
+            yield from (hit._replace(step=step, number=number) for hit in found if _mark(hit) not in told)
 
     def _node(self, event: WritesRecorded) -> str | None:
         history = self._history
@@ -122,16 +126,21 @@ class _Search:
     def _of_step(self, sequence: Sequence, event: StepCommitted) -> Iterator[Hit]:
         step = as_step(sequence, event)
         number = number_in(event, self._history.payloads)
-        if event.parent_id is not None:
-            place = (event.lane, event.parent_id)
-            self._children[place] = step, number
-            if len(self._children) > _STEPS_REMEMBERED:
-                self._children.popitem(last=False)
-            for hit in self._waiting.pop(place, ()):
-                yield hit._replace(step=step, number=number)
+        place = (event.lane, event.parent_id or "")
+        told = set[_Mark]()
+        for hit in self._waiting.pop(place, ()):
+            told.add(_mark(hit))
+            yield hit._replace(step=step, number=number)
         for channel, patch in event.channels.changes.items():
             for path, text, start, end in self._of_patch(sequence, paths.to(channel), patch):
-                yield Hit(step, number, event.lane, path, None, sequence, text, start, end)
+                hit = Hit(step, number, event.lane, path, None, sequence, text, start, end)
+                if _mark(hit) not in told:
+                    told.add(_mark(hit))
+                    yield hit
+        if event.parent_id is not None:
+            self._children[place] = step, number, told
+            if len(self._children) > _STEPS_REMEMBERED:
+                self._children.popitem(last=False)
 
     def _of_patch(self, sequence: int, path: Path, patch: Patch) -> Iterator[_Place]:
         """Where the text stands in what a patch brings."""
@@ -187,6 +196,11 @@ class _Search:
         if not own or self._literal is None:
             return bool(own)
         return any(self._literal in bytes(content_of(part, self._history.payloads)) for part in own)
+
+
+def _mark(hit: Hit) -> _Mark:
+    """What is the same of a hit in a write, and in the step that took it over; short contents stand in both."""
+    return Path.parse(hit.path).channel, hit.text, hit.start
 
 
 def _has_id(path: Path, data: Typed) -> bool:
