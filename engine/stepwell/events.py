@@ -33,7 +33,7 @@ class Status(StrEnum):
     DONE = "done"
 
 
-_STATUSES: Final = (None, *Status)
+_STATUSES: Final[tuple[Status | None, ...]] = (None, *Status)
 
 
 def status_number(status: Status | None) -> int:

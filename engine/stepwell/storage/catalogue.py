@@ -102,7 +102,7 @@ def _found(tables: Tables, query: Query) -> Iterator[tuple[str, ThreadRow]]:
             yield from found
             misses += not found
             if prefix and known is None and misses > _MOST_MISSES:
-                known = {key[-fmt.NUMBER_BYTES :] for key in tables.keys(IDS, start, stop)}
+                known = {key[-fmt.NUMBER_BYTES :] for key, _ in tables.rows(IDS, start, stop)}
 
 
 def _matching(tables: Tables, query: Query, rows: Iterable[ThreadRow]) -> Iterator[tuple[str, ThreadRow]]:
@@ -160,11 +160,12 @@ def _epochs(tables: Tables, query: Query) -> Iterator[tuple[int, set[bytes]]]:
     step = -1 if query.newest_first else 1
     epoch = min(fmt.epoch_of(query.edge), _LAST_EPOCH)
     while 0 <= epoch <= _LAST_EPOCH:
-        agreed: int | None = epoch
+        agreed = epoch
         for union in unions:
-            agreed = union.next(agreed)
-            if agreed is None:
+            following = union.next(agreed)
+            if following is None:
                 return
+            agreed = following
         if agreed == epoch:
             members = unions[0].members(epoch)
             for union in unions[1:]:
@@ -198,7 +199,7 @@ class _Union:
         for facet in self._facets:
             if self._next_of(facet, epoch) == epoch:
                 edges = (fmt.recent_key(facet, epoch, span, 0) for span in (self._low, self._high))
-                found.update(key[-fmt.NUMBER_BYTES :] for key in self._tables.keys(RECENT, *edges))
+                found.update(key[-fmt.NUMBER_BYTES :] for key, _ in self._tables.rows(RECENT, *edges))
         return found
 
     def _next_of(self, facet: bytes, epoch: int) -> int | None:
