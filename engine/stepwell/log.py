@@ -336,6 +336,9 @@ class Log:
         """What the log tells about itself: sizes, room, readers, and what this process wrote and how long it took.
 
         It takes well under a millisecond, whatever the size of the log; `measure` looks at what is stored.
+
+        Raises:
+            UsageError: The file was renamed, replaced or removed.
         """
         return collect(self.storage, self.cache, self._writer.tally)
 

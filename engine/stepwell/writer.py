@@ -283,8 +283,8 @@ class Writer:
         waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
-                # What was acknowledged was counted before.
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append) and not ticket.operation.restart:
+                # What was acknowledged was counted before.  What a pruning keeps is put again, and is nothing new.
                 self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
             for loop, future in ticket.resolve(outcome):
                 waiting.setdefault(loop, []).append(future)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from building import append, noise, sealing, set_record, step, wrote
-from stepwell import Histogram, Log, LogStats, Sequence, WritesRecorded, measuring
+from stepwell import Histogram, Log, LogStats, Sequence, UsageError, WritesRecorded, measuring
 from stepwell.statistics import GROUP_SIZES, SECONDS, Tally
 from stepwell.storage import ordered
 from stepwell.storage.lmdb import LmdbStorage, _LmdbTables
@@ -167,6 +167,26 @@ def test_failed_groups(log: Log) -> None:
         log.thread("t").append([step("a")], expected_head=3)
     writer = log.stats().writer
     assert (writer.groups, writer.failed_groups, writer.appends, writer.events) == (1, 0, 0, 0)
+
+
+def test_what_is_kept_is_not_written_anew(log: Log) -> None:
+    """A pruning, a deletion and a sealing are groups, but no appends."""
+    log.thread("t").append([step("a"), step("b")])
+    log.seal()
+    log.thread("t").prune([4])
+    log.thread("t").delete()
+    writer = log.stats().writer
+    assert (writer.groups, writer.appends, writer.events) == (4, 1, 2)
+
+
+def test_of_a_file_that_went_away(tmp_path: Path) -> None:
+    """A file that was renamed while it is open is told, not measured."""
+    path = tmp_path / "agents.stepwell"
+    with Log.open(path) as log:
+        log.thread("t").append([step("a")])
+        path.rename(tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match="renamed"):
+            log.stats()
 
 
 def test_histogram() -> None:

@@ -627,6 +627,7 @@ class _Environment:
 
     def occupancy(self) -> Occupancy:
         """See `Storage.occupancy`."""
+        self.check_place()
         with self.transaction(write=False) as transaction:
             newest = transaction.id()
             page_bytes = self._env.stat()["psize"]
