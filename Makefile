@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue kill crash full signals damage repair agents clean bench-agents stress
+.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue kill crash full signals damage repair agents clean bench-agents stress bench-cli
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -76,6 +76,9 @@ bench-quick: $(DEV_READY) ## a short look at the same
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
+
+bench-cli: $(DEV_READY) ## time commands as whole processes, on 100,000 threads and on a thread of 10,000 steps
+	$(PY) bench/command_line.py $(ARGS)
 
 bench-catalogue: $(DEV_READY) ## time lists of threads, among 100,000
 	$(PY) bench/catalogue.py $(ARGS)

@@ -18,7 +18,12 @@ import stepwell
 import stepwell_langgraph
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "SPEC.md", "bench/README.md")
+PAGES = (
+    "README.md",
+    "SPEC.md",
+    "bench/README.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+)
 # A block that needs what a test cannot have says so: ```python no-run
 _FENCE = re.compile(r"^```python(?P<no_run> no-run)?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -13,8 +13,8 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("labels",),
-    ("cache", "clock", "loops"),
+    ("cache", "clock", "loops", "inspect"),
+    ("paths", "labels"),
     ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
+    ("storage.catalogue",),
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
@@ -31,7 +32,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.lmdb", "storage.memory"),
     ("observing",),
     ("reader",),
-    ("content", "pruning"),
+    ("content", "pruning", "history"),
+    ("naming", "replaying", "blaming", "difference", "searching"),  # ways of reading a thread as data
+    ("branching", "forking"),
     ("statistics", "measuring"),
     ("writer",),
     ("folding", "following"),
@@ -39,6 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("salvage",),
     ("repairing",),
     ("log",),
+    ("bundle",),  # a thread as a file of its own
+    ("jsonlines",),
     ("telemetry",),
     ("",),
 )

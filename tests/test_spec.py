@@ -27,6 +27,7 @@ from stepwell import (
     StepCommitted,
     Write,
     WritesRecorded,
+    bundle,
     changes,
     codec,
     dictionary,
@@ -163,6 +164,10 @@ def example() -> dict[str, bytes]:
     found["segments-plain"] = group.plain
     found["index-further-key"] = fmt.index_further_key(1, 1, fmt.id_key("s2"), 99)
     found["stored-row"] = with_checksum("lanes", names["lanes"], found["lanes-value"])
+    described = msgspec.msgpack.encode(bundle.Description("trip", 1, 6))
+    found["bundle-head"] = bundle.MAGIC + bytes((bundle.VERSION, 0, 0, 0)) + len(described).to_bytes(4) + described
+    covered, carried = bundle.portable(record, "trip", is_first=False)
+    found["bundle-record"] = len(carried).to_bytes(4) + covered + carried
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
     return found

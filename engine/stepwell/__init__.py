@@ -1,7 +1,11 @@
 """stepwell: an embedded, event-sourced, append-only checkpoint log for long-running agents."""
 
 from stepwell.audit import Breach, Report
+from stepwell.blaming import Change
+from stepwell.branching import Divergence, Run, Tree
+from stepwell.difference import Difference
 from stepwell.errors import (
+    BundleError,
     CapacityError,
     ClosedError,
     ConflictError,
@@ -35,19 +39,26 @@ from stepwell.events import (
 )
 from stepwell.fold import PendingWrite
 from stepwell.following import FeedEntry, Following
-from stepwell.log import Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
+from stepwell.history import LaneSummary, Step, TaskWrites, View
+from stepwell.log import Log, Snapshot, Thread, ThreadSummary, changes, compact, repair
 from stepwell.measuring import Compression, ContentSize, KindSize, Measurement, ThreadSize
 from stepwell.observing import Observer
 from stepwell.patch import apply, compose, diff, parse
+from stepwell.paths import ABSENT
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
+from stepwell.replaying import Replayed
+from stepwell.searching import Hit
 from stepwell.statistics import CacheStats, Histogram, LogStats, WriterStats
 from stepwell.storage import Compaction
 from stepwell.storage.occupancy import FileRoom, Reader, TableSize
 
 __all__ = [
+    "ABSENT",
     "Breach",
+    "BundleError",
     "CacheStats",
     "CapacityError",
+    "Change",
     "ClosedError",
     "Commit",
     "Compaction",
@@ -55,7 +66,9 @@ __all__ = [
     "ConflictError",
     "ContentSize",
     "CorruptionError",
+    "Difference",
     "DiskFullError",
+    "Divergence",
     "Event",
     "EventTooLargeError",
     "FeedEntry",
@@ -64,9 +77,11 @@ __all__ = [
     "ForkedError",
     "FormatError",
     "Histogram",
+    "Hit",
     "KindSize",
     "Label",
     "LaneOpened",
+    "LaneSummary",
     "Log",
     "LogStats",
     "Loss",
@@ -79,7 +94,9 @@ __all__ = [
     "ReadOnlyError",
     "Reader",
     "RepairReport",
+    "Replayed",
     "Report",
+    "Run",
     "Sequence",
     "Snapshot",
     "Status",
@@ -87,6 +104,7 @@ __all__ = [
     "StepCommitted",
     "StepwellError",
     "TableSize",
+    "TaskWrites",
     "Thread",
     "ThreadCopied",
     "ThreadDeleted",
@@ -96,7 +114,9 @@ __all__ = [
     "ThreadRepair",
     "ThreadSize",
     "ThreadSummary",
+    "Tree",
     "UsageError",
+    "View",
     "Write",
     "WriterStats",
     "WritesRecorded",

@@ -85,7 +85,7 @@ class Folding:
         """Told of each append; starts a sealing if the thread has grown enough."""
         if not self._is_full(committed.loose_events, committed.loose_bytes):
             return
-        if committed.sequences[-1] < self._failed.get(thread_id, 0):
+        if max(committed.sequences, default=0) < self._failed.get(thread_id, 0):
             return
         with self._lock:
             if self._closed or thread_id in self._waiting:

@@ -15,7 +15,6 @@ There is no lock, so that a signal handler may append, close the log or stop a f
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -77,7 +76,9 @@ class _LoopBell:
     """Wakes a coroutine."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        from asyncio import get_running_loop  # not above: see writer.py
+
+        self._loop = get_running_loop()
         self._rung = self._loop.create_future()
 
     def ring(self) -> None:
@@ -238,13 +239,15 @@ class Following(Generic[_Item]):
 
     async def __anext__(self) -> _Item:
         """As `__next__`; the log is read in a thread, and nothing waits in one."""
+        from asyncio import to_thread
+
         deadline = self._deadline()
         while not self._is_ready():
             bell = _LoopBell()
             try:
                 self._watch.hang(bell)
                 self._check()
-                self._page.extend(await asyncio.to_thread(self._read, self.position))
+                self._page.extend(await to_thread(self._read, self.position))
                 if not self._page:
                     left = self._left(deadline)
                     if left == 0:

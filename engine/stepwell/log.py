@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from stepwell import audit as auditing
+from stepwell import blaming, branching, difference, forking, naming, pruning, reader, repairing, replaying, searching
 from stepwell import format as fmt
-from stepwell import pruning, reader, repairing
 from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
@@ -32,10 +33,12 @@ from stepwell.events import (
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.following import FeedEntry, Following, ThreadEvents, Watch, feed_page, is_deletion
+from stepwell.history import History, LaneSummary, Link, Step, TaskWrites, View
 from stepwell.labels import check_labels
 from stepwell.measuring import Measurement, measure
 from stepwell.observing import Observer
 from stepwell.patch import Merge, Value, diff_entries, parse
+from stepwell.paths import Path
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
@@ -81,16 +84,6 @@ class Snapshot(NamedTuple):
     channels: dict[str, tuple[str, bytes]]
     fields: dict[str, tuple[str, bytes]]
     values: dict[str, Value]
-
-
-class Step(NamedTuple):
-    """One step of a thread, without its state."""
-
-    sequence: Sequence
-    step_id: str
-    parent_id: str | None
-    lane: str
-    created_at: int
 
 
 class ThreadSummary(NamedTuple):
@@ -167,7 +160,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        verify: bool | None = None,
+        verify: bool | int | None = None,
         network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
@@ -180,7 +173,7 @@ class Log:
             read_only: Refuse every change, and do not create the file.
             verify: Whether to make sure of every page of the file before it is used (about 2 s for a gigabyte).  None
                 does so if nobody had the file open on this machine, and otherwise looks at 64 MiB of pages at most;
-                False trusts the file.
+                False trusts the file.  A number is how many bytes to look at, of a file that somebody had open.
             network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
                 them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
@@ -309,24 +302,35 @@ class Log:
         check_sequence("commit number", after)
         return Following(self, self._watch, partial(feed_page, self.storage, _PAGE_ROWS), after, timeout_seconds)
 
-    def seal(self, thread_id: str | None = None) -> int:
+    def seal(self, thread_id: str | None = None, *, progress: Progress = _untold) -> int:
         """Put all loose events of one thread, or of all, into segments now.
 
         Appends need not wait for it: what was appended is durable already, this only makes it smaller and
         quicker to read.  Room of the file that is free then goes back to the file system.
 
+        Args:
+            thread_id: The thread; None for all.
+            progress: Called after each thread with what is being done, and how much of how much of it.
+
         Returns:
             How many events were sealed.
         """
         thread_ids = [*self.all_threads()] if thread_id is None else [thread_id]
-        sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
+        sealed = 0
+        for done, name in enumerate(thread_ids):
+            progress("sealing threads", done, len(thread_ids))
+            sealed += self._folding.seal(Thread(self, name).id)
         self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         return sealed
 
-    def audit(self) -> auditing.Report:
-        """Check every invariant, and rebuild every derived table to compare it with what is stored."""
+    def audit(self, *, progress: Progress = _untold) -> auditing.Report:
+        """Check every invariant, and rebuild every derived table to compare it with what is stored.
+
+        Args:
+            progress: Called after each thread with what is being done, and how much of how much of it.
+        """
         with self._folding.turn:
-            return auditing.audit(self.storage)
+            return auditing.audit(self.storage, progress)
 
     def stats(self) -> LogStats:
         """What the log tells about itself: sizes, room, readers, and what this process wrote and how long it took.
@@ -734,6 +738,197 @@ class Thread:
             )
             for pending in reader.writes(storage, row.number, sequences, lane)
         ]
+
+    # --- understanding: everything as data, without the application ---
+
+    def resolve(self, at: int | str | None = None, *, lane: str = "") -> Step:
+        """The step that is meant.
+
+        Args:
+            at: A sequence (as int, or as text: "#231"), a step's number as LangGraph counts ("17", "-1"; where forks
+                have several, the one on the head's branch), a step id or the beginning or end of one; with "~3", three
+                steps before along the branch.  None is the head.
+            lane: The lane; a sequence brings its own.
+
+        Raises:
+            UsageError: There is no such step, or more than one.
+        """
+        return naming.resolve(self._history(), at, lane).step
+
+    def lanes(self) -> Iterator[LaneSummary]:
+        """The lanes of the thread, in the order in which they were opened."""
+        history = self._history()
+        for _, name, row in history.lanes():
+            yield LaneSummary(name, row.steps, history.link(row.head).step if row.head else None)
+
+    def view(self, at: int | str | None = None, *, lane: str = "") -> View:
+        """What a lane holds after one of its steps, as data; each channel is decoded when it is asked for.
+
+        Args:
+            at: The step, see `resolve`.
+            lane: The lane.
+
+        Raises:
+            UsageError: There is no such step.
+        """
+        history = self._history()
+        return history.view(naming.resolve(history, at, lane).sequence)
+
+    def pending(self, at: int | str | None = None, *, lane: str = "") -> list[TaskWrites]:
+        """What was written on a step, by task: the step after it takes it over.  Arguments and errors as `view`."""
+        history, number, link = self._named(at, lane)
+        (found,) = history.found(number, [link.event.step_id])
+        return history.writes(found.writes, history.states.state(history.number, link.sequence))
+
+    def replay(
+        self, lane: str = "", since: int | str | None = None, until: int | str | None = None
+    ) -> Iterator[replaying.Replayed]:
+        """The steps of a branch, oldest first, each with what it changed, what was written for it, and its state.
+
+        Any number of steps takes the memory of one state and a few words for each.
+
+        Args:
+            lane: The lane.
+            since: Begin after this step, see `resolve`; None begins with the first.
+            until: End with this step; None ends with the head.
+
+        Raises:
+            UsageError: There is no such step, or `since` is not on the branch that ends with `until`.
+        """
+        history, number, link = self._named(until, lane)
+        start = None if since is None else int(naming.resolve(history, since, lane).sequence)
+        return replaying.replay(history, number, link, start)
+
+    def diff(
+        self, a: int | str | None, b: int | str | None = None, *, lane: str = "", other: Thread | None = None
+    ) -> list[difference.Difference]:
+        """What differs between two states: messages by their id, maps by their keys, everything as data.
+
+        Args:
+            a: The one step, see `resolve`.
+            b: The other; they may be on different branches.
+            lane: The lane of both; a sequence brings its own.
+            other: The thread that `b` is of, if it is another.
+
+        Raises:
+            UsageError: There is no such step.
+        """
+        (history, _, one), (history_b, _, another) = self._named(a, lane), (other or self)._named(b, lane)
+        return difference.compare(
+            difference.Side(history.states.state(history.number, one.sequence), history.payloads),
+            difference.Side(history_b.states.state(history_b.number, another.sequence), history_b.payloads),
+        )
+
+    def first_divergence(
+        self, a: int | str | None, b: int | str | None = None, *, lane: str = "", other: Thread | None = None
+    ) -> branching.Divergence:
+        """Where the branches that end with two steps part.  Arguments and errors as `diff`.
+
+        Of two threads without a step id in common, the branches are compared state by state.
+        """
+        (history, _, one), (history_b, _, another) = self._named(a, lane), (other or self)._named(b, lane)
+        return branching.first_divergence((history, one), (history_b, another))
+
+    def watch(self, path: str | Path, *, at: int | str | None = None, lane: str = "") -> Iterator[blaming.Change]:
+        """Every change of what stands at a path, newest first, from one step on backwards.
+
+        Args:
+            path: Such as `messages[12].content`, `messages[id=abc]`, `plan["step 3"]`; see `stepwell.paths`.
+            at: The step to begin with, see `resolve`.
+            lane: The lane.
+
+        Raises:
+            UsageError: There is no such step, or the path is none.
+        """
+        history, number, link = self._named(at, lane)
+        return blaming.watch(history, number, link, Path.parse(path))
+
+    def blame(self, path: str | Path, *, at: int | str | None = None, lane: str = "") -> blaming.Change:
+        """The step, node and task that put there what stands at a path.  Arguments as `watch`.
+
+        Raises:
+            UsageError: There is no such step, or nothing stands at the path.
+        """
+        history, number, link = self._named(at, lane)
+        return blaming.blame(history, number, link, Path.parse(path))
+
+    def grep(
+        self, pattern: str | re.Pattern[str], *, regex: bool = False, ignore_case: bool = False, lane: str | None = None
+    ) -> Iterator[searching.Hit]:
+        """Where a text stands in anything that the thread holds, oldest first.
+
+        What steps repeat is searched once.  Pickles are not looked into, nor the fields beside the channels.
+
+        Args:
+            pattern: The text, or a compiled regular expression.
+            regex: Whether the text is a regular expression.
+            ignore_case: Whether upper and lower case are the same.
+            lane: One lane; None for all.
+
+        Raises:
+            UsageError: The regular expression is none, or there is no such lane.
+        """
+        history = self._history()
+        if lane is not None:
+            history.lane(lane)
+        return searching.grep(history, pattern, regex=regex, ignore_case=ignore_case).hits(lane)
+
+    def tree(self, *, lane: str | None = None) -> branching.Tree:
+        """All steps with their forks, of one lane or of all; `str` of it is a drawing.
+
+        Raises:
+            UsageError: There is no such lane.
+        """
+        return branching.tree(self._history(), lane)
+
+    def fork(
+        self,
+        at: int | str | None = None,
+        *,
+        lane: str = "",
+        as_: str | None = None,
+        patch: Mapping[str, Any] | None = None,
+    ) -> Step:
+        """Begin a new branch at a step, in this thread or in a new one; it becomes the head of its lane.
+
+        Durable when it returns; when it raises, nothing was changed.  Nothing waits for the new step: what ran on the
+        old one runs anew.
+
+        Args:
+            at: The step to go on from, see `resolve`.
+            lane: The lane.
+            as_: Id of a new thread, which gets all that this one held when the step was committed, and the new step;
+                None makes the branch here.
+            patch: What is to be different: values by their paths, such as `{"messages[id=abc].content": "..."}`;
+                `paths.ABSENT` takes something away.
+
+        Returns:
+            The new step.
+
+        Raises:
+            UsageError: There is no such step, or a path leads nowhere.
+            ConflictError: There is a thread with the id `as_`; or this thread was pruned meanwhile.
+        """
+        history, number, link = self._named(at, lane)
+        time = now()
+        step = forking.forked(history, number, link, patch, time)
+        if as_ is None:
+            sequence = self.begin_append([step], incarnation=history.number).result().sequences[-1]
+        else:
+            target = Thread(self.log, as_)
+            operation = forking.into(history, target.id, link, step, time)
+            sequence = self.log.submit(operation).result().sequences[-1]
+        return Step(Sequence(sequence), step.step_id, step.parent_id, step.lane, time)
+
+    def _history(self) -> History:
+        return History(self.log.storage, self.log.reader, self.id)
+
+    def _named(self, at: int | str | None, lane: str) -> tuple[History, int, Link]:
+        """The thread, the number of a step's lane, and the step."""
+        check_text("lane", lane)
+        history = self._history()
+        link = naming.resolve(history, at, lane)
+        return history, history.lane(link.event.lane)[0], link
 
 
 def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:

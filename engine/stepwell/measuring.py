@@ -31,6 +31,7 @@ _KINDS: Final = {
     fmt.KIND_THREAD_COPIED: "ThreadCopied",
     fmt.KIND_THREAD_PRUNED: "ThreadPruned",
     fmt.KIND_THREAD_DELETED: "ThreadDeleted",
+    fmt.KIND_THREAD_LABELLED: "ThreadLabelled",
 }
 
 

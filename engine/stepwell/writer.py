@@ -11,7 +11,6 @@ While a group is synced the next one gathers, so the cost of a sync is shared by
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import os
 import threading
@@ -20,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
@@ -28,6 +27,9 @@ from stepwell.loops import Loops, Waiter
 from stepwell.observing import Member, Observer, Span, tell
 from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
+
+if TYPE_CHECKING:
+    import asyncio  # a third of the time that importing the engine takes: it is left to who awaits
 
 _ENDING_SECONDS: Final = 1.0
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
@@ -75,7 +77,9 @@ class Ticket:
 
     def __await__(self) -> Generator[object, None, Committed]:
         if self._outcome is None:
-            loop = asyncio.get_running_loop()
+            from asyncio import get_running_loop
+
+            loop = get_running_loop()
             future = loop.create_future()
             self._waiters.append((loop, future))
             # Without a lock: whoever comes too late to be told finds the outcome.

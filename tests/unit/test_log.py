@@ -591,6 +591,18 @@ def test_use_after_close(tmp_path: Path) -> None:
         "copy_to": lambda: thread.copy_to("u"),
         "prune": lambda: thread.prune([]),
         "rewrite": lambda: thread.rewrite(lambda row: None),
+        "resolve": thread.resolve,
+        "lanes": lambda: list(thread.lanes()),
+        "view": thread.view,
+        "pending": thread.pending,
+        "replay": lambda: list(thread.replay()),
+        "diff": lambda: thread.diff(None),
+        "first_divergence": lambda: thread.first_divergence(None),
+        "watch": lambda: list(thread.watch("x")),
+        "blame": lambda: thread.blame("x"),
+        "grep": lambda: list(thread.grep("x")),
+        "tree": thread.tree,
+        "fork": thread.fork,
     }
     for use in uses.values():
         with pytest.raises(ClosedError, match="closed"):

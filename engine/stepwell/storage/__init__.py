@@ -83,6 +83,8 @@ class Append(NamedTuple):
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
         restart: Remove everything that the thread had: the entries are what it keeps.
+        first: Of a thread that does not exist, the sequence of the first entry, which is the event that opens it;
+            0 opens it at sequence 1, before the entries.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
         labels: What labels the thread shall have, or with None not have; those that it has or lacks already cost
@@ -96,6 +98,7 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
+    first: int = 0
     placed: Callable[[Committed | None], None] | None = None
     labels: Mapping[str, Label | None] = {}
     created_at: int = 0

@@ -135,9 +135,12 @@ class Commit:
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
-            created_at = entries[0].created_at if entries else operation.created_at
-            self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, created_at))
-            first = row.last
+            if operation.first:
+                row.first, row.last = operation.first, operation.first - 1
+            else:
+                created_at = entries[0].created_at if entries else operation.created_at
+                self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, created_at))
+            first = row.first
         else:
             if operation.restart:
                 self._clear(row)

@@ -108,7 +108,7 @@ class LmdbStorage(TableStorage):
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        verify: bool | None = None,
+        verify: bool | int | None = None,
         network_file_system: bool = False,
         cache: Cache | None = None,
     ) -> None:
@@ -278,7 +278,7 @@ class _LmdbTables:
 class _Environment:
     """One LMDB environment, shared by all handles on its file."""
 
-    def __init__(self, path: str, real_path: str, read_only: bool, verify: bool | None) -> None:
+    def __init__(self, path: str, real_path: str, read_only: bool, verify: bool | int | None) -> None:
         self.path = path
         self.real_path = real_path
         self.pid = os.getpid()
@@ -303,7 +303,7 @@ class _Environment:
         self._is_unsettled = False  # LMDB could not write a meta page
         self._is_lost = False  # and the environment was not opened anew since
         found = _check_file(path, real_path, read_only)
-        if verify is None and not is_known and found is Finding.WHOLE:
+        if not isinstance(verify, bool) and not is_known and found is Finding.WHOLE:
             self._check_stranger()
         # failpoint: opening-checked
         try:
@@ -334,6 +334,12 @@ class _Environment:
                 raise
             # Somebody has opened it meanwhile, and may have written over what was looked at.
             self._verify = True
+
+    def _most_bytes(self) -> int | None:
+        """How many bytes of pages to look at on opening; None for all."""
+        if self._verify is None:
+            return _MOST_BYTES
+        return None if self._verify is True else self._verify
 
     def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
         """Open the file that has the path, while `compact` may put another one there."""
@@ -368,7 +374,7 @@ class _Environment:
                     _check_locked(env, self.path, self.real_path)
                 env.reader_check()
                 if self._verify is not False:
-                    _check_snapshot(env.begin, self.path, self.real_path, None if self._verify else _MOST_BYTES)
+                    _check_snapshot(env.begin, self.path, self.real_path, self._most_bytes())
                 tables, log_id = _open_tables(env, self.path, read_only)
             except BaseException:
                 env.close()
@@ -861,7 +867,7 @@ _registry = threading.RLock()  # a signal handler or a finalizer may close one l
 
 
 def _acquire(
-    path: str, handle: object, read_only: bool, network_file_system: bool, verify: bool | None
+    path: str, handle: object, read_only: bool, network_file_system: bool, verify: bool | int | None
 ) -> _Environment:
     real_path = os.path.realpath(path)
     _check_place(path, real_path, network_file_system)
@@ -880,7 +886,7 @@ def _acquire(
             environment = _Environment(path, real_path, read_only, verify)
             _environments[environment.identity] = environment
         else:
-            if verify:
+            if verify is True:
                 environment.check()
             if not read_only:
                 environment.make_writable()
@@ -1251,7 +1257,9 @@ def _foreign(path: str) -> NotALogError:
 
 def _makes_room(operation: Operation) -> bool:
     """Whether there is more room when it is done, so that it may use the reserve."""
-    return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
+    if isinstance(operation, Append):
+        return operation.restart and operation.expected_head != 0
+    return not isinstance(operation, Copy)
 
 
 def _used_bytes(env: lmdb.Environment) -> int:

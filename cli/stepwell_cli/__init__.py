@@ -1,0 +1,1 @@
+"""The command line `stepwell`: a log looked at, kept in order and carried about, without the application's code."""

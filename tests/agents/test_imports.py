@@ -1,0 +1,80 @@
+"""What an agent left with another saver reads the same after it was imported, and the agent goes on from there."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from agents.driver import Run, SaverFile, drive, memory, sqlite, stepwell
+from agents.history import first_difference, render
+from agents.scenarios import SCENARIOS
+from stepwell import Log
+from stepwell_langgraph.importing import import_from
+
+pytestmark = pytest.mark.filterwarnings("ignore::langgraph.warnings.LangGraphDeprecatedSinceV10")
+
+SOURCES: dict[str, Callable[[Path], SaverFile]] = {"sqlite": sqlite, "memory": memory}
+FULL = bool(os.environ.get("STEPWELL_FULL_MATRIX"))
+
+
+async def _read(run: Run) -> tuple[Any, bytes]:
+    """All that can be read of the thread: rendered, and as it stands with ids and times."""
+    portrait = await run.portrait()
+    rendered = render(portrait, [("state", await run.state(subgraphs=True))])
+    return rendered, _encoded([[_in_order(saved) for saved in lane] for lane in portrait.checkpoints.values()])
+
+
+def _in_order(saved: CheckpointTuple) -> list[Any]:
+    """A checkpoint with the entries of LangGraph's own dicts in one order, which says nothing there."""
+    core = dict(saved.checkpoint)
+    values, versions = core.pop("channel_values"), core.pop("channel_versions")
+    seen = core.pop("versions_seen")
+    own = [sorted(core.items()), sorted(saved.metadata.items()), sorted(versions.items()), sorted(seen)]
+    encoded = [(name, _encoded(value)) for name, value in sorted(values.items())]
+    return [saved.config, saved.parent_config, own, encoded, saved.pending_writes]
+
+
+def _encoded(value: Any) -> bytes:
+    return JsonPlusSerializer().dumps_typed(value)[1]
+
+
+async def _go_on(run: Run) -> None:
+    """What a process does that comes back: it resumes, whatever there is to resume."""
+    with suppress(Exception):  # an agent that waits for an answer, or breaks again; both runs do the same
+        await run.invoke(None)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", [name for name, case in SCENARIOS.items() if FULL or not case.is_long])
+def test_agent_is_imported(name: str, source: str, tmp_path: Path) -> None:
+    """Every checkpoint, write and snapshot of an agent's thread reads as it did, byte for byte, and it goes on."""
+
+    async def told() -> None:
+        async with Run(SOURCES[source](tmp_path / "source"), False, "sync") as run:
+            await SCENARIOS[name].scenario(run)
+            expected, exactly = await _read(run)
+            with Log.open(tmp_path / "log") as log:
+                given = run.saver if source == "memory" else tmp_path / "source"
+                report = import_from(given, log)
+                assert report.problems == []
+                assert report.verified == report.checkpoints == sum(map(len, expected["checkpoints"].values()))
+                assert log.audit().breaches == []
+                assert import_from(given, log).present == report.checkpoints
+            async with Run(stepwell(tmp_path / "log"), False, "sync") as imported:
+                assert run._build is not None
+                await imported.start(run._build)
+                actual, exactly_now = await _read(imported)
+                if difference := first_difference(expected, actual):
+                    pytest.fail(difference, pytrace=False)
+                assert exactly_now == exactly
+                await _go_on(imported)
+                await _go_on(run)
+                if difference := first_difference((await _read(run))[0], (await _read(imported))[0]):
+                    pytest.fail(f"gone on: {difference}", pytrace=False)
+
+    drive(told(), False)
