@@ -1,0 +1,413 @@
+"""The items of the store as they are, held in memory as far as a budget goes, and as they were, read from the log.
+
+    1. A question is answered under one lock, at one moment: first, what has changed in the log since the last question
+       is read and put into what is held.  Where nothing has changed, that is one look at the log.
+    2. A namespace that is searched is held whole: its items in the order in which they were put, and their vectors once
+       they are asked for.  One that is larger than the budget is read page by page each time.
+    3. Whatever had to be read from the log may be newer than what is held.  Then the question is asked again; and at
+       last of the past, which stands still.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+
+from stepwell.cache import Cache, Shelf
+from stepwell.items import Items
+from stepwell.storage import Item, ItemName
+
+if TYPE_CHECKING:
+    from stepwell_langgraph.nearest import Matrix, Rows, Scored
+
+Namespace: TypeAlias = tuple[str, ...]
+Keep: TypeAlias = Callable[[Item], bool]
+
+_PAGE_ITEMS: Final = 1024
+_MOST_CHANGES: Final = 4096
+_CHANGES_AT_ONCE: Final = 16
+_ATTEMPTS: Final = 4
+_ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
+_NAMESPACE_BYTES: Final = 300
+
+_T = TypeVar("_T")
+_sequence: Final = attrgetter("sequence")
+
+
+class View(Protocol):
+    """The items at one moment."""
+
+    def get(self, names: Sequence[ItemName]) -> list[Item | None]:
+        """Some items; None for each that is not there."""
+
+    def namespaces(self) -> list[Namespace]:
+        """All namespaces that hold items, in order."""
+
+    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+        """The items in namespaces that begin with some parts, those first that were put last."""
+
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+        """The items there that are most similar to a query, best first; one without vectors is not among them."""
+
+
+class Collection:
+    """The items of one namespace.
+
+    Attributes:
+        items: By key, in the order in which they were put.
+        rows: Their vectors, if they were asked for.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.items = {item.key: item for item in sorted(items, key=_sequence)}
+        self.rows: Rows | None = None
+        self._items_bytes = sum(map(_weight, self.items.values()))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory, roughly."""
+        return self._items_bytes + (self.rows.size_bytes if self.rows else 0)
+
+    def change(self, key: str, item: Item | None) -> None:
+        """An item is now this; it comes with its attachments if there are rows."""
+        before = self.items.get(key)
+        bare = None if item is None else item._replace(attachments={})
+        if before is not None and bare is not None and before.sequence == bare.sequence:
+            self.items[key] = bare  # of the same value only the expiry can have changed
+            if self.rows is not None:
+                self.rows.touch(bare)
+            return
+        if before is not None:
+            del self.items[key]
+            self._items_bytes -= _weight(before)
+        if self.rows is not None:
+            self.rows.discard(key)
+        if item is None or bare is None:
+            return
+        self.items[key] = bare
+        self._items_bytes += _weight(bare)
+        if self.rows is not None:
+            self.rows.add([item])
+
+
+class Present:
+    """The items as they are.  Thread-safe.
+
+    Args:
+        items: The log's items.
+        most_bytes: Memory for what is held.
+        dims: Numbers of a vector.
+    """
+
+    def __init__(self, items: Items, most_bytes: int, dims: int) -> None:
+        self._items = items
+        self._dims = dims
+        self._most_bytes = most_bytes
+        cache = Cache(most_bytes)
+        self._collections: Shelf[Namespace, Collection] = Shelf(cache)
+        self._single: Shelf[ItemName, Item] = Shelf(cache)
+        self._namespaces: list[Namespace] | None = None
+        self._too_large: set[Namespace] = set()
+        self._position = 0  # the last change that what is held knows of
+        self._strayed = False  # whether something was read from the log for the question that is answered
+        # Reentrant: a signal handler may ask in the midst of a question.
+        self._lock = threading.RLock()
+
+    def ask(self, question: Callable[[View], _T]) -> _T:
+        """The answer to a question about one moment, which is not before this call."""
+        for _ in range(_ATTEMPTS):
+            with self._lock:
+                self._catch_up(_MOST_CHANGES)
+                self._strayed = False
+                answer = question(self)
+                if not self._strayed or self._items.position() == self._position:
+                    return answer
+        return question(Past(self._items, self._items.last_commit(), self._dims))
+
+    def ask_now(self, question: Callable[[View], _T]) -> _T | None:
+        """The answer if it is in memory and nobody else is asking; else None.  Takes no time to speak of."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if not self._catch_up(_CHANGES_AT_ONCE):
+                return None
+            self._strayed = False
+            return question(_Held(self))
+        except _NotHeldError:
+            return None
+        finally:
+            self._lock.release()
+
+    def _catch_up(self, most: int) -> bool:
+        """Put what has changed into what is held; False if that is more than `most`."""
+        position = self._items.position()
+        if position == self._position:
+            return True
+        changes = self._items.changes(self._position, most + 1) if self._position else None
+        if changes is not None and len(changes) > most < _MOST_CHANGES:
+            return False
+        if changes is None or len(changes) > most:
+            self._forget()
+        else:
+            self._apply(changes)
+        self._position = position
+        return True
+
+    def _forget(self) -> None:
+        for namespace in self._collections.all_keys():
+            self._collections.take(namespace)
+        for name in self._single.all_keys():
+            self._single.take(name)
+        self._namespaces = None
+        self._too_large.clear()
+
+    def _apply(self, changes: Iterable[ItemName]) -> None:
+        held: dict[bool, list[ItemName]] = {False: [], True: []}
+        known = set(self._namespaces or ())
+        for name in dict.fromkeys(changes):
+            collection = self._collections.get(name[0])
+            if collection is not None:
+                held[collection.rows is not None].append(name)
+            self._single.take(name)
+            if name[0] not in known or collection is None:
+                self._namespaces = None  # it may be new, or empty now
+        for attachments, names in held.items():
+            found = zip(names, self._items.get_many(names, attachments=attachments), strict=True) if names else ()
+            for (namespace, key), item in sorted(found, key=lambda change: change[1].sequence if change[1] else 0):
+                collection = self._collections.get(namespace)
+                if collection is None:
+                    continue
+                collection.change(key, item)
+                if not collection.items:
+                    self._namespaces = None
+        for namespace in {namespace for names in held.values() for namespace, _ in names}:
+            collection = self._collections.get(namespace)
+            if collection is not None:
+                self._collections.put(namespace, collection, collection.size_bytes)
+
+    # --- the view ---
+
+    def get(self, names: Sequence[ItemName]) -> list[Item | None]:
+        found = [self.held(name) for name in names]
+        missing = [name for name, item in zip(names, found, strict=True) if item is _UNKNOWN]
+        if not missing:
+            return found
+        self._strayed = True
+        read = dict(zip(missing, self._items.get_many(missing), strict=True))
+        for name, item in read.items():
+            if item is not None:
+                self._single.put(name, item, _weight(item))
+        return [read[name] if item is _UNKNOWN else item for name, item in zip(names, found, strict=True)]
+
+    def held(self, name: ItemName) -> Item | None:
+        """An item, if it is in memory; else _UNKNOWN."""
+        item = self._single.get(name)
+        if item is not None:
+            return item
+        collection = self._collections.get(name[0])
+        return _UNKNOWN if collection is None else collection.items.get(name[1])
+
+    def collection(self, namespace: Namespace) -> Collection | None:
+        """A namespace, if it is in memory."""
+        return self._collections.get(namespace)
+
+    def held_namespaces(self) -> list[Namespace] | None:
+        """All namespaces, if they are in memory."""
+        return self._namespaces
+
+    def namespaces(self) -> list[Namespace]:
+        if self._namespaces is None:
+            self._strayed = True
+            self._namespaces = sorted(self._items.namespaces())
+        return self._namespaces
+
+    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+        parts = []
+        for namespace in _under(self.namespaces(), prefix):
+            collection = self._load(namespace)
+            if collection is None:
+                parts.append(_newest(self._pages(namespace), count, keep))
+            else:
+                parts.append(_first(collection, count, keep))
+        return _merged(parts, count)
+
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+        from stepwell_langgraph import nearest
+
+        query = nearest.unit(query)
+        found: list[Scored] = []
+        for namespace in _under(self.namespaces(), prefix):
+            rows = self._load_rows(namespace)
+            if rows is None:
+                found += _nearest(self._pages(namespace, attachments=True), self._dims, query, count, keep)
+            else:
+                found += rows.nearest(query, count, keep)
+        return nearest.in_order(found)[:count]
+
+    def _load(self, namespace: Namespace) -> Collection | None:
+        """A namespace in memory; None if it is too large."""
+        collection = self._collections.get(namespace)
+        if collection is not None or namespace in self._too_large:
+            return collection
+        items: list[Item] = []
+        size = 0
+        for page in self._pages(namespace):
+            items += page
+            size += sum(map(_weight, page))
+            if size > self._most_bytes // 2:
+                self._too_large.add(namespace)
+                return None
+        collection = Collection(items)
+        self._collections.put(namespace, collection, collection.size_bytes)
+        return collection
+
+    def _load_rows(self, namespace: Namespace) -> Rows | None:
+        """The vectors of a namespace in memory; None if they are too large."""
+        from stepwell_langgraph.nearest import Rows
+
+        collection = self._load(namespace)
+        if collection is None or collection.rows is not None:
+            return None if collection is None else collection.rows
+        rows = Rows(self._dims)
+        for page in self._pages(namespace, attachments=True):
+            rows.add(page)
+            if collection.size_bytes + rows.size_bytes > self._most_bytes:
+                self._too_large.add(namespace)
+                self._collections.take(namespace)
+                return None
+        # The pages may have been read after the items; where they differ, the next look at the log sets both right.
+        collection.rows = rows
+        self._collections.put(namespace, collection, collection.size_bytes)
+        return rows
+
+    def _pages(self, namespace: Namespace, *, attachments: bool = False) -> Iterator[list[Item]]:
+        self._strayed = True
+        return _pages(partial(self._items.scan, namespace, attachments=attachments), namespace)
+
+
+class Past:
+    """The items as they were after a commit."""
+
+    def __init__(self, items: Items, commit: int, dims: int) -> None:
+        self._items = items
+        self._at = commit
+        self._dims = dims
+
+    def get(self, names: Sequence[ItemName]) -> list[Item | None]:
+        return self._items.get_many(names, at=self._at)
+
+    def namespaces(self) -> list[Namespace]:
+        return sorted({item.namespace for page in self._pages(()) for item in page})
+
+    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+        return _newest(self._pages(prefix), count, keep)
+
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+        from stepwell_langgraph import nearest
+
+        return _nearest(self._pages(prefix, attachments=True), self._dims, nearest.unit(query), count, keep)
+
+    def _pages(self, prefix: Namespace, *, attachments: bool = False) -> Iterator[list[Item]]:
+        return _pages(partial(self._items.scan, prefix, at=self._at, attachments=attachments), None)
+
+
+class _NotHeldError(Exception):
+    """Something is not in memory."""
+
+
+class _Held:
+    """What of the present is in memory.  Raises _NotHeldError for all else."""
+
+    def __init__(self, present: Present) -> None:
+        self._present = present
+
+    def get(self, names: Sequence[ItemName]) -> list[Item | None]:
+        found = [self._present.held(name) for name in names]
+        if any(item is _UNKNOWN for item in found):
+            raise _NotHeldError
+        return found
+
+    def namespaces(self) -> list[Namespace]:
+        namespaces = self._present.held_namespaces()
+        if namespaces is None or len(namespaces) > _QUICK_ITEMS:
+            raise _NotHeldError
+        return namespaces
+
+    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+        parts = []
+        looked_at = 0
+        for namespace in _under(self.namespaces(), prefix):
+            collection = self._present.collection(namespace)
+            if collection is None:
+                raise _NotHeldError
+            looked_at += len(collection.items)
+            if looked_at > _QUICK_ITEMS:
+                raise _NotHeldError
+            parts.append(_first(collection, count, keep))
+        return _merged(parts, count)
+
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+        raise _NotHeldError
+
+
+_QUICK_ITEMS: Final = 256  # are looked at in less than a millisecond
+_UNKNOWN: Final = Item((), "", ("", b""), 0, 0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def _weight(item: Item) -> int:
+    return len(item.value[1]) + _ITEM_BYTES
+
+
+def _under(namespaces: list[Namespace], prefix: Namespace) -> Iterable[Namespace]:
+    """Those of some namespaces, which are in order, that begin with some parts."""
+    length = len(prefix)
+    return namespaces if not prefix else (namespace for namespace in namespaces if namespace[:length] == prefix)
+
+
+def _pages(scan: Callable[..., list[Item]], namespace: Namespace | None) -> Iterator[list[Item]]:
+    """The items of one namespace, or of all that a scan finds."""
+    after: ItemName | None = None
+    while True:
+        page = scan(after=after, limit=_PAGE_ITEMS)
+        if not page:
+            return
+        after = page[-1].namespace, page[-1].key
+        yield page if namespace is None else [item for item in page if item.namespace == namespace]
+
+
+def _first(collection: Collection, count: int, keep: Keep) -> list[Item]:
+    found: list[Item] = []
+    for item in reversed(collection.items.values()):
+        if len(found) == count:
+            break
+        if keep(item):
+            found.append(item)
+    return found
+
+
+def _newest(pages: Iterable[list[Item]], count: int, keep: Keep) -> list[Item]:
+    return heapq.nlargest(count, (item for page in pages for item in page if keep(item)), key=_sequence)
+
+
+def _merged(parts: list[list[Item]], count: int) -> list[Item]:
+    return parts[0] if len(parts) == 1 else heapq.nlargest(count, (item for part in parts for item in part), _sequence)
+
+
+def _nearest(pages: Iterable[list[Item]], dims: int, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+    """The nearest of many items, of which a page is in memory at a time."""
+    from stepwell_langgraph.nearest import Rows, in_order
+
+    found: list[Scored] = []
+    for page in pages:
+        by_namespace: dict[Namespace, list[Item]] = {}
+        for item in page:
+            by_namespace.setdefault(item.namespace, []).append(item)
+        for items in by_namespace.values():
+            rows = Rows(dims)
+            rows.add(items)
+            found = in_order([*found, *rows.nearest(query, count, keep)])[:count]
+    return found
