@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
+    ("storage.items",),  # what is remembered across threads
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("content", "pruning"),
     ("writer",),
     ("folding",),
+    ("items",),
     ("audit",),
     ("salvage",),
     ("repairing",),

@@ -17,12 +17,23 @@ from stepwell.errors import (
     StepwellError,
     UsageError,
 )
-from stepwell.events import Commit, Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    ItemDeleted,
+    ItemPut,
+    ItemTouched,
+    Sequence,
+    StepCommitted,
+    Write,
+    WritesRecorded,
+)
 from stepwell.fold import PendingWrite
+from stepwell.items import Items
 from stepwell.log import FeedEntry, Log, Snapshot, Step, Thread, ThreadSummary, changes, compact, repair
 from stepwell.patch import apply, compose, diff, parse
 from stepwell.repairing import Loss, RepairReport, ThreadRepair
-from stepwell.storage import Compaction
+from stepwell.storage import Compaction, Deletion, Item
 
 __all__ = [
     "Breach",
@@ -32,12 +43,18 @@ __all__ = [
     "Compaction",
     "ConflictError",
     "CorruptionError",
+    "Deletion",
     "DiskFullError",
     "Event",
     "EventTooLargeError",
     "FeedEntry",
     "ForkedError",
     "FormatError",
+    "Item",
+    "ItemDeleted",
+    "ItemPut",
+    "ItemTouched",
+    "Items",
     "Log",
     "Loss",
     "MapFullError",

@@ -21,7 +21,7 @@ import zstandard
 from stepwell import dictionary, nesting
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
-from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import Event, ItemPut, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import State
 from stepwell.patch import (
     Array,
@@ -120,6 +120,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    elif isinstance(event, ItemPut):
+        skeleton = msgspec.structs.replace(with_values(event, packer.value), created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -154,6 +156,9 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, relative))) for w in event.writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    elif isinstance(event, ItemPut):
+        event = with_values(event, lambda value: _value(map_references(value, relative)))
+        event = msgspec.structs.replace(event, created_at=0)
     head = _encoder.encode(event)
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, record.payload))
     data, form = compress_body(body)
@@ -336,6 +341,10 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
         if payload:
             writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, absolute))) for w in writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
+    elif isinstance(event, ItemPut):
+        if payload:
+            event = with_values(event, lambda value: _value(map_references(value, absolute)))
+        event = msgspec.structs.replace(event, created_at=header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
     else:
@@ -374,6 +383,12 @@ def with_patches(event: StepCommitted, channels: Merge, fields: Merge) -> StepCo
 def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecorded:
     """The same event with other writes."""
     return msgspec.structs.replace(event, writes=writes)
+
+
+def with_values(event: ItemPut, change: Callable[[Value], Value]) -> ItemPut:
+    """The same event with its value and attachments changed."""
+    attachments = {name: change(value) for name, value in event.attachments.items()}
+    return msgspec.structs.replace(event, value=change(event.value), attachments=attachments)
 
 
 def resolve(patch: Patch, read: Callable[[Ref], bytes]) -> Patch:

@@ -22,6 +22,7 @@ from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageEr
 from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
+from stepwell.items import Items
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
@@ -213,13 +214,18 @@ class Log:
         """A handle on a thread, which need not exist yet: its first append opens it."""
         return Thread(self, thread_id)
 
+    @property
+    def items(self) -> Items:
+        """What is remembered across threads."""
+        return Items(self.storage, self.content, self.submit)
+
     def threads(self, *, prefix: str = "") -> Iterator[ThreadSummary]:
         """All threads whose id begins with `prefix`, in the order in which they were opened."""
         after = 0
         while True:
             page = self.storage.threads(after, _PAGE_ROWS)
             for thread_id, row in page:
-                if thread_id.startswith(prefix):
+                if thread_id.startswith(prefix) and not thread_id.startswith(fmt.OWN_THREADS):
                     yield _summary(thread_id, row)
             if len(page) < _PAGE_ROWS:
                 return
@@ -228,7 +234,8 @@ class Log:
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
         """Every append after a commit number, over all threads, in commit order, up to now.
 
-        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.
+        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.  So are
+        changes of items.
         """
         names: dict[int, str] = {}
         while True:
@@ -236,7 +243,9 @@ class Log:
             for row in page:
                 if row.thread not in names:
                     names.update({found.number: name for name, found in self.storage.threads(row.thread - 1, 1)})
-                yield FeedEntry(Commit(row.commit), names.get(row.thread), Sequence(row.first), Sequence(row.last))
+                name = names.get(row.thread)
+                if name is None or not name.startswith(fmt.OWN_THREADS):
+                    yield FeedEntry(Commit(row.commit), name, Sequence(row.first), Sequence(row.last))
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1].commit
@@ -252,6 +261,8 @@ class Log:
         """
         thread_ids = [summary.thread_id for summary in self.threads()] if thread_id is None else [thread_id]
         sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
+        if thread_id is None:
+            sealed += self._folding.seal(fmt.ITEMS_THREAD_ID)
         self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         return sealed
 
@@ -336,6 +347,8 @@ class Thread:
                 f"a thread id is a str, not {type(thread_id).__name__}: {thread_id!r}; pass str(...) of it"
             )
         check_text("thread id", thread_id)
+        if thread_id.startswith(fmt.OWN_THREADS):
+            raise UsageError(f"thread ids that begin with {fmt.OWN_THREADS!r} are the log's own; choose another one")
         self.log = log
         self.id = thread_id
 
@@ -499,6 +512,17 @@ class Thread:
             reader.typed(state.fields, payloads),
             {name: reader.resolved_value(value, payloads.read) for name, value in state.channels.items()},
         )
+
+    def commit_of(self, at: int | str | None = None, *, lane: str = "") -> Commit | None:
+        """The commit of a step, which names its moment in the whole log; arguments as for `state`."""
+        row = self.row()
+        sequence = None if row is None else self._locate(row, at, lane)
+        if row is None or sequence is None:
+            return None
+        record = self.log.storage.read(row.number, [sequence]).get(sequence)
+        if record is None:
+            raise reader.missing(self.log.storage, row.number, sequence)
+        return Commit(record.header.commit)
 
     def _locate(self, row: ThreadRow, at: int | str | None, lane: str) -> int | None:
         storage = self.log.storage

@@ -28,6 +28,7 @@ from stepwell.storage import (
     pack_row,
 )
 from stepwell.storage import feed as feeding
+from stepwell.storage import items
 from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
 from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
@@ -165,7 +166,10 @@ class Commit:
 
     def _add(self, row: ThreadRow, entry: Entry) -> int:
         if entry.lane is None:
-            return self._record(row, 0, entry)
+            sequence = self._record(row, 0, entry)
+            if entry.item is not None:
+                items.change(self._tables, entry, entry.item, sequence, self._commit)
+            return sequence
         lane = self._lane_number(row.number, entry.lane)
         if lane is None:
             row.lanes += 1
@@ -371,6 +375,8 @@ class Commit:
         for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
+        if row.name_hash == items.OWNER:
+            items.clear(self._tables)
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0

@@ -7,6 +7,9 @@
              part
     lanes    thread, lane               LaneRow
     index    thread, lane, step id      IndexRow; a further row, with the first sequence that it names, more writes
+    items    item                       ItemRow: where the newest version stands, and often what it is
+    versions item, commit               up to 64 older versions of the item, or more of one commit
+    expiries time, item                 nothing: when an item expires
     feed     commit number over 64      place, thread, first sequence and length of each of these appends
     meta     name                       what the log itself is
 
@@ -31,13 +34,16 @@ SEGMENTS: Final = "segments"
 LANES: Final = "lanes"
 INDEX: Final = "index"
 FEED: Final = "feed"
-DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED)
+ITEMS: Final = "items"
+VERSIONS: Final = "versions"
+EXPIRIES: Final = "expiries"
+DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, ITEMS, VERSIONS, EXPIRIES)
 ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
 PAGE_ROWS: Final = 512  # rows held at once
 PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
-AFTER_ALL: Final = b"\xff" * 64
+AFTER_ALL: Final = b"\xff" * 64  # no key begins so
 
 
 class Tables(Protocol):
