@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
@@ -28,11 +28,11 @@ Namespace: TypeAlias = tuple[str, ...]
 Keep: TypeAlias = Callable[[Item], bool]
 
 _PAGE_ITEMS: Final = 1024
-_MOST_CHANGES: Final = 4096
+_MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
 _ATTEMPTS: Final = 4
 _ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
-_NAMESPACE_BYTES: Final = 300
+_LATEST: Final = (1 << 62) - 1  # Unix time in nanoseconds
 
 _T = TypeVar("_T")
 _sequence: Final = attrgetter("sequence")
@@ -124,9 +124,9 @@ class Present:
                 self._catch_up(_MOST_CHANGES)
                 self._strayed = False
                 answer = question(self)
-                if not self._strayed or self._items.position() == self._position:
+                if not self._strayed or self._items.version() == self._position:
                     return answer
-        return question(Past(self._items, self._items.last_commit(), self._dims))
+        return question(Past(self._items, self._items.commit_at(_LATEST), self._dims))
 
     def ask_now(self, question: Callable[[View], _T]) -> _T | None:
         """The answer if it is in memory and nobody else is asking; else None.  Takes no time to speak of."""
@@ -144,18 +144,23 @@ class Present:
 
     def _catch_up(self, most: int) -> bool:
         """Put what has changed into what is held; False if that is more than `most`."""
-        position = self._items.position()
+        position = self._items.version()
         if position == self._position:
             return True
-        changes = self._items.changes(self._position, most + 1) if self._position else None
-        if changes is not None and len(changes) > most < _MOST_CHANGES:
+        changes = self._changed(most + 1) if position - self._position <= _MOST_CHANGES else None
+        if changes is not None and len(changes) > most:
             return False
-        if changes is None or len(changes) > most:
+        if changes is None:
             self._forget()
         else:
             self._apply(changes)
         self._position = position
         return True
+
+    def _changed(self, most: int) -> list[ItemName] | None:
+        """Up to `most` names of items that have changed; None if they are not to be told."""
+        changes = self._items.changes(self._position)
+        return None if changes is None else [(event.namespace, event.key) for _, event in islice(changes, most)]
 
     def _forget(self) -> None:
         for namespace in self._collections.all_keys():
@@ -230,7 +235,7 @@ class Present:
         for namespace in _under(self.namespaces(), prefix):
             collection = self._load(namespace)
             if collection is None:
-                parts.append(_newest(self._pages(namespace), count, keep))
+                parts.append(_newest(self._read(namespace), count, keep))
             else:
                 parts.append(_first(collection, count, keep))
         return _merged(parts, count)
@@ -243,7 +248,7 @@ class Present:
         for namespace in _under(self.namespaces(), prefix):
             rows = self._load_rows(namespace)
             if rows is None:
-                found += _nearest(self._pages(namespace, attachments=True), self._dims, query, count, keep)
+                found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, keep)
             else:
                 found += rows.nearest(query, count, keep)
         return nearest.in_order(found)[:count]
@@ -255,9 +260,9 @@ class Present:
             return collection
         items: list[Item] = []
         size = 0
-        for page in self._pages(namespace):
-            items += page
-            size += sum(map(_weight, page))
+        for item in self._read(namespace):
+            items.append(item)
+            size += _weight(item)
             if size > self._most_bytes // 2:
                 self._too_large.add(namespace)
                 return None
@@ -273,7 +278,7 @@ class Present:
         if collection is None or collection.rows is not None:
             return None if collection is None else collection.rows
         rows = Rows(self._dims)
-        for page in self._pages(namespace, attachments=True):
+        for page in _pages(self._read(namespace, attachments=True)):
             rows.add(page)
             if collection.size_bytes + rows.size_bytes > self._most_bytes:
                 self._too_large.add(namespace)
@@ -284,9 +289,15 @@ class Present:
         self._collections.put(namespace, collection, collection.size_bytes)
         return rows
 
-    def _pages(self, namespace: Namespace, *, attachments: bool = False) -> Iterator[list[Item]]:
+    def _read(self, namespace: Namespace, *, attachments: bool = False) -> Iterator[Item]:
+        """The items of one namespace, without those of namespaces below it, which scans have before them."""
         self._strayed = True
-        return _pages(partial(self._items.scan, namespace, attachments=attachments), namespace)
+        first = self._items.get(namespace, "", attachments=attachments)
+        if first is not None:
+            yield first
+        for item in self._items.scan(namespace, after=(namespace, ""), attachments=attachments):
+            if item.namespace == namespace:
+                yield item
 
 
 class Past:
@@ -301,18 +312,18 @@ class Past:
         return self._items.get_many(names, at=self._at)
 
     def namespaces(self) -> list[Namespace]:
-        return sorted({item.namespace for page in self._pages(()) for item in page})
+        return sorted({item.namespace for item in self._read(())})
 
     def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
-        return _newest(self._pages(prefix), count, keep)
+        return _newest(self._read(prefix), count, keep)
 
     def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
         from stepwell_langgraph import nearest
 
-        return _nearest(self._pages(prefix, attachments=True), self._dims, nearest.unit(query), count, keep)
+        return _nearest(self._read(prefix, attachments=True), self._dims, nearest.unit(query), count, keep)
 
-    def _pages(self, prefix: Namespace, *, attachments: bool = False) -> Iterator[list[Item]]:
-        return _pages(partial(self._items.scan, prefix, at=self._at, attachments=attachments), None)
+    def _read(self, prefix: Namespace, *, attachments: bool = False) -> Iterator[Item]:
+        return self._items.scan(prefix, at=self._at, attachments=attachments)
 
 
 class _NotHeldError(Exception):
@@ -368,15 +379,9 @@ def _under(namespaces: list[Namespace], prefix: Namespace) -> Iterable[Namespace
     return namespaces if not prefix else (namespace for namespace in namespaces if namespace[:length] == prefix)
 
 
-def _pages(scan: Callable[..., list[Item]], namespace: Namespace | None) -> Iterator[list[Item]]:
-    """The items of one namespace, or of all that a scan finds."""
-    after: ItemName | None = None
-    while True:
-        page = scan(after=after, limit=_PAGE_ITEMS)
-        if not page:
-            return
-        after = page[-1].namespace, page[-1].key
-        yield page if namespace is None else [item for item in page if item.namespace == namespace]
+def _pages(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while page := list(islice(items, _PAGE_ITEMS)):
+        yield page
 
 
 def _first(collection: Collection, count: int, keep: Keep) -> list[Item]:
@@ -389,25 +394,25 @@ def _first(collection: Collection, count: int, keep: Keep) -> list[Item]:
     return found
 
 
-def _newest(pages: Iterable[list[Item]], count: int, keep: Keep) -> list[Item]:
-    return heapq.nlargest(count, (item for page in pages for item in page if keep(item)), key=_sequence)
+def _newest(items: Iterable[Item], count: int, keep: Keep) -> list[Item]:
+    return heapq.nlargest(count, filter(keep, items), key=_sequence)
 
 
 def _merged(parts: list[list[Item]], count: int) -> list[Item]:
     return parts[0] if len(parts) == 1 else heapq.nlargest(count, (item for part in parts for item in part), _sequence)
 
 
-def _nearest(pages: Iterable[list[Item]], dims: int, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+def _nearest(items: Iterator[Item], dims: int, query: Matrix, count: int, keep: Keep) -> list[Scored]:
     """The nearest of many items, of which a page is in memory at a time."""
     from stepwell_langgraph.nearest import Rows, in_order
 
     found: list[Scored] = []
-    for page in pages:
+    for page in _pages(items):
         by_namespace: dict[Namespace, list[Item]] = {}
         for item in page:
             by_namespace.setdefault(item.namespace, []).append(item)
-        for items in by_namespace.values():
+        for together in by_namespace.values():
             rows = Rows(dims)
-            rows.add(items)
+            rows.add(together)
             found = in_order([*found, *rows.nearest(query, count, keep)])[:count]
     return found

@@ -87,7 +87,7 @@ class Rows:
         if not rows or count < 1:
             return []
         scores = self._matrix[:rows] @ query
-        wanted = count + self._dead
+        wanted = 2 * count
         while True:
             chosen = _best(scores, wanted)
             found: dict[str, Scored] = {}
@@ -109,7 +109,10 @@ class Rows:
 
     def _exact(self, places: Any, query: Matrix) -> list[float]:
         chosen = self._matrix[places].astype(numpy.float64)
-        scores: list[float] = (chosen @ query.astype(numpy.float64)).tolist()
+        wide = query.astype(numpy.float64)
+        lengths = numpy.linalg.norm(chosen, axis=1) * numpy.linalg.norm(wide)
+        cosines = numpy.divide(chosen @ wide, lengths, out=numpy.zeros_like(lengths), where=lengths > 0)
+        scores: list[float] = cosines.tolist()
         return scores
 
     def _reserve(self, rows: int) -> None:
