@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("content", "pruning"),
     ("writer",),
     ("folding",),
-    ("items",),
+    ("items", "item_rows"),
     ("audit",),
     ("salvage",),
     ("repairing",),

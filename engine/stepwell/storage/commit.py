@@ -24,11 +24,11 @@ from stepwell.storage import (
     Rewrite,
     Seal,
     ThreadRow,
+    items,
     pack_name,
     pack_row,
 )
 from stepwell.storage import feed as feeding
-from stepwell.storage import items
 from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
 from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
