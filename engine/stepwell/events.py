@@ -113,6 +113,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
         chain: The hash chain after that event, from which this one goes on.
         pruned_at: Unix time in nanoseconds of the pruning; `created_at` stays the thread's first time.
         lost: If it was a repair that rewrote the thread: what could not be read of it, as first and last sequences.
+        since: Of the thread of items, the commit from which on their past is known; 0 for all of it.
     """
 
     thread_id: str
@@ -121,6 +122,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
     pruned_at: int
     created_at: int = 0
     lost: tuple[tuple[Sequence, Sequence], ...] = ()
+    since: int = 0
 
 
 class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_DELETED):

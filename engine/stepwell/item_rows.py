@@ -6,7 +6,7 @@ the end, where that goes from one change to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator
 
 from stepwell import format as fmt
 from stepwell.events import ItemDeleted, ItemEvent, ItemPut
@@ -16,7 +16,7 @@ from stepwell.storage.items import VERSIONS_IN_ROW, ItemRow, Version, pack_item,
 from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS
 
 
-class _Life:
+class Life:
     """An item from one put that created it to its deletion.
 
     Attributes:
@@ -31,7 +31,7 @@ class _Life:
         self.versions: list[Version] = []
 
 
-class _History:
+class History:
     """All lives of one item.
 
     Attributes:
@@ -41,7 +41,7 @@ class _History:
     """
 
     def __init__(self) -> None:
-        self.lives: list[_Life] = []
+        self.lives: list[Life] = []
         self.newest: tuple[ItemPut, int] | None = None
         self.expires_at = 0
 
@@ -54,14 +54,14 @@ class ItemRows:
     """The items of one thread."""
 
     def __init__(self) -> None:
-        self._histories: dict[ItemName, _History] = {}
+        self._histories: dict[ItemName, History] = {}
 
     def add(self, sequence: int, header: fmt.Header, event: ItemEvent) -> None:
         """Take the next event."""
-        history = self._histories.setdefault((event.namespace, event.key), _History())
+        history = self._histories.setdefault((event.namespace, event.key), History())
         if isinstance(event, ItemPut):
             if history.newest is None:
-                history.lives.append(_Life(sequence, event.born_at or header.created_at))
+                history.lives.append(Life(sequence, event.born_at or header.created_at))
             version = Version(event.commit or header.commit, sequence, deleted=False)
             history.lives[-1].versions.append(version)
             history.newest, history.expires_at = (event, header.created_at), event.expires_at or 0
@@ -74,6 +74,10 @@ class ItemRows:
             version = Version(event.commit or header.commit, sequence, deleted=True)
             history.lives[-1].versions.append(version)
             history.newest, history.expires_at = None, 0
+
+    def histories(self) -> ItemsView[ItemName, History]:
+        """Every item that ever was, with all its lives."""
+        return self._histories.items()
 
     def rows(self, read: Callable[[Ref], bytes]) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row: table, key, value.
@@ -108,7 +112,7 @@ def _runs(past: list[tuple[Version, int]]) -> Iterator[list[tuple[Version, int]]
         start = stop
 
 
-def _row(name: ItemName, history: _History, newest_row: int, read: Callable[[Ref], bytes]) -> ItemRow:
+def _row(name: ItemName, history: History, newest_row: int, read: Callable[[Ref], bytes]) -> ItemRow:
     assert history.newest is not None
     event, updated_at = history.newest
     life = history.lives[-1]

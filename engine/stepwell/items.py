@@ -11,20 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
+from contextlib import suppress
 from typing import Final
 
+from stepwell import forgetting, reader
 from stepwell import format as fmt
-from stepwell import reader
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
-from stepwell.errors import UsageError
+from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
 from stepwell.patch import Array, Blob, Map, references
-from stepwell.storage import Append, Deletion, Item, ItemName, Storage
+from stepwell.storage import Append, Deletion, Item, ItemName, Rewrite, Storage, ThreadRow
 from stepwell.writer import Ticket
 
 _END: Final = 1 << 62
 _PAGE_ROWS: Final = 512
+_HOPEFUL_ATTEMPTS: Final = 3  # at forgetting without making others wait
 
 
 class Items:
@@ -42,7 +44,7 @@ class Items:
     """
 
     def __init__(
-        self, storage: Storage, content: ContentMemory, submit: Callable[[Append, Several[Place]], Ticket]
+        self, storage: Storage, content: ContentMemory, submit: Callable[[Append | Rewrite, Several[Place]], Ticket]
     ) -> None:
         self._storage = storage
         self._content = content
@@ -67,6 +69,37 @@ class Items:
         operation = Append(fmt.ITEMS_THREAD_ID, encoding.entries, placed=encoding.locate)
         return self._submit(operation, encoding.places)
 
+    def forget(self, prefix: tuple[str, ...]) -> None:
+        """Remove all items whose namespaces begin with these parts, and all that they ever were.
+
+        Atomic and durable when it returns.  Nothing of them can be read any more; their bytes are free pages of the
+        file, of which holes are made (`Log.seal`), or which a compaction leaves out.  All other items stay as they are,
+        and so does their past.  It takes time in proportion to all items and their past.
+        """
+        _check_name(prefix, "")
+        self._rewrite(0, lambda name: name[0][: len(prefix)] != prefix)
+
+    def prune(self, before: int) -> None:
+        """Forget what items were before a commit; what `at` shows from that commit on stays.
+
+        Atomic and durable when it returns.  It takes time in proportion to all items and their past.
+        """
+        _check_number("commit", before)
+        self._rewrite(before, lambda name: True)
+
+    def _rewrite(self, before: int, is_kept: Callable[[ItemName], bool]) -> None:
+        def decide(row: ThreadRow) -> Append | None:
+            return forgetting.plan(self._storage, row, before, is_kept)
+
+        for _ in range(_HOPEFUL_ATTEMPTS):
+            with suppress(ConflictError):
+                row = self._storage.thread(fmt.ITEMS_THREAD_ID)
+                operation = None if row is None else decide(row)
+                if operation is not None:
+                    self._submit(operation, ()).result()
+                return
+        self._submit(Rewrite(fmt.ITEMS_THREAD_ID, decide), ()).result()
+
     # --- reading ---
 
     def get(
@@ -79,6 +112,9 @@ class Items:
             key: Its key there.
             at: A commit number: as it was when that had been committed.  None for now.
             attachments: Whether to read what was put beside the value.
+
+        Raises:
+            UsageError: The past that far back was pruned.
         """
         return self.get_many([(namespace, key)], at=at, attachments=attachments)[0]
 
@@ -88,7 +124,7 @@ class Items:
         """Several items, all of one moment; arguments as for `get`."""
         for namespace, key in names:
             _check_name(namespace, key)
-        _check_moment(at)
+        self._check_moment(at)
         return self._storage.items(names, at, attachments=attachments)
 
     def scan(
@@ -114,7 +150,7 @@ class Items:
         _check_name(prefix, "")
         if after is not None:
             _check_name(*after)
-        _check_moment(at)
+        self._check_moment(at)
         left = _END if limit is None else limit
         while left > 0:
             page = self._storage.scan_items(prefix, after, at, min(left, _PAGE_ROWS), attachments=attachments)
@@ -181,6 +217,15 @@ class Items:
         _check_number("time", time)
         return Commit(self._storage.item_commit_by(time))
 
+    def _check_moment(self, at: int | None) -> None:
+        if at is None:
+            return
+        _check_number("commit", at)
+        row = self._storage.thread(fmt.ITEMS_THREAD_ID)
+        since = 0 if row is None else forgetting.past_begins(self._storage, row)
+        if at < since:
+            raise UsageError(f"what items were before commit {since} was pruned; {at} is before that")
+
 
 def _check(change: ItemEvent) -> None:
     """Raise UsageError unless a change can be stored."""
@@ -223,8 +268,3 @@ def _check_text(what: str, text: str) -> None:
 def _check_number(what: str, number: int) -> None:
     if not isinstance(number, int) or not 0 <= number < 1 << 63:
         raise UsageError(f"the {what} is a whole number from 0, not {number!r}")
-
-
-def _check_moment(at: int | None) -> None:
-    if at is not None:
-        _check_number("commit", at)

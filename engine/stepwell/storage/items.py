@@ -23,7 +23,7 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError
-from stepwell.events import Commit, Event, ItemDeleted, ItemPut, Sequence
+from stepwell.events import Commit, Event, ItemDeleted, ItemEvent, ItemPut, Sequence
 from stepwell.patch import Ref, Value, payload_of, references, size_of
 from stepwell.storage import Deletion, Entry, Item, ItemChange, ItemName, Number, decode_row
 from stepwell.storage.records import Records
@@ -323,6 +323,8 @@ class Items:
         if low < row.first:
             return 0
         record, event = self._event(low)
+        if not isinstance(event, ItemEvent):
+            return 0
         return (event.commit if isinstance(event, ItemPut | ItemDeleted) else 0) or record.header.commit
 
     def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
