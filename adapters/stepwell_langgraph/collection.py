@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 from stepwell.cache import Cache, Shelf
 from stepwell.items import Items
 from stepwell.storage import Item, ItemName
+from stepwell_langgraph.values import INDEXED
 
 if TYPE_CHECKING:
     from stepwell_langgraph.nearest import Matrix, Rows, Scored
 
 Namespace: TypeAlias = tuple[str, ...]
-Keep: TypeAlias = Callable[[Item], bool]
+Select: TypeAlias = Callable[[Sequence[Item]], Sequence[Item]]
 
 _PAGE_ITEMS: Final = 1024
 _MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
@@ -47,10 +48,10 @@ class View(Protocol):
     def namespaces(self) -> list[Namespace]:
         """All namespaces that hold items, in order."""
 
-    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+    def newest(self, prefix: Namespace, count: int, select: Select) -> list[Item]:
         """The items in namespaces that begin with some parts, those first that were put last."""
 
-    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, select: Select) -> list[Scored]:
         """The items there that are most similar to a query, best first; one without vectors is not among them."""
 
 
@@ -230,27 +231,30 @@ class Present:
             self._namespaces = sorted(self._items.namespaces())
         return self._namespaces
 
-    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+    def newest(self, prefix: Namespace, count: int, select: Select) -> list[Item]:
         parts = []
         for namespace in _under(self.namespaces(), prefix):
             collection = self._load(namespace)
             if collection is None:
-                parts.append(_newest(self._read(namespace), count, keep))
+                parts.append(_newest(self._read(namespace), count, select))
             else:
-                parts.append(_first(collection, count, keep))
+                parts.append(_first(collection, count, select))
         return _merged(parts, count)
 
-    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, select: Select) -> list[Scored]:
         from stepwell_langgraph import nearest
 
         query = nearest.unit(query)
         found: list[Scored] = []
-        for namespace in _under(self.namespaces(), prefix):
-            rows = self._load_rows(namespace)
+        namespaces = list(_under(self.namespaces(), prefix))
+        self._load_rows(namespaces)
+        for namespace in namespaces:
+            collection = self._collections.get(namespace)
+            rows = None if collection is None else collection.rows
             if rows is None:
-                found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, keep)
+                found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, select)
             else:
-                found += rows.nearest(query, count, keep)
+                found += rows.nearest(query, count, select)
         return nearest.in_order(found)[:count]
 
     def _load(self, namespace: Namespace) -> Collection | None:
@@ -270,24 +274,37 @@ class Present:
         self._collections.put(namespace, collection, collection.size_bytes)
         return collection
 
-    def _load_rows(self, namespace: Namespace) -> Rows | None:
-        """The vectors of a namespace in memory; None if they are too large."""
+    def _load_rows(self, namespaces: Iterable[Namespace]) -> None:
+        """Put the vectors of namespaces into memory, but of those that are too large.
+
+        They are read in the order in which they were put: those that lie in one block are read together.
+        """
         from stepwell_langgraph.nearest import Rows
 
-        collection = self._load(namespace)
-        if collection is None or collection.rows is not None:
-            return None if collection is None else collection.rows
-        rows = Rows(self._dims)
-        for page in _pages(self._read(namespace, attachments=True)):
-            rows.add(page)
-            if collection.size_bytes + rows.size_bytes > self._most_bytes:
+        loading = {}
+        for namespace in namespaces:
+            collection = self._load(namespace)
+            if collection is not None and collection.rows is None:
+                loading[namespace] = collection
+                collection.rows = Rows(self._dims)
+        if not loading:
+            return
+        self._strayed = True
+        indexed = [item for collection in loading.values() for item in collection.items.values() if is_indexed(item)]
+        size = self._most_bytes // 2
+        for page in _pages(iter(sorted(indexed, key=_sequence))):
+            names = [(item.namespace, item.key) for item in page]
+            # One that was put again meanwhile is put right by the next look at the log.
+            for item in self._items.get_many(names, attachments=True):
+                rows = None if item is None else loading[item.namespace].rows
+                if item is not None and rows is not None:
+                    rows.add([item])
+        for namespace, collection in loading.items():
+            if collection.size_bytes > size:
                 self._too_large.add(namespace)
                 self._collections.take(namespace)
-                return None
-        # The pages may have been read after the items; where they differ, the next look at the log sets both right.
-        collection.rows = rows
-        self._collections.put(namespace, collection, collection.size_bytes)
-        return rows
+            else:
+                self._collections.put(namespace, collection, collection.size_bytes)
 
     def _read(self, namespace: Namespace, *, attachments: bool = False) -> Iterator[Item]:
         """The items of one namespace, without those of namespaces below it, which scans have before them."""
@@ -314,13 +331,13 @@ class Past:
     def namespaces(self) -> list[Namespace]:
         return sorted({item.namespace for item in self._read(())})
 
-    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
-        return _newest(self._read(prefix), count, keep)
+    def newest(self, prefix: Namespace, count: int, select: Select) -> list[Item]:
+        return _newest(self._read(prefix), count, select)
 
-    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, select: Select) -> list[Scored]:
         from stepwell_langgraph import nearest
 
-        return _nearest(self._read(prefix, attachments=True), self._dims, nearest.unit(query), count, keep)
+        return _nearest(self._read(prefix, attachments=True), self._dims, nearest.unit(query), count, select)
 
     def _read(self, prefix: Namespace, *, attachments: bool = False) -> Iterator[Item]:
         return self._items.scan(prefix, at=self._at, attachments=attachments)
@@ -348,7 +365,7 @@ class _Held:
             raise _NotHeldError
         return namespaces
 
-    def newest(self, prefix: Namespace, count: int, keep: Keep) -> list[Item]:
+    def newest(self, prefix: Namespace, count: int, select: Select) -> list[Item]:
         parts = []
         looked_at = 0
         for namespace in _under(self.namespaces(), prefix):
@@ -358,11 +375,16 @@ class _Held:
             looked_at += len(collection.items)
             if looked_at > _QUICK_ITEMS:
                 raise _NotHeldError
-            parts.append(_first(collection, count, keep))
+            parts.append(_first(collection, count, select))
         return _merged(parts, count)
 
-    def nearest(self, prefix: Namespace, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+    def nearest(self, prefix: Namespace, query: Matrix, count: int, select: Select) -> list[Scored]:
         raise _NotHeldError
+
+
+def is_indexed(item: Item) -> bool:
+    """Whether an item has vectors."""
+    return item.value[0] == INDEXED
 
 
 _QUICK_ITEMS: Final = 256  # are looked at in less than a millisecond
@@ -384,25 +406,26 @@ def _pages(items: Iterator[Item]) -> Iterator[list[Item]]:
         yield page
 
 
-def _first(collection: Collection, count: int, keep: Keep) -> list[Item]:
+def _first(collection: Collection, count: int, select: Select) -> list[Item]:
+    """The newest items of a namespace that are wanted: more and more of them are looked at."""
     found: list[Item] = []
-    for item in reversed(collection.items.values()):
-        if len(found) == count:
-            break
-        if keep(item):
-            found.append(item)
-    return found
+    newest = reversed(collection.items.values())
+    looked_at = min(count, _PAGE_ITEMS)
+    while len(found) < count and (page := list(islice(newest, looked_at))):
+        found += select(page)
+        looked_at = min(4 * looked_at, _PAGE_ITEMS)
+    return found[:count]
 
 
-def _newest(items: Iterable[Item], count: int, keep: Keep) -> list[Item]:
-    return heapq.nlargest(count, filter(keep, items), key=_sequence)
+def _newest(items: Iterator[Item], count: int, select: Select) -> list[Item]:
+    return heapq.nlargest(count, (item for page in _pages(items) for item in select(page)), key=_sequence)
 
 
 def _merged(parts: list[list[Item]], count: int) -> list[Item]:
     return parts[0] if len(parts) == 1 else heapq.nlargest(count, (item for part in parts for item in part), _sequence)
 
 
-def _nearest(items: Iterator[Item], dims: int, query: Matrix, count: int, keep: Keep) -> list[Scored]:
+def _nearest(items: Iterator[Item], dims: int, query: Matrix, count: int, select: Select) -> list[Scored]:
     """The nearest of many items, of which a page is in memory at a time."""
     from stepwell_langgraph.nearest import Rows, in_order
 
@@ -414,5 +437,5 @@ def _nearest(items: Iterator[Item], dims: int, query: Matrix, count: int, keep: 
         for together in by_namespace.values():
             rows = Rows(dims)
             rows.add(together)
-            found = in_order([*found, *rows.nearest(query, count, keep)])[:count]
+            found = in_order([*found, *rows.nearest(query, count, select)])[:count]
     return found

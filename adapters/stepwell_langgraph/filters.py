@@ -1,34 +1,68 @@
 """What a search keeps: LangGraph's filters as predicates over values (SPEC.md, section 17.5).
 
-A filter is data.  Its keys are keys of the value as they are written, whatever characters they hold.
+A filter is data.  Its keys are keys of the value as they are written, whatever characters they hold.  Many values are
+looked at together, and of each only the fields that the filter names are decoded.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from stepwell.errors import UsageError
+from stepwell.patch import array_header
+from stepwell.storage import Item
 
-Predicate = Callable[[Any], bool]
+Predicate: TypeAlias = Callable[[Any], bool]
 
-_ABSENT: Final = None  # a key that is not there is as good as null, as in JSON
+_DECODERS_HELD: Final = 256
 
 
-def compile_filter(filter_: Mapping[str, Any]) -> Predicate:
-    """Whether a value has everything that a filter asks for.
+class Filter:
+    """Which items have everything that a filter asks for.
+
+    Args:
+        filter_: Conditions by key.  A key that is not there is as good as null.
 
     Raises:
         UsageError: There is no such operator.
     """
-    if not isinstance(filter_, Mapping):
-        raise UsageError(f"a filter is a dict, not {type(filter_).__name__}: {filter_!r}")
-    tests = [(key, _condition(wanted)) for key, wanted in filter_.items()]
-    if len(tests) == 1:
-        key, test = tests[0]
-        return lambda value: test(value.get(key, _ABSENT))
-    return lambda value: all(test(value.get(key, _ABSENT)) for key, test in tests)
+
+    def __init__(self, filter_: Mapping[str, Any]) -> None:
+        tests = _tests(filter_)
+        self._tests = [(attrgetter(_field(place)), test) for place, (_, test) in enumerate(tests)]
+        self._decode = _decoder(tuple(key for key, _ in tests))
+
+    def select(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Those of some items that have it, in their order."""
+        payloads = b"".join([item.value[1] for item in items])
+        pairs = list(zip(items, self._decode(array_header(len(items)) + payloads), strict=True))
+        for field, test in self._tests:
+            pairs = [pair for pair in pairs if test(field(pair[1]))]
+        return [item for item, _ in pairs]
+
+
+@lru_cache(maxsize=_DECODERS_HELD)
+def _decoder(keys: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
+    """Decodes an array of values, and of each the fields with these keys."""
+    names = {_field(place): key for place, key in enumerate(keys)}
+    row = msgspec.defstruct("Row", [(name, Any, None) for name in names], rename=names)
+    return msgspec.msgpack.Decoder(list[row]).decode  # type: ignore[valid-type]
+
+
+def _field(place: int) -> str:
+    return f"field{place}"
+
+
+def _tests(filter_: Mapping[str, Any]) -> list[tuple[str, Predicate]]:
+    if not isinstance(filter_, Mapping) or not all(isinstance(key, str) for key in filter_):
+        raise UsageError(f"a filter is a dict with keys of the values, not {filter_!r}")
+    return [(key, _condition(wanted)) for key, wanted in filter_.items()]
 
 
 def _condition(wanted: Any) -> Predicate:
@@ -37,8 +71,8 @@ def _condition(wanted: Any) -> Predicate:
         if any(isinstance(key, str) and key.startswith("$") for key in wanted):
             tests = [_operator(name, operand) for name, operand in wanted.items()]
             return tests[0] if len(tests) == 1 else lambda value: all(test(value) for test in tests)
-        fields = compile_filter(wanted)
-        return lambda value: isinstance(value, dict) and fields(value)
+        fields = _tests(wanted)
+        return lambda value: isinstance(value, dict) and all(test(value.get(key)) for key, test in fields)
     if isinstance(wanted, list | tuple):
         elements = [_condition(element) for element in wanted]
         return lambda value: (

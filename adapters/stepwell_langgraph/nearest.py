@@ -6,12 +6,13 @@ so in single precision is measured once more in double precision before it is pu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy
 
 from stepwell.storage import Item
+from stepwell_langgraph.collection import Select
 from stepwell_langgraph.embedding import VECTORS
 
 Matrix = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
@@ -75,13 +76,13 @@ class Rows:
         if 2 * self._dead > len(self._items) > _FIRST_ROWS:
             self._close_ranks()
 
-    def nearest(self, query: Matrix, count: int, keep: Callable[[Item], bool]) -> list[Scored]:
+    def nearest(self, query: Matrix, count: int, select: Select) -> list[Scored]:
         """The items that are most similar to a query, best first; one with several vectors counts by its best.
 
         Args:
             query: A vector of length one, or 0.
             count: How many at most.
-            keep: Which may be among them.
+            select: Which of some items may be among them.
         """
         rows = len(self._items)
         if not rows or count < 1:
@@ -90,21 +91,14 @@ class Rows:
         wanted = 2 * count
         while True:
             chosen = _best(scores, wanted)
-            found: dict[str, Scored] = {}
-            refused: set[str] = set()
+            best: dict[str, Scored] = {}
             for place, score in zip(chosen.tolist(), self._exact(chosen, query), strict=True):
                 item = self._items[place]
-                if item is None or item.key in refused:
-                    continue
-                if item.key in found:
-                    if score > found[item.key].score:
-                        found[item.key] = Scored(score, item)
-                elif keep(item):
-                    found[item.key] = Scored(score, item)
-                else:
-                    refused.add(item.key)
+                if item is not None and (item.key not in best or score > best[item.key].score):
+                    best[item.key] = Scored(score, item)
+            found = select([scored.item for scored in best.values()])
             if len(found) >= count or len(chosen) == rows:
-                return in_order(found.values())[:count]
+                return in_order(best[item.key] for item in found)[:count]
             wanted *= 8
 
     def _exact(self, places: Any, query: Matrix) -> list[float]:

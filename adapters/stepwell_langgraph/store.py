@@ -41,7 +41,7 @@ from stepwell.writer import Ticket
 from stepwell_langgraph import values
 from stepwell_langgraph.collection import Namespace, Past, Present, View
 from stepwell_langgraph.embedding import Index, Text
-from stepwell_langgraph.filters import compile_filter
+from stepwell_langgraph.filters import Filter
 from stepwell_langgraph.moments import AsOf, commit_of, to_datetime
 from stepwell_langgraph.offload import offload
 from stepwell_langgraph.sweeper import Stopped, Sweeper, Sweeping
@@ -421,8 +421,9 @@ class StepwellStore(BaseStore):
         if put.ttl is not None:
             attachments[TTL] = Blob("text", str(put.ttl).encode())
             expires_at = min(max(moment + put.ttl, 1), _END_OF_TIME)
+        type_ = values.INDEXED if put.texts else values.PLAIN
         structured = len(put.payload) >= _SMALLEST_STRUCTURED_BYTES
-        value = parse(values.TYPE, put.payload) if structured else Blob(values.TYPE, put.payload)
+        value = parse(type_, put.payload) if structured else Blob(type_, put.payload)
         return ItemPut(*put.name, value, expires_at, attachments)
 
     async def _abegin(self, puts: list[PutOp]) -> Ticket:
@@ -533,10 +534,10 @@ class _Question:
                 self._answers.append(partial(self._get, _name(op), op.refresh_ttl))
             elif isinstance(op, SearchOp):
                 _check_range(op.limit, op.offset)
-                predicate = compile_filter(op.filter) if op.filter else None
+                wanted = Filter(op.filter) if op.filter else None
                 if op.query:
                     self.queries.append(op.query)
-                self._answers.append(partial(self._search, op, predicate))
+                self._answers.append(partial(self._search, op, wanted))
             elif isinstance(op, ListNamespacesOp):
                 _check_range(op.limit, op.offset)
                 for condition in op.match_conditions or ():
@@ -556,7 +557,7 @@ class _Question:
 
     def _get(self, name: ItemName, refreshes: bool, view: View, queries: dict[str, Any]) -> StoreItem | None:
         item = view.get([name])[0]
-        if item is None or not self._is_shown(item):
+        if item is None or not self._shown((item,)):
             return None
         self._use(item, refreshes)
         return StoreItem(
@@ -568,19 +569,20 @@ class _Question:
         )
 
     def _search(
-        self, op: SearchOp, predicate: Callable[[Any], bool] | None, view: View, queries: dict[str, Any]
+        self, op: SearchOp, wanted: Filter | None, view: View, queries: dict[str, Any]
     ) -> list[SearchItem]:
-        def keep(item: Item) -> bool:
-            return self._is_shown(item) and (predicate is None or predicate(values.decode(item.value[1])))
+        def select(items: Sequence[Item]) -> Sequence[Item]:
+            shown = self._shown(items)
+            return shown if wanted is None else wanted.select(shown)
 
         count = op.offset + op.limit
         prefix = tuple(op.namespace_prefix)
         query = queries.get(op.query) if op.query else None
         scored: list[tuple[float | None, Item]]
         if query is None:
-            scored = [(None, item) for item in view.newest(prefix, count, keep)]
+            scored = [(None, item) for item in view.newest(prefix, count, select)]
         else:
-            scored = list(view.nearest(prefix, query, count, keep))
+            scored = list(view.nearest(prefix, query, count, select))
         found = []
         for score, item in scored[op.offset :]:
             self._use(item, op.refresh_ttl)
@@ -605,11 +607,14 @@ class _Question:
         return [
             namespace
             for namespace in view.namespaces()
-            if any(item.namespace == namespace for item in view.newest(namespace, _END_OF_TIME, self._is_shown))
+            if any(item.namespace == namespace for item in view.newest(namespace, _END_OF_TIME, self._shown))
         ]
 
-    def _is_shown(self, item: Item) -> bool:
-        return item.expires_at is None or item.expires_at > self._omit_before
+    def _shown(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Those of some items that are not to be taken for expired."""
+        if not self._omit_before:
+            return items
+        return [item for item in items if item.expires_at is None or item.expires_at > self._omit_before]
 
     def _use(self, item: Item, refreshes: bool) -> None:
         if refreshes and item.expires_at is not None:

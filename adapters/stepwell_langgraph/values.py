@@ -13,8 +13,11 @@ import msgspec
 
 from stepwell.errors import UsageError
 
-TYPE: Final = "msgpack"
+PLAIN: Final = "msgpack"
 """The type of a stored value, beside its bytes."""
+
+INDEXED: Final = "msgpack+vectors"
+"""The type of one that has vectors beside it, so that they need not be looked for beside all others."""
 
 _LEAST_INTEGER: Final = -(1 << 63)
 _END_OF_INTEGERS: Final = 1 << 64

@@ -379,7 +379,7 @@ def test_similar_within_prefix_and_filter(indexed: StoreCalls) -> None:
     found = indexed.search(("users", "u1"), query="tea", limit=50)
     assert {item.namespace for item in found} == {("users", "u1")}
     assert len(found) == 5
-    found = indexed.search(("users",), query="tea", filter={"even": True}, limit=3)
+    found = indexed.search(("users",), query="tea " * 20, filter={"even": True}, limit=3)
     assert keys(found) == ["k0", "k2", "k4"]
 
 

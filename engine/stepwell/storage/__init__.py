@@ -455,6 +455,9 @@ class Storage(Protocol):
     def item_versions(self, name: ItemName, before: int, limit: int, *, attachments: bool) -> list[Item | Deletion]:
         """Up to `limit` versions of an item with sequences below `before`, newest first."""
 
+    def item_version(self) -> int:
+        """Sequence of the last change of any item; 0 if there was none."""
+
     def expired_items(self, by: int, limit: int) -> list[ItemName]:
         """Up to `limit` items that expire by a time, those first that expire first."""
 

@@ -277,6 +277,11 @@ class TableStorage(ABC):
             items = Items(tables, Records(tables, self._held), attachments=attachments)
             return [*islice(items.versions(name, before), limit)]
 
+    def item_version(self) -> int:
+        with self._reading() as tables:
+            row = find_thread(tables, fmt.ITEMS_THREAD_ID)
+            return 0 if row is None else row.last
+
     def expired_items(self, by: int, limit: int) -> list[ItemName]:
         with self._reading() as tables:
             return [*islice(Items(tables, Records(tables, self._held)).expired(by), limit)]
