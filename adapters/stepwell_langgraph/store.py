@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -39,13 +40,13 @@ from stepwell.patch import Blob, Value, parse
 from stepwell.storage import Item, ItemName
 from stepwell.writer import Ticket
 from stepwell_langgraph import values
-from stepwell_langgraph.collection import Namespace, Past, Present, View
+from stepwell_langgraph.collection import UNKNOWN, Namespace, Past, Present, View
 from stepwell_langgraph.embedding import Index, Text
 from stepwell_langgraph.filters import Filter
 from stepwell_langgraph.moments import AsOf, commit_of, to_datetime
 from stepwell_langgraph.offload import offload
 from stepwell_langgraph.sweeper import Stopped, Sweeper, Sweeping
-from stepwell_langgraph.weight import is_light
+from stepwell_langgraph.weight import LIGHT_BYTES, is_light
 
 MEMORY_BYTES: Final = 1 << 28
 """Memory for items and vectors that are held."""
@@ -74,7 +75,7 @@ class Version(NamedTuple):
     """
 
     value: dict[str, Any] | None
-    at: Any
+    at: datetime
     commit: int
 
 
@@ -209,6 +210,9 @@ class StepwellStore(BaseStore):
             UsageError: `as_of` names no moment.
         """
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
+        item = self._held(op, as_of)
+        if item is not UNKNOWN:
+            return None if item is None else _shown_item(item)
         found: StoreItem | None = self._read([op], as_of)[0]  # type: ignore[assignment]
         return found
 
@@ -222,6 +226,9 @@ class StepwellStore(BaseStore):
     ) -> StoreItem | None:
         """`get` for coroutines."""
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
+        item = self._held(op, as_of)
+        if item is not UNKNOWN:
+            return None if item is None else _shown_item(item)
         found: StoreItem | None = (await self._aread([op], as_of))[0]  # type: ignore[assignment]
         return found
 
@@ -350,6 +357,16 @@ class StepwellStore(BaseStore):
         if self._is_due(question.used):
             await offload(self._touch, question.used)
         return results
+
+    def _held(self, op: GetOp, as_of: AsOf | None) -> Item | None:
+        """An item that is in memory, is small and lives for ever, as most are; else UNKNOWN."""
+        if as_of is not None:
+            return UNKNOWN
+        validate_op_namespace(op)
+        item = self._present.held_item((op.namespace, op.key))
+        if item is not None and (item.expires_at is not None or len(item.value[1]) > LIGHT_BYTES):
+            return UNKNOWN
+        return item
 
     def _answer(self, question: _Question, queries: dict[str, Any], as_of: AsOf | None) -> list[Result]:
         answer = partial(question.answer, queries)
@@ -560,13 +577,7 @@ class _Question:
         if item is None or not self._shown((item,)):
             return None
         self._use(item, refreshes)
-        return StoreItem(
-            value=values.decode(item.value[1]),
-            key=item.key,
-            namespace=item.namespace,
-            created_at=to_datetime(item.created_at),
-            updated_at=to_datetime(item.updated_at),
-        )
+        return _shown_item(item)
 
     def _search(
         self, op: SearchOp, wanted: Filter | None, view: View, queries: dict[str, Any]
@@ -586,8 +597,7 @@ class _Question:
         found = []
         for score, item in scored[op.offset :]:
             self._use(item, op.refresh_ttl)
-            times = to_datetime(item.created_at), to_datetime(item.updated_at)
-            found.append(SearchItem(item.namespace, item.key, values.decode(item.value[1]), *times, score))
+            found.append(SearchItem(item.namespace, item.key, values.decode(item.value[1]), *_times(item), score))
         return found
 
     def _list(self, op: ListNamespacesOp, view: View, queries: dict[str, Any]) -> list[Namespace]:
@@ -648,6 +658,22 @@ class _Lines:
         finally:
             for lock in entered:
                 lock.release()
+
+
+def _shown_item(item: Item) -> StoreItem:
+    created_at, updated_at = _times(item)
+    return StoreItem(
+        value=values.decode(item.value[1]),
+        key=item.key,
+        namespace=item.namespace,
+        created_at=created_at,
+        updated_at=updated_at,
+    )
+
+
+def _times(item: Item) -> tuple[datetime, datetime]:
+    created_at = to_datetime(item.created_at)
+    return created_at, created_at if item.updated_at == item.created_at else to_datetime(item.updated_at)
 
 
 def _split(ops: Sequence[Op]) -> tuple[list[int], list[PutOp]]:
