@@ -460,8 +460,10 @@ class StepwellStore(BaseStore):
     # --- lives ---
 
     def _is_due(self, used: list[Item]) -> bool:
-        """Whether `_touch` would do anything, as far as is known without reading."""
-        return any(self._touched(item, self._ttls.get(item.sequence, 0), now()) for item in used)
+        """Whether `_touch` may have anything to do, as far as is known without reading."""
+        return any(
+            item.sequence not in self._ttls or self._touched(item, self._ttls[item.sequence], now()) for item in used
+        )
 
     def _touch(self, used: list[Item]) -> None:
         """Let the lives of items begin anew; nobody waits for that."""
