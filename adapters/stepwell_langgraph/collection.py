@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import heapq
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
-from itertools import islice
+from itertools import islice, takewhile
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from stepwell.cache import Cache, Shelf
-from stepwell.events import Commit, Sequence
+from stepwell.events import Commit, ItemDeleted, Sequence
 from stepwell.items import Items
-from stepwell.storage import Item, ItemName
+from stepwell.patch import Blob
+from stepwell.storage import Committed, Item, ItemName
 from stepwell_langgraph.values import INDEXED
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ Namespace: TypeAlias = tuple[str, ...]
 Select: TypeAlias = Callable[[Several[Item]], Several[Item]]
 
 _PAGE_ITEMS: Final = 1024
+_FIRST_ITEMS: Final = 64
 _MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
+_MOST_NOTED: Final = 1024
 _ATTEMPTS: Final = 4
 _ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
 _LATEST: Final = (1 << 62) - 1  # Unix time in nanoseconds
@@ -42,6 +46,31 @@ UNKNOWN: Final = Item((), "", ("", b""), 0, 0, Commit(0), Sequence(0), None)
 
 _T = TypeVar("_T")
 _sequence: Final = attrgetter("sequence")
+
+
+class Put(NamedTuple):
+    """A put of this process.
+
+    Attributes:
+        namespace: Where the item is filed.
+        key: Its key there.
+        type: The type of its value.
+        payload: The bytes of its value.
+        created_at: Unix time in nanoseconds of the put.
+        expires_at: Unix time in nanoseconds from which it may be removed; None for never.
+        attachments: What is stored beside the value.
+    """
+
+    namespace: Namespace
+    key: str
+    type: str
+    payload: bytes
+    created_at: int
+    expires_at: int | None
+    attachments: dict[str, Blob]
+
+
+Change: TypeAlias = Put | ItemDeleted
 
 
 class View(Protocol):
@@ -71,12 +100,12 @@ class Collection:
     def __init__(self, items: Iterable[Item]) -> None:
         self.items = {item.key: item for item in sorted(items, key=_sequence)}
         self.rows: Rows | None = None
-        self._items_bytes = sum(map(_weight, self.items.values()))
+        self.items_bytes = sum(map(_weight, self.items.values()))
 
     @property
     def size_bytes(self) -> int:
         """Bytes of memory, roughly."""
-        return self._items_bytes + (self.rows.size_bytes if self.rows else 0)
+        return self.items_bytes + (self.rows.size_bytes if self.rows else 0)
 
     def change(self, key: str, item: Item | None) -> None:
         """An item is now this; it comes with its attachments if there are rows."""
@@ -89,13 +118,13 @@ class Collection:
             return
         if before is not None:
             del self.items[key]
-            self._items_bytes -= _weight(before)
+            self.items_bytes -= _weight(before)
         if self.rows is not None:
             self.rows.discard(key)
         if item is None or bare is None:
             return
         self.items[key] = bare
-        self._items_bytes += _weight(bare)
+        self.items_bytes += _weight(bare)
         if self.rows is not None:
             self.rows.add([item])
 
@@ -119,6 +148,7 @@ class Present:
         self._namespaces: list[Namespace] | None = None
         self._too_large: set[Namespace] = set()
         self._position = 0  # the last change that what is held knows of
+        self._noted: dict[int, tuple[Committed, Several[Change]]] = {}
         self._strayed = False  # whether something was read from the log for the question that is answered
         # Reentrant: a signal handler may ask in the midst of a question.
         self._lock = threading.RLock()
@@ -145,6 +175,12 @@ class Present:
         finally:
             self._lock.release()
 
+    def item(self, name: ItemName) -> Item | None:
+        """An item."""
+        with self._lock:
+            self._catch_up(_MOST_CHANGES)
+            return self.get((name,))[0]
+
     def ask_now(self, question: Callable[[View], _T]) -> _T | None:
         """The answer if it is in memory and nobody else is asking; else None.  Takes no time to speak of."""
         if not self._lock.acquire(blocking=False):
@@ -159,25 +195,130 @@ class Present:
         finally:
             self._lock.release()
 
+    def note(self, committed: Committed, changes: Several[Change]) -> None:
+        """What this process has committed itself, so that it need not be read."""
+        if len(self._noted) >= _MOST_NOTED:
+            self._noted.clear()  # nobody asks
+        if committed.sequences:
+            self._noted[committed.sequences[0]] = committed, changes
+
     def _catch_up(self, most: int) -> bool:
-        """Put what has changed into what is held; False if that is more than `most`."""
-        position = self._items.version()
-        if position == self._position:
+        """Put what has changed into what is held; False if more than `most` changes are to be read for that."""
+        version = self._items.version()
+        if version == self._position:
             return True
-        changes = self._changed(most + 1) if position - self._position <= _MOST_CHANGES else None
-        if changes is not None and len(changes) > most:
-            return False
-        if changes is None:
+        if version - self._position > _MOST_CHANGES:
             self._forget()
-        else:
-            self._apply(changes)
-        self._position = position
+            self._position = version
+        while self._position < version:
+            noted = self._noted.pop(self._position + 1, None)
+            if noted is not None:
+                self._apply(self._own(*noted))
+                self._position = noted[0].sequences[-1]
+                continue
+            stop = min((first - 1 for first in list(self._noted) if first > self._position), default=version)
+            changes = self._changes(stop, most + 1)
+            if changes is None:
+                self._forget()
+                self._position = version
+            elif len(changes) > most:
+                return False
+            else:
+                self._apply(self._read_changes(changes))
+                self._position = stop
+        for first in list(self._noted):
+            if first <= self._position:
+                self._noted.pop(first, None)
         return True
 
-    def _changed(self, most: int) -> list[ItemName] | None:
-        """Up to `most` names of items that have changed; None if they are not to be told."""
+    def _changes(self, stop: int, most: int) -> dict[ItemName, bool] | None:
+        """Names of items that have changed up to a place, and whether they may be gone; None if that is not to be told."""
         changes = self._items.changes(self._position)
-        return None if changes is None else [(event.namespace, event.key) for _, event in islice(changes, most)]
+        if changes is None:
+            return None
+        names: dict[ItemName, bool] = {}
+        for sequence, event in islice(changes, most):
+            if sequence > stop:
+                break
+            names[event.namespace, event.key] = isinstance(event, ItemDeleted)
+        return names
+
+    def _read_changes(self, changes: dict[ItemName, bool]) -> Iterator[tuple[ItemName, Item | None]]:
+        """Each item as it is now; UNKNOWN where nobody needs to know."""
+        wanted: dict[bool, list[ItemName]] = {False: [], True: []}
+        for name, may_be_gone in changes.items():
+            collection = self._collections.get(name[0])
+            if collection is not None:
+                wanted[collection.rows is not None].append(name)
+            elif may_be_gone:
+                self._namespaces = None  # and so may its namespace
+                self._single.take(name)
+            else:
+                yield name, UNKNOWN
+        found: list[tuple[ItemName, Item | None]] = []
+        for attachments, names in wanted.items():
+            if names:
+                found += zip(names, self._items.get_many(names, attachments=attachments), strict=True)
+        yield from sorted(found, key=lambda change: change[1].sequence if change[1] else 0)
+
+    def _own(self, committed: Committed, changes: Several[Change]) -> Iterator[tuple[ItemName, Item | None]]:
+        """Each item as it was committed; UNKNOWN where it is not known when it was created."""
+        for sequence, change in zip(committed.sequences, changes, strict=True):
+            name = change.namespace, change.key
+            if isinstance(change, ItemDeleted):
+                if self._collections.get(name[0]) is None:
+                    self._namespaces = None
+                    self._single.take(name)
+                yield name, None
+                continue
+            before = self.held(name)
+            if before is UNKNOWN:
+                yield name, UNKNOWN
+                continue
+            attachments = {key: (value.type, value.content) for key, value in change.attachments.items()}
+            yield (
+                name,
+                Item(
+                    *name,
+                    (change.type, change.payload),
+                    change.created_at if before is None else before.created_at,
+                    change.created_at,
+                    Commit(committed.commit),
+                    Sequence(sequence),
+                    change.expires_at,
+                    attachments,
+                ),
+            )
+
+    def _apply(self, changes: Iterable[tuple[ItemName, Item | None]]) -> None:
+        changed: dict[Namespace, Collection] = {}
+        for name, item in changes:
+            namespace, key = name
+            if item is not None:
+                self._add_namespace(namespace)
+            collection = self._collections.get(namespace)
+            if collection is None or item is UNKNOWN:
+                self._single.take(name)
+                if item is not None and item is not UNKNOWN:
+                    self._single.put(name, item._replace(attachments={}), _weight(item))
+                continue
+            self._single.take(name)
+            collection.change(key, item)
+            changed[namespace] = collection
+            if not collection.items:
+                self._remove_namespace(namespace)
+        for namespace, collection in changed.items():
+            self._collections.put(namespace, collection, collection.size_bytes)
+
+    def _add_namespace(self, namespace: Namespace) -> None:
+        if self._namespaces is not None:
+            place = bisect_left(self._namespaces, namespace)
+            if self._namespaces[place : place + 1] != [namespace]:
+                self._namespaces = [*self._namespaces[:place], namespace, *self._namespaces[place:]]
+
+    def _remove_namespace(self, namespace: Namespace) -> None:
+        if self._namespaces is not None:
+            self._namespaces = [each for each in self._namespaces if each != namespace]
 
     def _forget(self) -> None:
         for namespace in self._collections.all_keys():
@@ -186,30 +327,6 @@ class Present:
             self._single.take(name)
         self._namespaces = None
         self._too_large.clear()
-
-    def _apply(self, changes: Iterable[ItemName]) -> None:
-        held: dict[bool, list[ItemName]] = {False: [], True: []}
-        known = set(self._namespaces or ())
-        for name in dict.fromkeys(changes):
-            collection = self._collections.get(name[0])
-            if collection is not None:
-                held[collection.rows is not None].append(name)
-            self._single.take(name)
-            if name[0] not in known or collection is None:
-                self._namespaces = None  # it may be new, or empty now
-        for attachments, names in held.items():
-            found = zip(names, self._items.get_many(names, attachments=attachments), strict=True) if names else ()
-            for (namespace, key), item in sorted(found, key=lambda change: change[1].sequence if change[1] else 0):
-                collection = self._collections.get(namespace)
-                if collection is None:
-                    continue
-                collection.change(key, item)
-                if not collection.items:
-                    self._namespaces = None
-        for namespace in {namespace for names in held.values() for namespace, _ in names}:
-            collection = self._collections.get(namespace)
-            if collection is not None:
-                self._collections.put(namespace, collection, collection.size_bytes)
 
     # --- the view ---
 
@@ -301,21 +418,20 @@ class Present:
         for namespace in namespaces:
             collection = self._load(namespace)
             if collection is not None and collection.rows is None:
-                loading[namespace] = collection
-                collection.rows = Rows(self._dims)
+                loading[namespace] = collection, Rows(self._dims)
         if not loading:
             return
         self._strayed = True
-        indexed = [item for collection in loading.values() for item in collection.items.values() if is_indexed(item)]
+        indexed = [item for collection, _ in loading.values() for item in collection.items.values() if is_indexed(item)]
         size = self._most_bytes // 2
         for page in _pages(iter(sorted(indexed, key=_sequence))):
             names = [(item.namespace, item.key) for item in page]
             # One that was put again meanwhile is put right by the next look at the log.
             for item in self._items.get_many(names, attachments=True):
-                rows = None if item is None else loading[item.namespace].rows
-                if item is not None and rows is not None:
-                    rows.add([item])
-        for namespace, collection in loading.items():
+                if item is not None:
+                    loading[item.namespace][1].add([item])
+        for namespace, (collection, rows) in loading.items():
+            collection.rows = rows
             if collection.size_bytes > size:
                 self._too_large.add(namespace)
                 self._collections.take(namespace)
@@ -377,7 +493,7 @@ class _Held:
 
     def namespaces(self) -> list[Namespace]:
         namespaces = self._present.held_namespaces()
-        if namespaces is None or len(namespaces) > _QUICK_ITEMS:
+        if namespaces is None or len(namespaces) > _QUICK_NAMESPACES:
             raise _NotHeldError
         return namespaces
 
@@ -388,8 +504,8 @@ class _Held:
             collection = self._present.collection(namespace)
             if collection is None:
                 raise _NotHeldError
-            looked_at += len(collection.items)
-            if looked_at > _QUICK_ITEMS:
+            looked_at += collection.items_bytes
+            if looked_at > _QUICK_BYTES:
                 raise _NotHeldError
             parts.append(_first(collection, count, select))
         return _merged(parts, count)
@@ -403,7 +519,8 @@ def is_indexed(item: Item) -> bool:
     return item.value[0] == INDEXED
 
 
-_QUICK_ITEMS: Final = 256  # are looked at in less than a millisecond
+_QUICK_BYTES: Final = 1 << 19  # of items are looked at in less than a millisecond
+_QUICK_NAMESPACES: Final = 4096
 
 
 
@@ -414,7 +531,8 @@ def _weight(item: Item) -> int:
 def _under(namespaces: list[Namespace], prefix: Namespace) -> Iterable[Namespace]:
     """Those of some namespaces, which are in order, that begin with some parts."""
     length = len(prefix)
-    return namespaces if not prefix else (namespace for namespace in namespaces if namespace[:length] == prefix)
+    beginning = islice(namespaces, bisect_left(namespaces, prefix), None)
+    return takewhile(lambda namespace: namespace[:length] == prefix, beginning)
 
 
 def _pages(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -426,7 +544,7 @@ def _first(collection: Collection, count: int, select: Select) -> list[Item]:
     """The newest items of a namespace that are wanted: more and more of them are looked at."""
     found: list[Item] = []
     newest = reversed(collection.items.values())
-    looked_at = min(count, _PAGE_ITEMS)
+    looked_at = min(max(count, _FIRST_ITEMS), _PAGE_ITEMS)
     while len(found) < count and (page := list(islice(newest, looked_at))):
         found += select(page)
         looked_at = min(4 * looked_at, _PAGE_ITEMS)

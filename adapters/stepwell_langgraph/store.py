@@ -40,7 +40,7 @@ from stepwell.patch import Blob, Value, parse
 from stepwell.storage import Item, ItemName
 from stepwell.writer import Ticket
 from stepwell_langgraph import values
-from stepwell_langgraph.collection import UNKNOWN, Namespace, Past, Present, View
+from stepwell_langgraph.collection import UNKNOWN, Change, Namespace, Past, Present, Put, View
 from stepwell_langgraph.embedding import Index, Text
 from stepwell_langgraph.filters import Filter
 from stepwell_langgraph.moments import AsOf, commit_of, to_datetime
@@ -211,6 +211,8 @@ class StepwellStore(BaseStore):
         """
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
         item = self._held(op, as_of)
+        if item is UNKNOWN and as_of is None:
+            item = self._plain(self._present.item((op.namespace, op.key)))
         if item is not UNKNOWN:
             return None if item is None else _shown_item(item)
         found: StoreItem | None = self._read([op], as_of)[0]  # type: ignore[assignment]
@@ -323,7 +325,9 @@ class StepwellStore(BaseStore):
         reads, puts = _split(ops)
         results = self._read([ops[place] for place in reads], None)
         if puts:
-            self._begin(encoded := self._encode(puts), self._vectors(encoded)).result()
+            encoded = self._encode(puts)
+            ticket, changes = self._begin(encoded, self._vectors(encoded))
+            self._present.note(ticket.result(), changes)
         return _placed(len(ops), reads, results)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -332,7 +336,8 @@ class StepwellStore(BaseStore):
         reads, puts = _split(ops)
         results = await self._aread([ops[place] for place in reads], None)
         if puts:
-            await (await self._abegin(puts))
+            ticket, changes = await self._abegin(puts)
+            self._present.note(await ticket, changes)
         return _placed(len(ops), reads, results)
 
     # --- reading ---
@@ -363,7 +368,11 @@ class StepwellStore(BaseStore):
         if as_of is not None:
             return UNKNOWN
         validate_op_namespace(op)
-        item = self._present.held_item((op.namespace, op.key))
+        return self._plain(self._present.held_item((op.namespace, op.key)))
+
+    @staticmethod
+    def _plain(item: Item | None) -> Item | None:
+        """An item that is quickly shown, or none; UNKNOWN if more is to be thought of."""
         if item is not None and (item.expires_at is not None or len(item.value[1]) > LIGHT_BYTES):
             return UNKNOWN
         return item
@@ -421,15 +430,16 @@ class StepwellStore(BaseStore):
                     known |= index.reusable(item.attachments)
         return known, [text for digest, text in texts.items() if digest not in known]
 
-    def _begin(self, puts: list[_Put], vectors: dict[bytes, bytes]) -> Ticket:
+    def _begin(self, puts: list[_Put], vectors: dict[bytes, bytes]) -> tuple[Ticket, list[Change]]:
         """Submit the writes."""
         moment = now()
-        return self.log.items.submit([self._event(put, vectors, moment) for put in puts])
+        changes = [self._change(put, vectors, moment) for put in puts]
+        return self.log.items.submit([_event(change) for change in changes]), changes
 
-    def _event(self, put: _Put, vectors: dict[bytes, bytes], moment: int) -> ItemPut | ItemDeleted:
+    def _change(self, put: _Put, vectors: dict[bytes, bytes], moment: int) -> Change:
         if put.payload is None:
             return ItemDeleted(*put.name)
-        attachments: dict[str, Value] = {}
+        attachments: dict[str, Blob] = {}
         if put.texts:
             assert self._index is not None
             attached = self._index.attachments(put.texts, vectors)
@@ -439,11 +449,9 @@ class StepwellStore(BaseStore):
             attachments[TTL] = Blob("text", str(put.ttl).encode())
             expires_at = min(max(moment + put.ttl, 1), _END_OF_TIME)
         type_ = values.INDEXED if put.texts else values.PLAIN
-        structured = len(put.payload) >= _SMALLEST_STRUCTURED_BYTES
-        value = parse(type_, put.payload) if structured else Blob(type_, put.payload)
-        return ItemPut(*put.name, value, expires_at, attachments)
+        return Put(*put.name, type_, put.payload, moment, expires_at, attachments)
 
-    async def _abegin(self, puts: list[PutOp]) -> Ticket:
+    async def _abegin(self, puts: list[PutOp]) -> tuple[Ticket, list[Change]]:
         namespaces = {op.namespace for op in puts}
         embeds = self._index is not None and any(op.value is not None and op.index is not False for op in puts)
         light = not embeds and is_light(op.value for op in puts)
@@ -544,25 +552,28 @@ class _Question:
 
     def __init__(self, ops: Sequence[Op], omit_before: int) -> None:
         self._omit_before = omit_before
-        self._answers: list[Callable[[View, dict[str, Any]], Result]] = []
+        self._count = len(ops)
+        self._gets: list[tuple[int, ItemName, bool]] = []
+        self._others: list[tuple[int, Callable[[View, dict[str, Any]], Result]]] = []
         self.queries: list[str] = []
         self.used: list[Item] = []
-        for op in ops:
-            validate_op_namespace(op)
+        for place, op in enumerate(ops):
             if isinstance(op, GetOp):
-                self._answers.append(partial(self._get, _name(op), op.refresh_ttl))
-            elif isinstance(op, SearchOp):
+                self._gets.append((place, _name(op), op.refresh_ttl))
+                continue
+            validate_op_namespace(op)
+            if isinstance(op, SearchOp):
                 _check_range(op.limit, op.offset)
                 wanted = Filter(op.filter) if op.filter else None
                 if op.query:
                     self.queries.append(op.query)
-                self._answers.append(partial(self._search, op, wanted))
+                self._others.append((place, partial(self._search, op, wanted)))
             elif isinstance(op, ListNamespacesOp):
                 _check_range(op.limit, op.offset)
                 for condition in op.match_conditions or ():
                     if condition.match_type not in ("prefix", "suffix"):
                         raise UsageError(f"Unsupported match type: {condition.match_type!r}")
-                self._answers.append(partial(self._list, op))
+                self._others.append((place, partial(self._list, op)))
 
     def answer(self, queries: dict[str, Any], view: View) -> list[Result]:
         """The answers, in the order of the questions.
@@ -572,14 +583,16 @@ class _Question:
             view: The moment that they are about.
         """
         self.used.clear()
-        return [answer(view, queries) for answer in self._answers]
-
-    def _get(self, name: ItemName, refreshes: bool, view: View, queries: dict[str, Any]) -> StoreItem | None:
-        item = view.get([name])[0]
-        if item is None or not self._shown((item,)):
-            return None
-        self._use(item, refreshes)
-        return _shown_item(item)
+        answers: list[Result] = [None] * self._count
+        if self._gets:
+            items = view.get([name for _, name, _ in self._gets])
+            for (place, _, refreshes), item in zip(self._gets, items, strict=True):
+                if item is not None and self._shown((item,)):
+                    self._use(item, refreshes)
+                    answers[place] = _shown_item(item)
+        for place, answer in self._others:
+            answers[place] = answer(view, queries)
+        return answers
 
     def _search(
         self, op: SearchOp, wanted: Filter | None, view: View, queries: dict[str, Any]
@@ -660,6 +673,15 @@ class _Lines:
         finally:
             for lock in entered:
                 lock.release()
+
+
+def _event(change: Change) -> ItemPut | ItemDeleted:
+    if isinstance(change, ItemDeleted):
+        return change
+    structured = len(change.payload) >= _SMALLEST_STRUCTURED_BYTES
+    value = parse(change.type, change.payload) if structured else Blob(change.type, change.payload)
+    attachments: dict[str, Value] = {**change.attachments}
+    return ItemPut(change.namespace, change.key, value, change.expires_at, attachments, change.created_at)
 
 
 def _shown_item(item: Item) -> StoreItem:

@@ -186,6 +186,10 @@ def test_a_prefix_shows_its_own_items_at_every_moment(changes: list[Any], data: 
             wanted = [(*name, n) for name, n in reversed(moment.items()) if name[0][: len(prefix)] == prefix]
             assert shown == wanted
         assert store.list_namespaces(limit=99) == sorted({namespace for namespace, _ in model})
+        with StepwellStore(store.log) as fresh:  # knows nothing but the log
+            assert [(item, item.score) for item in fresh.search((), limit=99)] == [
+                (item, item.score) for item in store.search((), limit=99)
+            ]
         if "*" not in prefix:  # which stands for any part there
             under = {namespace for namespace, _ in model if namespace[: len(prefix)] == prefix}
             assert store.list_namespaces(prefix=prefix, limit=99) == sorted(under)
