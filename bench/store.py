@@ -33,7 +33,7 @@ import postgres
 DIMS = 384
 USERS = 100
 BATCH = 1_000
-WORDS = "tea coffee rain sun dog cat train boat house garden letter answer question river city night".split()
+WORDS = ["tea", "coffee", "rain", "sun", "dog", "cat", "train", "boat", "house", "garden", "letter", "answer", "question", "river", "city", "night"]
 
 
 def embed(texts: Sequence[str]) -> list[list[float]]:

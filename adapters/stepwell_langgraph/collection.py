@@ -1,11 +1,11 @@
 """The items of the store as they are, held in memory as far as a budget goes, and as they were, read from the log.
 
-    1. A question is answered under one lock, at one moment: first, what has changed in the log since the last question
-       is read and put into what is held.  Where nothing has changed, that is one look at the log.
-    2. A namespace that is searched is held whole: its items in the order in which they were put, and their vectors once
-       they are asked for.  One that is larger than the budget is read page by page each time.
-    3. Whatever had to be read from the log may be newer than what is held.  Then the question is asked again; and at
-       last of the past, which stands still.
+1. A question is answered under one lock, at one moment: first, what has changed in the log since the last question
+   is read and put into what is held.  Where nothing has changed, that is one look at the log.
+2. A namespace that is searched is held whole: its items in the order in which they were put, and their vectors once
+   they are asked for.  One that is larger than the budget is read page by page each time.
+3. Whatever had to be read from the log may be newer than what is held.  Then the question is asked again; and at
+   last of the past, which stands still.
 """
 
 from __future__ import annotations
@@ -521,7 +521,6 @@ def is_indexed(item: Item) -> bool:
 
 _QUICK_BYTES: Final = 1 << 19  # of items are looked at in less than a millisecond
 _QUICK_NAMESPACES: Final = 4096
-
 
 
 def _weight(item: Item) -> int:

@@ -136,9 +136,7 @@ class Index:
     def _noted(self, texts: Sequence[Text], vectors: Sequence[Sequence[float]]) -> dict[bytes, bytes]:
         if len(vectors) != len(texts):
             raise UsageError(f"the embedder made {len(vectors)} vectors of {len(texts)} texts")
-        made = {
-            text.digest: self._checked(vector).tobytes() for text, vector in zip(texts, vectors, strict=True)
-        }
+        made = {text.digest: self._checked(vector).tobytes() for text, vector in zip(texts, vectors, strict=True)}
         for digest, vector in made.items():
             self._remembered.put(digest, vector, len(vector))
         return made

@@ -28,7 +28,9 @@ def commit_of(log: Log, as_of: AsOf) -> int:
     """
     if isinstance(as_of, datetime):
         if as_of.tzinfo is None:
-            raise UsageError(f"as_of needs a time with its zone, not {as_of!r}: pass datetime.now(timezone.utc) or alike")
+            raise UsageError(
+                f"as_of needs a time with its zone, not {as_of!r}: pass datetime.now(timezone.utc) or alike"
+            )
         return log.items.commit_at(max(to_nanoseconds(as_of), 0))
     if isinstance(as_of, int) and not isinstance(as_of, bool):
         if as_of < 0:
@@ -40,8 +42,7 @@ def commit_of(log: Log, as_of: AsOf) -> int:
         address = Address(check_id("thread_id", as_of[0]), None, check_id("checkpoint_id", as_of[1]))
     else:
         raise UsageError(
-            "as_of is a datetime, a commit number, the config of a thread or (thread_id, checkpoint_id), "
-            f"not {as_of!r}"
+            f"as_of is a datetime, a commit number, the config of a thread or (thread_id, checkpoint_id), not {as_of!r}"
         )
     commit = log.thread(address.thread_id).commit_of(address.checkpoint_id, lane=address.lane)
     if commit is None:

@@ -594,9 +594,7 @@ class _Question:
             answers[place] = answer(view, queries)
         return answers
 
-    def _search(
-        self, op: SearchOp, wanted: Filter | None, view: View, queries: dict[str, Any]
-    ) -> list[SearchItem]:
+    def _search(self, op: SearchOp, wanted: Filter | None, view: View, queries: dict[str, Any]) -> list[SearchItem]:
         def select(items: Sequence[Item]) -> Sequence[Item]:
             shown = self._shown(items)
             return shown if wanted is None else wanted.select(shown)

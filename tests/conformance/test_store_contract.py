@@ -60,7 +60,15 @@ def keys(found: list[SearchItem]) -> list[str]:
 def test_put_then_get(store: StoreCalls) -> None:
     """What was put is there, with its namespace, its key and its times."""
     before = datetime.now(UTC) - timedelta(seconds=1)
-    value = {"text": "tea", "n": 1, "x": 2.5, "yes": True, "none": None, "list": [1, "a", {"b": []}], "map": {"ü": "🦄"}}
+    value = {
+        "text": "tea",
+        "n": 1,
+        "x": 2.5,
+        "yes": True,
+        "none": None,
+        "list": [1, "a", {"b": []}],
+        "map": {"ü": "🦄"},
+    }
     store.put(NAMESPACE, "likes", value)
     item = store.get(NAMESPACE, "likes")
     assert type(item) is Item
@@ -105,7 +113,9 @@ def test_put_none_deletes(store: StoreCalls) -> None:
     assert store.get(NAMESPACE, "likes") is None
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "a/b", "*", "%", "_", "'; drop table store; --", "\u00e9", "🦄", "x" * 2000])
+@pytest.mark.parametrize(
+    "key", ["", "a.b", "a/b", "*", "%", "_", "'; drop table store; --", "\u00e9", "🦄", "x" * 2000]
+)
 def test_any_key(store: StoreCalls, key: str) -> None:
     """A key is data, whatever it holds."""
     store.put(NAMESPACE, key, {"key": key})
@@ -155,7 +165,12 @@ def test_tuples_become_lists(store: StoreCalls) -> None:
 def filled(store: StoreCalls) -> StoreCalls:
     """A store with ten items in two namespaces, and two beside them."""
     for number in range(10):
-        value = {"n": number, "kind": "even" if number % 2 == 0 else "odd", "half": number / 2, "name": f"item {number}"}
+        value = {
+            "n": number,
+            "kind": "even" if number % 2 == 0 else "odd",
+            "half": number / 2,
+            "name": f"item {number}",
+        }
         store.put(("users", "ada" if number < 6 else "bob"), f"k{number}", value)
     store.put(("users2",), "beside", {"n": 3, "kind": "odd"})
     store.put(("user",), "beside", {"n": 3, "kind": "odd"})
@@ -176,7 +191,9 @@ def test_limit_and_offset(filled: StoreCalls) -> None:
     """Pages follow each other without overlap, and the default limit is ten."""
     assert len(filled.search(())) == 10
     everything = keys(filled.search(("users",), limit=100))
-    assert everything == [key for offset in (0, 4, 8) for key in keys(filled.search(("users",), limit=4, offset=offset))]
+    assert everything == [
+        key for offset in (0, 4, 8) for key in keys(filled.search(("users",), limit=4, offset=offset))
+    ]
     assert filled.search(("users",), offset=10) == []
     assert filled.search(("users",), limit=0) == []
 
@@ -232,7 +249,7 @@ def test_filter_by_truth(store: StoreCalls) -> None:
 
 
 def test_numbers_written_as_text_are_compared_with_numbers(store: StoreCalls) -> None:
-    """"10" is more than 9."""
+    """ "10" is more than 9."""
     store.put(NAMESPACE, "k", {"n": "10"})
     assert keys(store.search(NAMESPACE, filter={"n": {"$gt": 9}})) == ["k"]
     assert keys(store.search(NAMESPACE, filter={"n": {"$lt": 9}})) == []
@@ -374,7 +391,9 @@ def test_most_similar_first(indexed: StoreCalls) -> None:
 def test_similar_within_prefix_and_filter(indexed: StoreCalls) -> None:
     """Namespace and filter are applied before the limit."""
     for number in range(20):
-        indexed.put(("users", f"u{number % 4}"), f"k{number}", {"text": "tea " * (20 - number), "even": number % 2 == 0})
+        indexed.put(
+            ("users", f"u{number % 4}"), f"k{number}", {"text": "tea " * (20 - number), "even": number % 2 == 0}
+        )
     indexed.put(("users2",), "beside", {"text": "tea"})
     found = indexed.search(("users", "u1"), query="tea", limit=50)
     assert {item.namespace for item in found} == {("users", "u1")}

@@ -84,7 +84,7 @@ def test_as_of_time(store: StepwellStore) -> None:
     assert store.get(NAMESPACE, "k", as_of=datetime(1969, 1, 1, tzinfo=UTC)) is None
     assert first.at < second.at
     with pytest.raises(UsageError, match="zone"):
-        store.get(NAMESPACE, "k", as_of=datetime(2026, 1, 1))  # noqa: DTZ001
+        store.get(NAMESPACE, "k", as_of=datetime(2026, 1, 1))
 
 
 class State(TypedDict):
@@ -182,7 +182,9 @@ def test_a_prefix_shows_its_own_items_at_every_moment(changes: list[Any], data: 
                 store.search(())  # so that what is held must be kept up
         prefix = data.draw(NAMESPACES.map(lambda namespace: namespace[:2]) | st.just(()))
         for as_of, moment in ((None, model), *moments.items()):
-            shown = [(item.namespace, item.key, item.value["n"]) for item in store.search(prefix, limit=99, as_of=as_of)]
+            shown = [
+                (item.namespace, item.key, item.value["n"]) for item in store.search(prefix, limit=99, as_of=as_of)
+            ]
             wanted = [(*name, n) for name, n in reversed(moment.items()) if name[0][: len(prefix)] == prefix]
             assert shown == wanted
         assert store.list_namespaces(limit=99) == sorted({namespace for namespace, _ in model})

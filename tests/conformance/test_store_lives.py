@@ -12,7 +12,8 @@ import pytest
 from langgraph.store.base import GetOp, PutOp, TTLConfig
 
 from stepwell import UsageError
-from stepwell_langgraph import StepwellStore, store as module
+from stepwell_langgraph import StepwellStore
+from stepwell_langgraph import store as module
 
 NAMESPACE = ("users", "ada")
 MINUTE = 60 * 10**9
@@ -23,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The time of the store, in nanoseconds, which stands until the test sets it."""
     moment = [time.time_ns()]
     monkeypatch.setattr(module, "now", lambda: moment[0])
-    yield moment
+    return moment
 
 
 def opened(**ttl: object) -> StepwellStore:
