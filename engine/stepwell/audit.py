@@ -17,7 +17,6 @@ from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import (
     Event,
-    ItemDeleted,
     ItemEvent,
     ItemPut,
     ItemTouched,
@@ -253,7 +252,7 @@ class _Thread:
             for write in event.writes:
                 self._references(write.value, sequence)
             self._entry(header.lane, event.step_id).writes.append(sequence)
-        elif isinstance(event, ItemPut | ItemDeleted | ItemTouched):
+        elif isinstance(event, ItemEvent):
             self._item(header, event, sequence)
 
     def _item(self, header: fmt.Header, event: ItemEvent, sequence: int) -> None:
