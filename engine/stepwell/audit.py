@@ -17,7 +17,6 @@ from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import (
     Event,
-    ItemDeleted,
     ItemEvent,
     ItemPut,
     ItemTouched,
@@ -253,8 +252,10 @@ class _Thread:
             for write in event.writes:
                 self._references(write.value, sequence)
             self._entry(header.lane, event.step_id).writes.append(sequence)
-        elif isinstance(event, ItemPut | ItemDeleted | ItemTouched):
+        if isinstance(event, ItemEvent):
             self._item(header, event, sequence)
+        elif self._id == fmt.ITEMS_THREAD_ID and sequence != row.first:
+            self._breach("I11", sequence, "it stands in the thread of items, and changes none")
 
     def _item(self, header: fmt.Header, event: ItemEvent, sequence: int) -> None:
         if self._id != fmt.ITEMS_THREAD_ID:

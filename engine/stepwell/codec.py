@@ -21,7 +21,7 @@ import zstandard
 from stepwell import dictionary, nesting
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
-from stepwell.events import Event, ItemPut, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import Event, ItemEvent, ItemPut, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import State
 from stepwell.patch import (
     Array,
@@ -120,7 +120,7 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
-    elif isinstance(event, ItemPut):
+    elif isinstance(event, ItemEvent):
         skeleton = msgspec.structs.replace(with_values(event, packer.value), created_at=0)
     else:
         skeleton = event
@@ -156,7 +156,7 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, relative))) for w in event.writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
-    elif isinstance(event, ItemPut):
+    elif isinstance(event, ItemEvent):
         event = with_values(event, lambda value: _value(map_references(value, relative)))
         event = msgspec.structs.replace(event, created_at=0)
     head = _encoder.encode(event)
@@ -341,7 +341,7 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
         if payload:
             writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, absolute))) for w in writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
-    elif isinstance(event, ItemPut):
+    elif isinstance(event, ItemEvent):
         if payload:
             event = with_values(event, lambda value: _value(map_references(value, absolute)))
         event = msgspec.structs.replace(event, created_at=header.created_at)
@@ -385,8 +385,10 @@ def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecor
     return msgspec.structs.replace(event, writes=writes)
 
 
-def with_values(event: ItemPut, change: Callable[[Value], Value]) -> ItemPut:
-    """The same event with its value and attachments changed."""
+def with_values(event: ItemEvent, change: Callable[[Value], Value]) -> ItemEvent:
+    """The same event with its value and attachments changed, if it has any."""
+    if not isinstance(event, ItemPut):
+        return event
     attachments = {name: change(value) for name, value in event.attachments.items()}
     return msgspec.structs.replace(event, value=change(event.value), attachments=attachments)
 

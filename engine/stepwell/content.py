@@ -25,7 +25,7 @@ from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
 from stepwell.errors import StepwellError, UsageError
-from stepwell.events import Event, ItemDeleted, ItemEvent, ItemPut, ItemTouched, StepCommitted, WritesRecorded
+from stepwell.events import Event, ItemEvent, ItemPut, ItemTouched, StepCommitted, WritesRecorded
 from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
 from stepwell.storage import Committed, Entry, ItemChange, Storage
@@ -260,7 +260,7 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
     if isinstance(event, WritesRecorded):
         key = fmt.id_key(event.step_id)
         return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key)
-    change = _change(event) if isinstance(event, ItemPut | ItemDeleted | ItemTouched) else None
+    change = _change(event) if isinstance(event, ItemEvent) else None
     return Entry(None, body.kind, body.data, body.form, body.digest, created_at, item=change)
 
 

@@ -19,7 +19,7 @@ from stepwell import format as fmt
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
+from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemTouched, Sequence
 from stepwell.patch import Array, Blob, Map, references
 from stepwell.storage import Append, Deletion, Item, ItemName, Rewrite, Storage, ThreadRow
 from stepwell.writer import Ticket
@@ -206,9 +206,9 @@ class Items:
     def _changes(self, number: int, after: int, last: int) -> Iterator[tuple[Sequence, ItemEvent]]:
         payloads = reader.Payloads(self._storage, number)
         for sequence, event in reader.events(self._storage, number, after, last + 1):
-            if isinstance(event, ItemPut | ItemDeleted | ItemTouched):
+            if isinstance(event, ItemEvent):
                 resolved = reader.resolved(event, payloads.read)
-                assert isinstance(resolved, ItemPut | ItemDeleted | ItemTouched)
+                assert isinstance(resolved, ItemEvent)
                 yield sequence, resolved
 
     def commit_at(self, time: int) -> Commit:
@@ -231,7 +231,7 @@ class Items:
 
 def _check(change: ItemEvent) -> None:
     """Raise UsageError unless a change can be stored."""
-    if not isinstance(change, ItemPut | ItemDeleted | ItemTouched):
+    if not isinstance(change, ItemEvent):
         raise UsageError(f"submit takes ItemPut, ItemDeleted and ItemTouched, not {type(change).__name__}")
     _check_name(change.namespace, change.key)
     _check_number("created_at", change.created_at)

@@ -636,7 +636,8 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
         report = repairing.fill(log.storage, remains, target, progress)
         for thread in report.repaired:
             if thread.rewritten and thread.thread_id is not None:
-                log.seal(thread.thread_id)
+                log._folding.seal(thread.thread_id)
+        log.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
     return report
 
 

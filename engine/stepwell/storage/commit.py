@@ -115,6 +115,9 @@ class Commit:
         for entry in entries:
             self._check_base(operation, row, entry)
         # failpoint: append-checked
+        # What is moved says with which commit it came: those that follow it have higher numbers, also where a repair
+        # found nothing else of them.
+        self._commit = max(self._commit, *(entry.item.commit for entry in entries if entry.item is not None), 0)
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)

@@ -301,9 +301,12 @@ class Items:
 
     def expired(self, by: int) -> Iterator[ItemName]:
         """The items that expire by a time, in the order in which they do."""
-        for key, _ in self._tables.scan(EXPIRIES, b"", fmt.number_key(by + 1)):
-            item = fmt.read_expiry_key(key)[1]
-            yield _name(item, self._tables.get(ITEMS, item) or b"")
+        for place, _ in self._tables.scan(EXPIRIES, b"", fmt.number_key(by + 1)):
+            expires_at, key = fmt.read_expiry_key(place)
+            data = self._tables.get(ITEMS, key)
+            if data is None or _unpack_item(data).expires_at != expires_at:
+                raise CorruptionError(f"the tables {ITEMS} and {EXPIRIES} do not match")
+            yield _name(key, data)
 
     def commit_by(self, time: int) -> int:
         """The commit of the last change by a time; 0 if there is none."""
