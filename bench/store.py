@@ -1,11 +1,11 @@
-"""Stores of long-term memory, measured: StepwellStore against SqliteStore and PostgresStore, sync and with 64 async users.
+"""Stores of long-term memory: StepwellStore against SqliteStore and PostgresStore, single calls and many async users.
 
     python bench/store.py --items 100000 --vectors 10000,100000 --json bench/results/stores.json
 
-Each store is opened as its documentation says, with its own defaults, in an empty directory; "sqlite-wal" is SqliteStore
-in the mode that SqliteSaver sets for itself.  All hold the same items and the same vectors of 384 dimensions.  What is
-read was not read in the same process before, but for what the filling leaves in memory; the first search, which may have
-to load, is shown apart from the median of those that follow.
+Each store is opened as its documentation says, with its own defaults, in an empty directory; "sqlite-wal" is
+SqliteStore in the mode that SqliteSaver sets for itself.  All hold the same items and the same vectors of 384
+dimensions.  A store is opened anew before it is read; its first search, which may have to load, is shown apart from the
+median of those that follow.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,24 @@ import postgres
 DIMS = 384
 USERS = 100
 BATCH = 1_000
-WORDS = ["tea", "coffee", "rain", "sun", "dog", "cat", "train", "boat", "house", "garden", "letter", "answer", "question", "river", "city", "night"]
+WORDS = [
+    "tea",
+    "coffee",
+    "rain",
+    "sun",
+    "dog",
+    "cat",
+    "train",
+    "boat",
+    "house",
+    "garden",
+    "letter",
+    "answer",
+    "question",
+    "river",
+    "city",
+    "night",
+]
 
 
 def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -200,7 +218,7 @@ def measure_vectors(contender: Contender, directory: Path, vectors: int, clock: 
         _fill(store, range(vectors), index=None)
     with contender.opener(directory, INDEX) as store:
         queries = [f"what is it {n:07}" for n in range(11)]
-        embed_seconds = statistics.median(_timed(lambda query=query: embed([query])) for query in queries)  # type: ignore[misc]
+        embed_seconds = statistics.median(_timed(partial(embed, [query])) for query in queries)
         name = f"semantic search, {vectors:,} vectors"
         clock.take(name, 10, lambda n: store.search(("users",), query=queries[n]), first=True)
         clock.seconds[name] -= embed_seconds

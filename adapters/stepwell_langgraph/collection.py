@@ -232,7 +232,7 @@ class Present:
         return True
 
     def _changes(self, stop: int, most: int) -> dict[ItemName, bool] | None:
-        """Names of items that have changed up to a place, and whether they may be gone; None if that is not to be told."""
+        """Names of items that have changed up to a place, and whether they may be gone; None if they cannot be told."""
         changes = self._items.changes(self._position)
         if changes is None:
             return None

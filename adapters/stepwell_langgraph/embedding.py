@@ -1,8 +1,8 @@
 """What of an item is embedded, and by whom: LangGraph's `index` (SPEC.md, section 17.6).
 
-One call embeds all texts of a batch that have no vector yet.  A text that was embedded before keeps its vector: one that
-this process has embedded lately is remembered by its hash; and the texts of the value that is replaced have theirs in
-the log, if it is known that the same model made them.
+One call embeds all texts of a batch that have no vector yet.  A text that was embedded before keeps its vector: one
+that this process has embedded lately is remembered by its hash; and the texts of the value that is replaced have theirs
+in the log, if it is known that the same model made them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The vectors of one namespace's items, and those nearest to a query (SPEC.md, section 17.6).
 
-The rows of a matrix are vectors of length one, so that one product gives the cosine of the angle to each.  What is found
-so in single precision is measured once more in double precision before it is put in order.
+The rows of a matrix are vectors of length one, so that one product gives the cosine of the angle to each.  What is
+found so in single precision is measured once more in double precision before it is put in order.
 """
 
 from __future__ import annotations

@@ -524,7 +524,7 @@ class StepwellStore(BaseStore):
             sweep_interval_minutes: The interval; None for that of the configuration, or five minutes.
 
         Returns:
-            Ends when the sweeper has stopped; cancelling it stops the sweeper.  May be awaited, which waits for nothing.
+            Ends when the sweeper has stopped; cancelling it stops the sweeper.  Awaiting it waits for nothing.
         """
         if not self.ttl_config:
             sweeping = Sweeping()

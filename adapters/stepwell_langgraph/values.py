@@ -1,7 +1,7 @@
 """Values of the store to and from bytes: what JSON can say, as msgpack (SPEC.md, section 17.5).
 
-What comes back equals what was put, or nothing is put: there are no conversions, but that JSON has one sort of array, so
-a tuple comes back as a list.
+What comes back equals what was put, or nothing is put: there are no conversions, but that JSON has one sort of array,
+so a tuple comes back as a list.
 """
 
 from __future__ import annotations

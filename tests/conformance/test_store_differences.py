@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -142,7 +142,7 @@ def test_values_that_json_cannot_say(store: StepwellStore, value: Any) -> None:
 def test_values_that_are_kept_as_they_are(store: StepwellStore) -> None:
     """Numbers that JSON has no word for, large integers, and texts of enumerations come back equal."""
 
-    class Colour(str, Enum):
+    class Colour(StrEnum):
         RED = "red"
 
     store.put(NAMESPACE, "k", {"nan": math.nan, "inf": -math.inf, "large": (1 << 64) - 1, "red": Colour.RED, "\0": ""})

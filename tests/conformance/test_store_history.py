@@ -166,7 +166,7 @@ CHANGES = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(changes=CHANGES, data=st.data())
 def test_a_prefix_shows_its_own_items_at_every_moment(changes: list[Any], data: st.DataObject) -> None:
-    """Now and at each commit, a search shows what a plain dict holds under the prefix, newest first, and nothing else."""
+    """Now and at each commit, a search shows what a dict holds under the prefix, newest first, and nothing else."""
     with StepwellStore.from_conn_string(":memory:") as store:
         model: dict[tuple[tuple[str, ...], str], int] = {}
         moments: dict[int, dict[tuple[tuple[str, ...], str], int]] = {0: {}}
