@@ -1,6 +1,7 @@
-"""LangGraph's checkpointer and store on a stepwell log."""
+"""LangGraph's checkpointer, store and cache on a stepwell log."""
 
+from stepwell_langgraph.node_cache import StepwellCache
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.store import StepwellStore, Version
 
-__all__ = ["StepwellSaver", "StepwellStore", "Version"]
+__all__ = ["StepwellCache", "StepwellSaver", "StepwellStore", "Version"]

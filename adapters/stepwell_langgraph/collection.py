@@ -41,6 +41,9 @@ _ATTEMPTS: Final = 4
 _ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
 _LATEST: Final = (1 << 62) - 1  # Unix time in nanoseconds
 
+OWN: Final = "\0"
+"""What the first part of a namespace begins with that is not the store's, but of other adapters."""
+
 UNKNOWN: Final = Item((), "", ("", b""), 0, 0, Commit(0), Sequence(0), None)
 """Stands for an item that is not in memory, there or not."""
 
@@ -240,7 +243,8 @@ class Present:
         for sequence, event in islice(changes, most):
             if sequence > stop:
                 break
-            names[event.namespace, event.key] = isinstance(event, ItemDeleted)
+            if _is_shown(event.namespace):
+                names[event.namespace, event.key] = isinstance(event, ItemDeleted)
         return names
 
     def _read_changes(self, changes: dict[ItemName, bool]) -> Iterator[tuple[ItemName, Item | None]]:
@@ -361,7 +365,7 @@ class Present:
     def namespaces(self) -> list[Namespace]:
         if self._namespaces is None:
             self._strayed = True
-            self._namespaces = sorted(self._items.namespaces())
+            self._namespaces = sorted(filter(_is_shown, self._items.namespaces()))
         return self._namespaces
 
     def newest(self, prefix: Namespace, count: int, select: Select) -> list[Item]:
@@ -472,7 +476,8 @@ class Past:
         return _nearest(self._read(prefix, attachments=True), self._dims, nearest.unit(query), count, select)
 
     def _read(self, prefix: Namespace, *, attachments: bool = False) -> Iterator[Item]:
-        return self._items.scan(prefix, at=self._at, attachments=attachments)
+        items = self._items.scan(prefix, at=self._at, attachments=attachments)
+        return (item for item in items if _is_shown(item.namespace))
 
 
 class _NotHeldError(Exception):
@@ -521,6 +526,10 @@ def is_indexed(item: Item) -> bool:
 
 _QUICK_BYTES: Final = 1 << 19  # of items are looked at in less than a millisecond
 _QUICK_NAMESPACES: Final = 4096
+
+
+def _is_shown(namespace: Namespace) -> bool:
+    return not namespace or not namespace[0].startswith(OWN)
 
 
 def _weight(item: Item) -> int:

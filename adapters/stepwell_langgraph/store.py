@@ -308,6 +308,28 @@ class StepwellStore(BaseStore):
         """`history` for coroutines."""
         return await offload(self.history, namespace, key, limit=limit)
 
+    def forget(self, namespace_prefix: tuple[str, ...]) -> None:
+        """Remove all items in namespaces that begin with some parts, and all that they ever were.
+
+        When this returns, nothing of them can be read any more, as of no moment.  It takes time in proportion to all
+        items and their past.
+
+        Args:
+            namespace_prefix: The parts, one at least.
+
+        Raises:
+            InvalidNamespaceError: A part is empty, no str, or holds a period or NUL.
+            UsageError: There is no part.
+        """
+        validate_op_namespace(SearchOp(namespace_prefix))
+        if not namespace_prefix:
+            raise UsageError("forget needs one part of a namespace at least: without any it would forget everything")
+        self.log.items.forget(tuple(namespace_prefix))
+
+    async def aforget(self, namespace_prefix: tuple[str, ...]) -> None:
+        """`forget` for coroutines."""
+        await offload(self.forget, namespace_prefix)
+
     # --- batches ---
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:

@@ -199,7 +199,7 @@ class Items:
         row = self._storage.thread(fmt.ITEMS_THREAD_ID)
         if row is None:
             return iter(())
-        if after + 1 < row.first:
+        if after < row.first and row.first > 1:  # what was pruned since is told by no change
             return None
         return self._changes(row.number, after, row.last)
 

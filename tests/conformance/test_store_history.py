@@ -195,3 +195,21 @@ def test_a_prefix_shows_its_own_items_at_every_moment(changes: list[Any], data: 
         if "*" not in prefix:  # which stands for any part there
             under = {namespace for namespace, _ in model if namespace[: len(prefix)] == prefix}
             assert store.list_namespaces(prefix=prefix, limit=99) == sorted(under)
+
+
+def test_forgetting(store: StepwellStore) -> None:
+    """What is forgotten was never there: not now, not at any commit, not in any history; all else is as it was."""
+    store.put(NAMESPACE, "k", {"secret": "tea"})
+    store.put((*NAMESPACE, "deeper"), "k", {})
+    store.put(("users", "ada2"), "k", {"n": 1})
+    store.put(("users", "ada2"), "k", {"n": 2})
+    commit = store.history(("users", "ada2"), "k")[0].commit
+    assert len(store.search(())) == 3
+    store.forget(NAMESPACE)
+    assert store.get(NAMESPACE, "k") is None
+    assert store.history(NAMESPACE, "k") == []
+    assert [item.namespace for item in store.search(())] == [("users", "ada2")]
+    assert [item.namespace for item in store.search((), as_of=commit)] == [("users", "ada2")]
+    assert [version.value for version in store.history(("users", "ada2"), "k")] == [{"n": 2}, {"n": 1}]
+    with pytest.raises(UsageError, match="everything"):
+        store.forget(())
