@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVa
 from stepwell.cache import Cache, Shelf
 from stepwell.events import Commit, ItemDeleted, Sequence
 from stepwell.items import Items
-from stepwell.patch import Blob
 from stepwell.storage import Committed, Item, ItemName
 from stepwell_langgraph.values import INDEXED
 
@@ -34,7 +33,7 @@ Select: TypeAlias = Callable[[Several[Item]], Several[Item]]
 
 _PAGE_ITEMS: Final = 1024
 _FIRST_ITEMS: Final = 64
-_MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
+MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
 _MOST_NOTED: Final = 1024
 _ATTEMPTS: Final = 4
@@ -70,7 +69,7 @@ class Put(NamedTuple):
     payload: bytes
     created_at: int
     expires_at: int | None
-    attachments: dict[str, Blob]
+    attachments: dict[str, tuple[str, bytes]]
 
 
 Change: TypeAlias = Put | ItemDeleted
@@ -160,7 +159,7 @@ class Present:
         """The answer to a question about one moment, which is not before this call."""
         for _ in range(_ATTEMPTS):
             with self._lock:
-                self._catch_up(_MOST_CHANGES)
+                self._catch_up(MOST_CHANGES)
                 self._strayed = False
                 answer = question(self)
                 if not self._strayed or self._items.version() == self._position:
@@ -181,7 +180,7 @@ class Present:
     def item(self, name: ItemName) -> Item | None:
         """An item."""
         with self._lock:
-            self._catch_up(_MOST_CHANGES)
+            self._catch_up(MOST_CHANGES)
             return self.get((name,))[0]
 
     def ask_now(self, question: Callable[[View], _T]) -> _T | None:
@@ -210,7 +209,7 @@ class Present:
         version = self._items.version()
         if version == self._position:
             return True
-        if version - self._position > _MOST_CHANGES:
+        if version - self._position > MOST_CHANGES:
             self._forget()
             self._position = version
         while self._position < version:
@@ -279,7 +278,6 @@ class Present:
             if before is UNKNOWN:
                 yield name, UNKNOWN
                 continue
-            attachments = {key: (value.type, value.content) for key, value in change.attachments.items()}
             yield (
                 name,
                 Item(
@@ -290,7 +288,7 @@ class Present:
                     Commit(committed.commit),
                     Sequence(sequence),
                     change.expires_at,
-                    attachments,
+                    change.attachments,
                 ),
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 from langchain_core.embeddings import Embeddings
@@ -68,6 +69,8 @@ class Index:
             raise UsageError(f"index has no {sorted(unknown)!r}: it takes dims, embed and fields")
         if config.get("distance_type", "cosine") != "cosine":
             raise UsageError(f"distance_type is 'cosine', not {config.get('distance_type')!r}")
+        if find_spec("numpy") is None:
+            raise UsageError("an index needs numpy: pip install 'stepwell[search]'")
         dims = config.get("dims")
         if not isinstance(dims, int) or dims < 1:
             raise UsageError(f"index['dims'] is the number of dimensions of a vector, not {dims!r}")

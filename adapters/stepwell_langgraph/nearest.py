@@ -18,7 +18,7 @@ from stepwell_langgraph.embedding import VECTORS
 Matrix = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 _FIRST_ROWS: Final = 16
-_ROUNDING: Final = 1e-5  # what a score in single precision may be off
+ROUNDING: Final = 1e-5  # what a score in single precision may be off
 
 
 class Scored(NamedTuple):
@@ -158,4 +158,4 @@ def _best(scores: Matrix, count: int) -> Any:
     if count >= len(scores):
         return numpy.arange(len(scores))
     last = numpy.partition(scores, len(scores) - count)[len(scores) - count]
-    return numpy.flatnonzero(scores >= last - _ROUNDING)
+    return numpy.flatnonzero(scores >= last - ROUNDING)

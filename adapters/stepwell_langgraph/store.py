@@ -59,7 +59,7 @@ _END_OF_TIME: Final = 1 << 62
 _SWEEP_MINUTES: Final = 5
 _SWEPT_AT_ONCE: Final = 1024
 _SMALLEST_STRUCTURED_BYTES: Final = 256
-_SLACK: Final = 16  # an item is touched when one part in so many of its life has gone
+SLACK: Final = 16  # an item is touched when one part in so many of its life has gone
 _TTLS_HELD: Final = 1 << 16
 
 _T = TypeVar("_T")
@@ -461,14 +461,13 @@ class StepwellStore(BaseStore):
     def _change(self, put: _Put, vectors: dict[bytes, bytes], moment: int) -> Change:
         if put.payload is None:
             return ItemDeleted(*put.name)
-        attachments: dict[str, Blob] = {}
+        attachments: dict[str, tuple[str, bytes]] = {}
         if put.texts:
             assert self._index is not None
-            attached = self._index.attachments(put.texts, vectors)
-            attachments = {name: Blob(type_, content) for name, (type_, content) in attached.items()}
+            attachments = self._index.attachments(put.texts, vectors)
         expires_at = None
         if put.ttl is not None:
-            attachments[TTL] = Blob("text", str(put.ttl).encode())
+            attachments[TTL] = "text", str(put.ttl).encode()
             expires_at = min(max(moment + put.ttl, 1), _END_OF_TIME)
         type_ = values.INDEXED if put.texts else values.PLAIN
         return Put(*put.name, type_, put.payload, moment, expires_at, attachments)
@@ -520,7 +519,7 @@ class StepwellStore(BaseStore):
         if ttl is None or item.expires_at is None:
             return 0
         expires_at = min(moment + ttl, _END_OF_TIME)
-        return expires_at if expires_at - item.expires_at >= ttl // _SLACK else 0
+        return expires_at if expires_at - item.expires_at >= ttl // SLACK else 0
 
     def sweep_ttl(self) -> int:
         """Delete the items that have expired; what they were stays in their history.
@@ -700,7 +699,7 @@ def _event(change: Change) -> ItemPut | ItemDeleted:
         return change
     structured = len(change.payload) >= _SMALLEST_STRUCTURED_BYTES
     value = parse(change.type, change.payload) if structured else Blob(change.type, change.payload)
-    attachments: dict[str, Value] = {**change.attachments}
+    attachments: dict[str, Value] = {name: Blob(*attached) for name, attached in change.attachments.items()}
     return ItemPut(change.namespace, change.key, value, change.expires_at, attachments, change.created_at)
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sqlite3
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pysqlite3
 from langgraph.store.base import BaseStore, IndexConfig, TTLConfig
 from langgraph.store.memory import InMemoryStore
 from langgraph.store.sqlite import SqliteStore
 from langgraph.store.sqlite.aio import AsyncSqliteStore
 
 from stepwell_langgraph import StepwellStore
+
+# Many builds of Python's own module load no extensions, and so have no vectors.
+_loads_extensions = hasattr(sqlite3.Connection, "enable_load_extension")
+_connect: Any = (sqlite3 if _loads_extensions else import_module("pysqlite3")).connect
 
 WORDS = ("tea", "coffee", "rain", "sun", "dog", "cat", "train", "boat")
 
@@ -109,7 +114,7 @@ def opened(
             store = runner.run(enter())
             stack.callback(lambda: runner.run(leave()))
         elif name == "SqliteStore":
-            connection = pysqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+            connection = _connect(":memory:", check_same_thread=False, isolation_level=None)
             stack.callback(connection.close)
             settings: Any = None if index is None else {**index, "text_fields": index["fields"]}
             store = SqliteStore(connection, index=settings, ttl=ttl)
