@@ -35,6 +35,7 @@ _PAGE_ITEMS: Final = 1024
 _FIRST_ITEMS: Final = 64
 MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
+_APPLIED_WHILE_ONE_IS_READ: Final = 16
 _MOST_NOTED: Final = 1024
 _ATTEMPTS: Final = 4
 _ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
@@ -205,7 +206,7 @@ class Present:
             self._noted[committed.sequences[0]] = committed, changes
 
     def _catch_up(self, most: int) -> bool:
-        """Put what has changed into what is held; False if more than `most` changes are to be read for that."""
+        """Put what has changed into what is held; False if that is more than reading `most` changes."""
         version = self._items.version()
         if version == self._position:
             return True
@@ -213,8 +214,11 @@ class Present:
             self._forget()
             self._position = version
         while self._position < version:
-            noted = self._noted.pop(self._position + 1, None)
+            noted = self._noted.get(self._position + 1)
             if noted is not None:
+                most -= len(noted[1]) // _APPLIED_WHILE_ONE_IS_READ
+                if most < 0:
+                    return False
                 self._apply(self._own(*noted))
                 self._position = noted[0].sequences[-1]
                 continue
@@ -490,7 +494,7 @@ class _Held:
 
     def get(self, names: Several[ItemName]) -> list[Item | None]:
         found = [self._present.held(name) for name in names]
-        if any(item is UNKNOWN for item in found):
+        if UNKNOWN in found or sum(len(item.value[1]) for item in found if item is not None) > _QUICK_BYTES:
             raise _NotHeldError
         return found
 
@@ -522,7 +526,7 @@ def is_indexed(item: Item) -> bool:
     return item.value[0] == INDEXED
 
 
-_QUICK_BYTES: Final = 1 << 19  # of items are looked at in less than a millisecond
+_QUICK_BYTES: Final = 1 << 18  # of items are looked at in less than a millisecond
 _QUICK_NAMESPACES: Final = 4096
 
 

@@ -60,6 +60,9 @@ _SWEEP_MINUTES: Final = 5
 _SWEPT_AT_ONCE: Final = 1024
 _SMALLEST_STRUCTURED_BYTES: Final = 256
 SLACK: Final = 16  # an item is touched when one part in so many of its life has gone
+_PUTS_AT_ONCE: Final = 8  # these are encoded, and the next ones read and shown, in less than a millisecond
+_READS_AT_ONCE: Final = 16
+_FOUND_AT_ONCE: Final = 128
 _TTLS_HELD: Final = 1 << 16
 
 _T = TypeVar("_T")
@@ -378,7 +381,9 @@ class StepwellStore(BaseStore):
             return []
         question = _Question(ops, self._omit_before())
         queries = await self._index.aembed_queries(question.queries) if self._index and question.queries else {}
-        results = None if as_of is not None or queries else self._present.ask_now(partial(question.answer, queries))
+        results = None
+        if question.is_quick and as_of is None and not queries:
+            results = self._present.ask_now(partial(question.answer, queries))
         if results is None:
             results = await offload(self._answer, question, queries, as_of)
         if self._is_due(question.used):
@@ -475,7 +480,7 @@ class StepwellStore(BaseStore):
     async def _abegin(self, puts: list[PutOp]) -> tuple[Ticket, list[Change]]:
         namespaces = {op.namespace for op in puts}
         embeds = self._index is not None and any(op.value is not None and op.index is not False for op in puts)
-        light = not embeds and is_light(op.value for op in puts)
+        light = not embeds and len(puts) <= _PUTS_AT_ONCE and is_light(op.value for op in puts)
         if light and self._lines.are_free(namespaces):
             return self._begin(self._encode(puts), {})
         async with self._lines.turn(namespaces):
@@ -568,6 +573,7 @@ class _Question:
 
     Attributes:
         queries: Texts that items shall be similar to.
+        is_quick: Whether an event loop has the time to put the answers together.
         used: The items that were found, of those whose lives shall begin anew.
     """
 
@@ -577,6 +583,7 @@ class _Question:
         self._gets: list[tuple[int, ItemName, bool]] = []
         self._others: list[tuple[int, Callable[[View, dict[str, Any]], Result]]] = []
         self.queries: list[str] = []
+        self.is_quick = len(ops) <= _READS_AT_ONCE
         self.used: list[Item] = []
         for place, op in enumerate(ops):
             if isinstance(op, GetOp):
@@ -588,6 +595,7 @@ class _Question:
                 wanted = Filter(op.filter) if op.filter else None
                 if op.query:
                     self.queries.append(op.query)
+                self.is_quick &= op.limit + op.offset <= _FOUND_AT_ONCE
                 self._others.append((place, partial(self._search, op, wanted)))
             elif isinstance(op, ListNamespacesOp):
                 _check_range(op.limit, op.offset)

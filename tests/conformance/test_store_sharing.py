@@ -247,6 +247,8 @@ async def test_the_loop_goes_on(path: Path) -> None:
         assert value_of(await store.aget(NAMESPACE, "large")) is not None
         await store.aput(NAMESPACE, "large", {"text": "y" * 3_000_000, "list": list(range(50_000))})
         await store.aput(NAMESPACE, "k", {"n": 1})
+        await store.abatch([PutOp(NAMESPACE, f"k{number}", {"n": number}) for number in range(200)])
+        assert len(await store.asearch(NAMESPACE, limit=300)) == 202
         busy = False
         await watcher
     assert longest < 0.02, f"the loop's thread computed for {longest * 1000:.1f} ms between two turns"
