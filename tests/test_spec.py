@@ -235,6 +235,7 @@ def test_byte_table(title: str) -> None:
 # --- names and numbers ---
 
 
+ADAPTER = ("translate", "weight", "values", "store", "embedding", "nearest", "collection")
 CONSTANTS = re.findall(r"`([a-z_.]+)\.([A-Z_]+) = ([^`]+)`", SPEC)
 
 
@@ -246,9 +247,9 @@ def test_constants_are_quoted() -> None:
 @pytest.mark.parametrize(("module", "name", "value"), CONSTANTS, ids=[".".join(found[:2]) for found in CONSTANTS])
 def test_constant(module: str, name: str, value: str) -> None:
     """The code has the number that the page says."""
-    package = "stepwell_langgraph" if module in ("translate", "weight") else "stepwell"
+    package = "stepwell_langgraph" if module in ADAPTER else "stepwell"
     owner = vars(importlib.import_module(f"{package}.{module}"))
-    factors = [int(factor) for factor in value.split(" << ")]
+    factors = [ast.literal_eval(factor) for factor in value.split(" << ")]
     expected = factors[0] << factors[1] if len(factors) == 2 else factors[0]
     assert owner.get(name, owner.get(f"_{name}")) == expected
 

@@ -10,16 +10,19 @@ instead of encoding what makes a large group.
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    import asyncio  # a third of the time that importing the engine takes: it is left to who awaits
 
 WOKEN_AT_ONCE: Final = 4  # each of them encodes for less than a millisecond
 
-Waiter: TypeAlias = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+Waiter: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]"
 
 
 class Loops:
@@ -35,8 +38,12 @@ class Loops:
 
     def ring_later(self) -> bool:
         """Ring at the end of the turn of the loop that runs in this thread; False if there is none."""
+        if "asyncio" not in sys.modules:
+            return False
+        from asyncio import get_running_loop
+
         try:
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
         except RuntimeError:
             return False
         self._turn_of(loop).ring_later(loop)

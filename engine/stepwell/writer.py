@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
@@ -27,9 +27,6 @@ from stepwell.loops import Loops, Waiter
 from stepwell.observing import Member, Observer, Span, tell
 from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
-
-if TYPE_CHECKING:
-    import asyncio  # a third of the time that importing the engine takes: it is left to who awaits
 
 _ENDING_SECONDS: Final = 1.0
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory

@@ -36,6 +36,7 @@ from stepwell.storage import (
     Seal,
     ThreadRow,
     catalogue,
+    items,
     pack_name,
     pack_row,
 )
@@ -132,6 +133,9 @@ class Commit:
         for entry in entries:
             self._check_base(operation, row, entry)
         # failpoint: append-checked
+        # What is moved says with which commit it came: those that follow it have higher numbers, also where a repair
+        # found nothing else of them.
+        self._commit = max(self._commit, *(entry.item.commit for entry in entries if entry.item is not None), 0)
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
@@ -191,7 +195,10 @@ class Commit:
         if entry.labels is not None:
             return self._label(row, entry, entry.labels)
         if entry.lane is None:
-            return self._record(row, 0, entry)
+            sequence = self._record(row, 0, entry)
+            if entry.item is not None:
+                items.change(self._tables, entry, entry.item, sequence, self._commit)
+            return sequence
         lane = self._lane_number(row.number, entry.lane)
         if lane is None:
             row.lanes += 1
@@ -412,6 +419,8 @@ class Commit:
         for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
+        if row.name_hash == items.OWNER:
+            items.clear(self._tables)
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
