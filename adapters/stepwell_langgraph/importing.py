@@ -348,7 +348,7 @@ class _Thread:
         missing = self._missing(item, found)
         item.appended_writes = len(missing)
         for (path, task_id), writes in groupby(missing, key=attrgetter("task_path", "task_id")):
-            recorded = tuple(Write(write.index, write.channel, _value(write.value)) for write in writes)
+            recorded = tuple(Write(write.idx, write.channel, _value(write.value)) for write in writes)
             events.append(WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at))
         item.is_missing = dry and bool(events)
         if not events or dry:
@@ -391,8 +391,8 @@ class _Thread:
         compare = Comparison(reader.Payloads(self._log.storage, self.number))
         missing: list[StoredWrite] = []
         for write in item.writes:
-            pending = there.get((write.task_id, write.index))
-            if pending is None or (write.index < 0 and not compare.is_same(pending.write.value, write.value)):
+            pending = there.get((write.task_id, write.idx))
+            if pending is None or (write.idx < 0 and not compare.is_same(pending.write.value, write.value)):
                 missing.append(write)
         return missing
 
@@ -524,7 +524,7 @@ class Import:
 
     def _begin_append(self, thread: _Thread, item: _Item) -> None:
         if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
-            item.checkpoint, _ = self._source.read(thread.id, item.place)
+            item.checkpoint = self._source.read(thread.id, item.place).checkpoint
         thread.append(item, dry=not self._append)
         if item.is_missing:
             raise Unreadable("the log does not have it")
@@ -581,7 +581,7 @@ class Import:
         compare = Comparison(reader.Payloads(self._log.storage, thread.number))
         items = [item for item in window if item.checkpoint is not None]
         bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]
-        states = self._log.reader.states(thread.number, [item.sequence for item in items] + bases)
+        states = self._log.reader.states(thread.number, [*(item.sequence for item in items), *bases])
         for item in window:
             try:
                 reason = self._compared(thread, item, states, compare)
@@ -606,12 +606,12 @@ class Import:
             return None
         there = thread.writes(thread.find(item.place.namespace, item.place.checkpoint_id))
         for write in item.writes:
-            pending = there.get((write.task_id, write.index))
+            pending = there.get((write.task_id, write.idx))
             if pending is None:
-                return f"the log has no write {write.index} of task {write.task_id!r}"
+                return f"the log has no write {write.idx} of task {write.task_id!r}"
             where = (pending.task_path, pending.write.channel)
             if where != (write.task_path, write.channel) or not compare.is_same(pending.write.value, write.value):
-                return f"the log has another write {write.index} of task {write.task_id!r} than the source"
+                return f"the log has another write {write.idx} of task {write.task_id!r} than the source"
         return None
 
     def _problem(self, thread_id: str, place: Place | None, reason: str) -> None:
@@ -664,11 +664,11 @@ def _postgres(address: str) -> Source:
 
 def _value(typed: Typed) -> Value:
     type_, span = typed
-    return parse(type_, span.bytes())
+    return parse(type_, span.copy())
 
 
 def _order(write: StoredWrite) -> tuple[str, str, int]:
-    return write.task_path, write.task_id, write.index
+    return write.task_path, write.task_id, write.idx
 
 
 def _check(what: str, text: object) -> None:
@@ -698,8 +698,8 @@ def _check_write(write: StoredWrite) -> None:
     for what, text in (("task path", write.task_path), ("task id", write.task_id), ("channel", write.channel)):
         _check(f"{what} of a pending write", text)
     _check("type of a pending write", write.value[0])
-    if type(write.index) is not int:
-        raise Unreadable(f"the index of a pending write is {write.index!r}, not a whole number")
+    if type(write.idx) is not int:
+        raise Unreadable(f"the index of a pending write is {write.idx!r}, not a whole number")
 
 
 def disk_bytes(log: Log) -> int:

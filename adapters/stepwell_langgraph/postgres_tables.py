@@ -238,7 +238,7 @@ class PostgresTables:
 
 def _trusted(query: str) -> sql.SQL:
     """A query of this module; what varies in it goes in as values."""
-    text: LiteralString = query  # type: ignore[assignment]
+    text: LiteralString = query
     return sql.SQL(text)
 
 

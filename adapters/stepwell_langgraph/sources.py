@@ -40,7 +40,7 @@ class StoredWrite(NamedTuple):
 
     task_path: str
     task_id: str
-    index: int
+    idx: int
     channel: str
     value: Typed
 

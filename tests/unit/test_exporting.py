@@ -53,7 +53,7 @@ def test_what_is_exported_reads_the_same(saver: StepwellSaver, tmp_path: Path) -
 
 
 def test_a_database_comes_back_as_it_was(tmp_path: Path) -> None:
-    """Imported and exported again, every row of a database is there: writes byte for byte, checkpoints but for order."""
+    """Imported and exported again, every row of a database is there, and its writes byte for byte."""
     one, two = tmp_path / "one.db", tmp_path / "two.db"
     with SqliteSaver.from_conn_string(str(one)) as source:
         fill(source)

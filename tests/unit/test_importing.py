@@ -106,7 +106,7 @@ def fill(saver: Saver, steps: int = 12) -> None:
         at = config("one", "", parent)
         saver.put_writes(at, [("messages", messages[-1:]), ("branch:to:b", None)], f"task-b-{step}", "~b")
         saver.put_writes(at, [("__pregel_tasks", Send("node", {"m": messages}))], f"task-a-{step}", "~c")
-        below = put(saver, "one", 0, {"inner": step}, namespace=f"sub:{step % 3}", parents={"": parent})
+        below = put(saver, "one", step, {"inner": step}, namespace=f"sub:{step % 3}", parents={"": parent})
         saver.put_writes(config("one", f"sub:{step % 3}", below), [("inner", {1, 2})], "inner-task")
     saver.put_writes(config("one", "", ids[3]), [("__resume__", ["yes"])], "00000000")
     saver.put_writes(config("one", "", ids[3]), [("__interrupt__", ("ask",)), ("n", 7)], "task-i", "~a")
@@ -330,7 +330,7 @@ def test_what_came_to_the_source_comes_after(database: Path, log: Log) -> None:
         assert ("", new) in ours
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_interruptions(seed: int, database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted at any moment, and called again, it goes on; in the end all is there, once."""
     monkeypatch.setattr("stepwell_langgraph.importing._WINDOW_CHECKPOINTS", 3)
@@ -372,7 +372,7 @@ def test_kills(tmp_path: Path) -> None:
     path, target = tmp_path / "source.db", tmp_path / "log.stepwell"
     with SqliteSaver.from_conn_string(str(path)) as source:
         fill(source, 60)
-        for seed in range(int(os.environ.get("STEPWELL_KILLS", "2"))):
+        for seed in range(int(os.environ.get("STEPWELL_KILLS", "1"))):
             arguments = [sys.executable, "-c", CHILD, f"sqlite:///{path}", str(target)]
             with subprocess.Popen(arguments, stdout=subprocess.PIPE) as child:
                 assert child.stdout is not None
