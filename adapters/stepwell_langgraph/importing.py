@@ -221,6 +221,7 @@ class _Item:
         place: Which one.
         checkpoint: What the source has of it; None if that is nothing, or was not looked at.
         writes: The writes that wait for it, in the order in which they are taken over.
+        size: Bytes of both.
         base: What is known of its parent.
         was_there: Whether the log had it.
         appended_writes: How many writes the log did not have.
@@ -236,6 +237,7 @@ class _Item:
         "is_missing",
         "place",
         "sequence",
+        "size",
         "ticket",
         "was_there",
         "writes",
@@ -245,18 +247,13 @@ class _Item:
         self.place = place
         self.checkpoint = reading.checkpoint
         self.writes = reading.writes
+        self.size = reading.size
         self.base = Tip()
         self.was_there = False
         self.appended_writes = 0
         self.ticket: Ticket | None = None
         self.sequence = 0
         self.is_missing = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of what it holds."""
-        values = [*self.checkpoint.channels.values(), self.checkpoint.core] if self.checkpoint is not None else []
-        return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
 
 
 class _Thread:
@@ -429,6 +426,8 @@ class Import:
         self._read_bytes = 0
         self._done = 0
         self._of_threads = self._of_checkpoints = 0
+        self._window: list[tuple[_Thread, list[_Item]]] = []  # what is under way, by thread
+        self._held_checkpoints = self._held_bytes = 0
         self.report = ImportReport(source.label, log.path, is_exact=source.is_exact)
 
     def run(self, wanted: Iterable[str] | None) -> ImportReport:
@@ -447,6 +446,7 @@ class Import:
             self._thread(thread_id)
             report.threads += 1
             self._tell(thread_id)
+        self._settle()
         if self._append:
             self._log.seal()
         report.after_bytes = disk_bytes(self._log)
@@ -476,20 +476,21 @@ class Import:
             asked.add((place.namespace, place.checkpoint_id))
             return Wanted(place, whole=True, from_parent=(place.namespace, place.parent_id) in asked)
 
-        window: list[_Item] = []
-        held = 0
+        items: list[_Item] = []
+        self._window.append((thread, items))
         for wanted, reading in self._ahead.readings(thread_id, places, want):
             item = self._begin(thread, wanted.place, reading)
             if item is not None:
-                window.append(item)
-                held += item.size
+                items.append(item)
+                self._held_checkpoints += 1
+                self._held_bytes += item.size
                 self._read_bytes += item.size
             self._done += wanted.place.exists
-            if held > _WINDOW_BYTES or len(window) >= _WINDOW_CHECKPOINTS:
-                self._settle(thread, window)
-                window, held = [], 0
+            if self._held_bytes > _WINDOW_BYTES or self._held_checkpoints >= _WINDOW_CHECKPOINTS:
+                self._settle()
+                items = []
+                self._window.append((thread, items))
                 self._tell(thread_id)
-        self._settle(thread, window)
 
     def _begin(self, thread: _Thread, place: Place, reading: Reading | Unreadable) -> _Item | None:
         """Begin to append what the log does not have of what was read."""
@@ -529,30 +530,35 @@ class Import:
         if item.is_missing:
             raise Unreadable("the log does not have it")
 
-    def _settle(self, thread: _Thread, window: list[_Item]) -> None:
-        """Wait for some appends, and compare what the log then holds."""
+    def _settle(self) -> None:
+        """Wait for everything that is under way, and compare what the log then holds."""
+        for thread, items in self._window:
+            self._await(thread, items)
+            thread.settled()
+            for item in items:
+                self.report.writes += item.appended_writes
+                if item.place.exists and item.sequence:
+                    self.report.present += item.was_there
+                    self.report.checkpoints += not item.was_there
+            if self._verify and items:
+                self._compare(thread, items)
+        self._window.clear()
+        self._held_checkpoints = self._held_bytes = 0
+
+    def _await(self, thread: _Thread, items: list[_Item]) -> None:
         for _ in range(_ATTEMPTS):
-            refused = [item for item in window if not self._is_durable(thread, item)]
+            refused = [item for item in items if not self._is_durable(thread, item)]
             if not refused:
-                break
+                return
             thread.look_again()
             for item in refused:
                 self._again(thread, item)
-        else:
-            raise ConflictError(
-                f"others append to thread {thread.id!r} without a pause: import it when they are done",
-                thread=thread.id,
-                expected=None,
-                actual=None,
-            )
-        thread.settled()
-        for item in window:
-            self.report.writes += item.appended_writes
-            if item.place.exists and item.sequence:
-                self.report.present += item.was_there
-                self.report.checkpoints += not item.was_there
-        if self._verify and window:
-            self._compare(thread, window)
+        raise ConflictError(
+            f"others append to thread {thread.id!r} without a pause: import it when they are done",
+            thread=thread.id,
+            expected=None,
+            actual=None,
+        )
 
     def _is_durable(self, thread: _Thread, item: _Item) -> bool:
         """Whether an append is done for, well or not; False if it has to be begun anew."""
@@ -578,6 +584,7 @@ class Import:
         item.ticket, item.checkpoint, item.writes, item.appended_writes, item.sequence = None, None, [], 0, 0
 
     def _compare(self, thread: _Thread, window: list[_Item]) -> None:
+        """Read back what the source gave, and tell where it differs."""
         compare = Comparison(reader.Payloads(self._log.storage, thread.number))
         items = [item for item in window if item.checkpoint is not None]
         bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]

@@ -74,6 +74,12 @@ class Reading(NamedTuple):
     writes: list[StoredWrite]
     problems: Sequence[str] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of what was read."""
+        values = [] if self.checkpoint is None else [*self.checkpoint.channels.values(), self.checkpoint.core]
+        return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
+
 
 class Source(Protocol):
     """A store of checkpoints, which is only read."""
