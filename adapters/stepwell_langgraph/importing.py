@@ -55,9 +55,9 @@ from stepwell_langgraph.sqlite_tables import SqliteTables
 from stepwell_langgraph.tip import Tip, moved_all
 from stepwell_langgraph.whole import Typed, time_of
 
-_WINDOW_BYTES: Final = 1 << 25
+_WINDOW_BYTES: Final = 24 << 20
 _WINDOW_CHECKPOINTS: Final = 256
-_TIPS_BYTES: Final = 1 << 25
+_TIPS_BYTES: Final = 8 << 20
 _ATTEMPTS: Final = 5
 _TELL_SECONDS: Final = 0.2
 _BLOCK_BYTES: Final = 512  # of st_blocks
@@ -150,7 +150,7 @@ class ImportReport:
         return not self.problems
 
     def __str__(self) -> str:
-        per_second = self.checkpoints / self.seconds if self.seconds else 0
+        per_second = (self.checkpoints + self.present) / self.seconds if self.seconds else 0
         before = "" if self.before_bytes is None else f"{_megabytes(self.before_bytes)} -> "
         compared = "byte by byte" if self.is_exact else "by value"
         lines = [
@@ -664,8 +664,12 @@ def _opened(source: Any, serde: SerializerProtocol) -> Source:
 
 
 def _postgres(address: str) -> Source:
-    from stepwell_langgraph.postgres_tables import PostgresTables  # which needs a driver
-
+    try:
+        from stepwell_langgraph.postgres_tables import PostgresTables
+    except ImportError as error:
+        raise UsageError(
+            "importing from PostgreSQL needs the driver that PostgresSaver uses: pip install 'psycopg[binary]'"
+        ) from error
     return PostgresTables(address)
 
 

@@ -469,10 +469,13 @@ def test_comparing_appends_nothing(database: Path, log: Log) -> None:
 
 
 def test_a_source_is_never_changed(database: Path, log: Log) -> None:
-    """The file has the bytes and times that it had."""
+    """The file has the bytes and times that it had; beside it are at most those that SQLite makes for any reader."""
     before = database.read_bytes(), database.stat().st_mtime_ns
     import_from(database, log)
     assert (database.read_bytes(), database.stat().st_mtime_ns) == before
+    beside = {path.name: path.stat().st_size for path in database.parent.glob("source.db-*")}
+    assert beside.keys() <= {"source.db-shm", "source.db-wal"}
+    assert not beside.get("source.db-wal")
 
 
 def test_a_source_in_use(database: Path, log: Log) -> None:
