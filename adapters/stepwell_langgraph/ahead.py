@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
+from stepwell.errors import UsageError
 from stepwell_langgraph.sources import Place, Reading, Source, Unreadable
 
 _READERS: Final = 2
@@ -82,7 +83,10 @@ class ReadAhead:
 
     def _has_readers(self) -> bool:
         while len(self._all) < _READERS:
-            twin = self._source.twin()
+            try:
+                twin = self._source.twin()
+            except UsageError:  # a server that has no room for more
+                twin = None
             if twin is None:
                 return False
             self._all.append(twin)

@@ -23,6 +23,7 @@ MSGPACK: Final = "msgpack"
 JSON: Final = "json"
 
 _entries: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_LATEST: Final = 1 << 62  # that an event can hold
 _NIL: Final = b"\xc0"
 _BYTES_HEADERS: Final = {0xC4: 2, 0xC5: 3, 0xC6: 5}  # header bytes of msgpack's three forms of bytes
 
@@ -125,7 +126,8 @@ def time_of(core: Typed) -> int:
             said: Any = msgspec.msgpack.decode(_entries.decode(span.view())["ts"], type=str)
         else:
             said = json.loads(span.copy())["ts"] if type_ == JSON else ""
-        return max(int(datetime.fromisoformat(said).timestamp() * 1_000_000) * 1000, 0)
+        time = int(datetime.fromisoformat(said).timestamp() * 1_000_000) * 1000
+        return time if 0 < time < _LATEST else 0
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):
         return 0
 

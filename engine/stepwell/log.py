@@ -26,7 +26,7 @@ from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -369,6 +369,7 @@ class Thread:
         expected_head: int | None = None,
         incarnation: int = 0,
         may_read: bool = True,
+        after: Several[Place] = (),
     ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
@@ -378,6 +379,8 @@ class Thread:
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
             may_read: Whether there is time to read what the thread holds, to look for content in it.
+            after: With `expected_head`: the places of an append that is under way, and is to have led to that head.
+                If it was refused, so is this one, even where somebody else's events have led there.
 
         Raises:
             NotRecalled: There is not, and it has to be done: begin again when there is.
@@ -388,9 +391,22 @@ class Thread:
             encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        entries = encoding.entries if not after else partial(self._entries_after, after, expected_head, encoding)
         # failpoint: append-encoded
-        operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
+        operation = Append(self.id, entries, expected_head, incarnation, placed=encoding.locate)
         return self.log.submit(operation, encoding.places)
+
+    def _entries_after(
+        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
+    ) -> Several[Entry]:
+        if after[-1].sequence != expected_head:
+            raise ConflictError(
+                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
+                thread=self.id,
+                expected=expected_head,
+                actual=None,
+            )
+        return encoding.entries(number, first)
 
     def delete(self) -> None:
         """Remove the thread and everything that it holds; its id is free again.

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,19 @@ def test_others_append_meanwhile(database: Path, log: Log, monkeypatch: pytest.M
         assert told(StepwellSaver(log)) == told(source)
 
 
+def test_two_imports_at_once(database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two imports of one database into one log bring each checkpoint and write once."""
+    monkeypatch.setattr("stepwell_langgraph.importing._WINDOW_CHECKPOINTS", 2)
+    with ThreadPoolExecutor() as pool:
+        reports = [each.result() for each in [pool.submit(import_from, database, log) for _ in range(3)]]
+    assert [report.ok for report in reports] == [True] * 3
+    assert [report.verified for report in reports] == [27] * 3
+    assert sum(report.checkpoints for report in reports) == 27
+    assert sum(report.writes for report in reports) == 52
+    with SqliteSaver.from_conn_string(str(database)) as source:
+        assert told(StepwellSaver(log)) == told(source)
+
+
 def test_removed_meanwhile(database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is deleted from the source while it is imported is told; what was read stays, others go on."""
     read = SqliteTables.read
@@ -706,6 +720,36 @@ def test_a_damaged_file(database: Path, log: Log) -> None:
     report = import_from(database, log)
     assert report.problems
     assert report.verified == report.checkpoints
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("STEPWELL_DAMAGES", "8"))))
+def test_damaged_bytes(seed: int, database: Path) -> None:
+    """Whatever bytes stand in rows, nothing is raised, and what is imported is what stands there."""
+    chance = random.Random(seed)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in (("checkpoints", "checkpoint"), ("checkpoints", "metadata"), ("writes", "value")):
+            for rowid, data in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
+                if not data or chance.random() < 0.5:
+                    continue
+                bad = bytearray(data)
+                for _ in range(chance.randrange(1, 4)):
+                    at = chance.randrange(min(len(bad), chance.choice((8, 100, 1 << 20))))
+                    match chance.randrange(3):
+                        case 0:
+                            bad[at] = chance.randrange(256)
+                        case 1:
+                            bad[at : at + chance.randrange(9)] = b""
+                        case _:
+                            bad[at:at] = chance.randbytes(chance.randrange(9))
+                    bad = bad or bytearray(b"x")
+                connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (bytes(bad), rowid))
+    with Log.open(":memory:") as log:
+        report = import_from(database, log)
+        assert report.verified == report.checkpoints
+        assert report.checkpoints + len(report.problems) == 27
+        assert log.audit().breaches == []
+        again = import_from(database, log)
+        assert (again.checkpoints, again.writes, again.present) == (0, 0, report.checkpoints)
 
 
 def test_reports_escape_what_strangers_write(tmp_path: Path, log: Log) -> None:

@@ -120,7 +120,7 @@ def test_time_of_a_checkpoint() -> None:
     parts = take_apart(*SERDE.dumps_typed(checkpoint({})))
     assert time_of(parts.core) == 1767323045678901000
     assert time_of(take_apart("json", json.dumps(checkpoint({})).encode()).core) == 1767323045678901000
-    for said in ("", "yesterday", 5, None, "0001-01-01T00:00:00"):
+    for said in ("", "yesterday", 5, None, "0001-01-01T00:00:00", "9999-01-01T00:00:00"):
         assert time_of(as_msgpack({"ts": said})) == 0
     assert time_of(as_msgpack({})) == 0
     assert time_of(("pickle", as_msgpack("x")[1])) == 0
