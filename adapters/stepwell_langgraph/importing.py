@@ -28,6 +28,7 @@ from stepwell import reader
 from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
 from stepwell.fold import State
 from stepwell.log import IN_MEMORY, Log, check_text
+from stepwell.storage.newfile import occupied_bytes
 from stepwell_langgraph.ahead import ReadAhead, Wanted
 from stepwell_langgraph.comparing import Comparison
 from stepwell_langgraph.receiving import Arrival, Receiver
@@ -50,7 +51,6 @@ _WINDOW_BYTES: Final = 24 << 20
 _WINDOW_CHECKPOINTS: Final = 256
 _ATTEMPTS: Final = 100
 _TELL_SECONDS: Final = 0.2
-_BLOCK_BYTES: Final = 512  # of st_blocks
 
 
 class Problem(NamedTuple):
@@ -525,7 +525,7 @@ def _check_write(write: StoredWrite) -> None:
 
 def disk_bytes(log: Log) -> int:
     """What the file of a log takes of the disk; 0 for one in memory."""
-    return 0 if log.path == IN_MEMORY else os.stat(log.path).st_blocks * _BLOCK_BYTES
+    return 0 if log.path == IN_MEMORY else occupied_bytes(os.stat(log.path))
 
 
 def _megabytes(size: int) -> str:

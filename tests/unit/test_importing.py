@@ -191,6 +191,18 @@ def test_it_is_stored_as_the_saver_stores_it(database: Path, tmp_path: Path, log
     assert patches.count("Array") == 1
 
 
+def test_states_that_are_not_remembered(database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is remembered of a parent, its state is read from the log, and what differs is what is stored."""
+    monkeypatch.setattr("stepwell_langgraph.importing._WINDOW_CHECKPOINTS", 1)
+    monkeypatch.setattr("stepwell_langgraph.receiving._TIPS_BYTES", 0)
+    assert import_from(database, log).verified == 27
+    with SqliteSaver.from_conn_string(str(database)) as source:
+        assert told(StepwellSaver(log)) == told(source)
+    steps = [event for _, event in log.thread("one").events() if isinstance(event, StepCommitted) and not event.lane]
+    patches = [type(event.channels.changes.get("messages")).__name__ for event in steps]
+    assert (patches.count("Splice"), patches.count("Array")) == (13, 1)
+
+
 def test_the_saver_goes_on_from_there(database: Path, log: Log) -> None:
     """A put that follows an imported checkpoint stores what is new, and reads with what was imported."""
     import_from(database, log)
