@@ -24,13 +24,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from stepwell import reader
 from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
 from stepwell.fold import State
 from stepwell.log import IN_MEMORY, Log, check_text
 from stepwell.storage.newfile import occupied_bytes
 from stepwell_langgraph.ahead import ReadAhead, Wanted
-from stepwell_langgraph.comparing import Comparison
 from stepwell_langgraph.receiving import Arrival, Receiver
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, address_of, is_memory
@@ -400,13 +398,12 @@ class Import:
 
     def _compare(self, thread: Receiver, window: list[Arrival]) -> None:
         """Read back what the source gave, and tell where it differs."""
-        compare = Comparison(reader.Payloads(self._log.storage, thread.number))
         items = [item for item in window if item.checkpoint is not None]
         bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]
         states = self._log.reader.states(thread.number, [*(item.sequence for item in items), *bases])
         for item in window:
             try:
-                reason = self._compared(thread, item, states, compare)
+                reason = self._compared(thread, item, states)
             except CorruptionError as error:
                 reason = str(error)
             if reason is not None:
@@ -414,14 +411,14 @@ class Import:
             else:
                 self.report.verified += item.checkpoint is not None
 
-    def _compared(self, thread: Receiver, item: Arrival, states: dict[int, State], compare: Comparison) -> str | None:
+    def _compared(self, thread: Receiver, item: Arrival, states: dict[int, State]) -> str | None:
         """What the log does not have as the source has it; None if all is well."""
         if item.checkpoint is not None:
             state = states[item.sequence]
             if state.parent_id != item.place.parent_id:
                 return f"its parent is {state.parent_id!r} in the log, and {item.place.parent_id!r} in the source"
             parent = states[item.base.sequence] if item.checkpoint.unchanged else state
-            reason = compare.difference(item.checkpoint, state, parent)
+            reason = thread.comparison.difference(item.checkpoint, state, parent)
             if reason is not None:
                 return reason
         if not item.writes:
@@ -432,7 +429,9 @@ class Import:
             if pending is None:
                 return f"the log has no write {write.idx} of task {write.task_id!r}"
             where = (pending.task_path, pending.write.channel)
-            if where != (write.task_path, write.channel) or not compare.is_same(pending.write.value, write.value):
+            if where != (write.task_path, write.channel) or not thread.comparison.is_same(
+                pending.write.value, write.value
+            ):
                 return f"the log has another write {write.idx} of task {write.task_id!r} than the source"
         return None
 

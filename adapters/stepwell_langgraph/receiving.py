@@ -88,6 +88,7 @@ class Receiver:
         self._opening: set[str] = set()  # lanes that appends under way will open
         self._tips: dict[tuple[str, str], Tip] = {}
         self._appended: set[tuple[str, str]] = set()
+        self._comparison: Comparison | None = None
         self.look_again()
 
     def forget(self) -> None:
@@ -100,6 +101,7 @@ class Receiver:
         """See where the thread stands, while no append is under way."""
         row = self._thread.row()
         self.number = row.number if row else 0
+        self._comparison = None
         self._head = row.last if row else 0
         self._last = ()
         self._lanes.clear()
@@ -109,8 +111,10 @@ class Receiver:
         """What was appended is durable: the thread has its number, and of what is known only the latest is kept."""
         row = self._thread.row()
         number = row.number if row else 0
-        if self.number and number != self.number:  # deleted, and made anew
-            self.forget()
+        if number != self.number:  # it is new, or was deleted and made anew
+            self._comparison = None
+            if self.number:
+                self.forget()
         self.number = number
         self._opening.clear()
         held = sum(tip.size for tip in self._tips.values())
@@ -138,6 +142,13 @@ class Receiver:
             return Tip()
         state = self._log.reader.state(self.number, found.step)
         return Tip.from_state(state, reader.Payloads(self._log.storage, self.number))
+
+    @property
+    def comparison(self) -> Comparison:
+        """Compares what the thread holds, and remembers what was the same."""
+        if self._comparison is None:
+            self._comparison = Comparison(reader.Payloads(self._log.storage, self.number))
+        return self._comparison
 
     def writes(self, found: Found) -> dict[tuple[str, int], PendingWrite]:
         """The writes of a checkpoint that are in the log, by task and index."""
@@ -216,10 +227,9 @@ class Receiver:
         if not found.writes:
             return item.writes
         there = self.writes(found)
-        compare = Comparison(reader.Payloads(self._log.storage, self.number))
         missing: list[StoredWrite] = []
         for write in item.writes:
             pending = there.get((write.task_id, write.idx))
-            if pending is None or (write.idx < 0 and not compare.is_same(pending.write.value, write.value)):
+            if pending is None or (write.idx < 0 and not self.comparison.is_same(pending.write.value, write.value)):
                 missing.append(write)
         return missing
