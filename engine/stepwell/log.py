@@ -45,7 +45,7 @@ from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
 from stepwell.statistics import LogStats, collect
-from stepwell.storage import Append, Compaction, Copy, Delete, Query, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -493,6 +493,7 @@ class Thread:
         incarnation: int = 0,
         may_read: bool = True,
         labels: Mapping[str, Label | None] | None = None,
+        after: Several[Place] = (),
     ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
@@ -503,6 +504,8 @@ class Thread:
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
             may_read: Whether there is time to read what the thread holds, to look for content in it.
             labels: As for `append`.
+            after: With `expected_head`: the places of an append that is under way, and is to have led to that head.
+                If it was refused, so is this one, even where somebody else's events have led there.
 
         Raises:
             NotRecalled: There is not, and it has to be done: begin again when there is.
@@ -516,10 +519,11 @@ class Thread:
             encoding = Encoding(self.log.content, self.id, events, begun, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        entries = encoding.entries if not after else partial(self._entries_after, after, expected_head, encoding)
         # failpoint: append-encoded
         operation = Append(
             self.id,
-            encoding.entries,
+            entries,
             expected_head,
             incarnation,
             placed=encoding.locate,
@@ -542,6 +546,18 @@ class Thread:
             CapacityError: There is no room.
         """
         self.append([], labels=labels)
+
+    def _entries_after(
+        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
+    ) -> Several[Entry]:
+        if after[-1].sequence != expected_head:
+            raise ConflictError(
+                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
+                thread=self.id,
+                expected=expected_head,
+                actual=None,
+            )
+        return encoding.entries(number, first)
 
     def delete(self) -> None:
         """Remove the thread and everything that it holds; its id is free again.
