@@ -305,3 +305,33 @@ def test_a_pickle_in_a_thread_is_passed_over() -> None:
         assert [each.kind for each in book.thread.diff("s0", "s1")] == ["changed"]
         assert list(book.thread.grep("system")) == []
         assert len([*book.thread.replay()]) == 2
+
+
+def test_messages_of_strangers_do_nothing_to_a_terminal() -> None:
+    """Whatever stands in names, ids and texts, errors and drawings are printable."""
+    with Log.open(":memory:") as log:
+        book = Book(log, "\x1b[2J")
+        nasty = {"\x1b]0;x\x07": 1, "a\u202eb": 2}
+        book.step("\x1b[31mid-1", {"x\x9b1m": nasty, "y": nasty})
+        book.step("\x1b[31mid-2", {"x\x9b1m": {}, "y": nasty}, "\x1b[31mid-1")
+        thread = book.thread
+        shown = [
+            repr(thread.view()),
+            *map(repr, thread.replay()),
+            *map(repr, thread.watch("y")),
+            *thread.tree().lines(),
+        ]
+        for wrong in (lambda: thread.blame("y.z"), lambda: thread.resolve("\x1b[31m"), lambda: thread.blame("z\x1b")):
+            with pytest.raises(UsageError) as raised:
+                wrong()
+            shown.append(str(raised.value))
+        assert all(text.isprintable() for text in shown), shown
+
+
+def test_a_delta_channel_without_a_value_is_told() -> None:
+    """Blaming what LangGraph would put together says so, and what to do instead."""
+    with Log.open(":memory:") as log:
+        book = Book(log)
+        book.step("s0", {"n": 1}, counters={"messages": [1, 1]})
+        with pytest.raises(UsageError, match="is a delta channel without a value"):
+            book.thread.blame("messages[0]")
