@@ -59,7 +59,7 @@ class MemoryStorage(TableStorage):
     def occupancy(self) -> Occupancy:
         with self._reading():
             return Occupancy(
-                {table: TableSize(rows, 0) for table, rows in self._open_tables().rows().items()}, None, ()
+                {table: TableSize(rows, 0) for table, rows in self._open_tables().counts().items()}, None, ()
             )
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
@@ -130,7 +130,7 @@ class _MemoryTables:
             self._journal.append((table, key, self._rows[table][key]))
             self._set(table, key, None)
 
-    def rows(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """How many rows each table has."""
         return {table: len(keys) for table, keys in self._keys.items()}
 
