@@ -22,7 +22,10 @@ PAGES = (
     "README.md",
     "SPEC.md",
     "bench/README.md",
-    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    "docs/quick-start.md",
+    "docs/crash-recovery.md",
+    "docs/format.md",
+    "docs/command-line.md",
 )
 # A block that needs what a test cannot have says so: ```python no-run
 _FENCE = re.compile(r"^```python(?P<no_run> no-run)?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
