@@ -119,7 +119,7 @@ class LmdbStorage(TableStorage):
         self._closers: set[int] = set()
         self._is_own: Callable[[], bool] = bool
         self._environment: _Environment | None
-        self._item_version = 0, 0  # a transaction, and what it found
+        self._item_version = -1, 0  # a transaction, and what it found
         self._environment = _acquire(self.path, self._handle, read_only, network_file_system, verify)
         self.log_id = self._environment.log_id
 
@@ -173,13 +173,14 @@ class LmdbStorage(TableStorage):
     def item_version(self) -> int:
         # Asked for by every read of what is held in memory: while nothing was committed, it need not be read again.
         environment = self._open_environment()
-        transaction_id, version = self._item_version
-        if transaction_id and environment.last_transaction() == transaction_id:
-            return version
         with environment.transaction(write=False) as transaction:
+            moment, version = self._item_version
+            if moment == transaction.id():
+                return version
             row = find_thread(CheckedTables(_LmdbTables(transaction, environment.tables)), fmt.ITEMS_THREAD_ID)
-            self._item_version = transaction.id(), 0 if row is None else row.last
-        return self._item_version[1]
+            version = 0 if row is None else row.last
+            self._item_version = transaction.id(), version
+            return version
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
@@ -435,16 +436,6 @@ class _Environment:
                 # not failed if this does: another thread may have closed the environment by now.
                 with suppress(lmdb.Error):
                     self._env.reader_check()
-
-    def last_transaction(self) -> int:
-        """The newest transaction that was committed, by any process; 0 if that is to be made sure of."""
-        mark = object()
-        try:
-            env = self._enter(mark)
-            return 0 if self._is_lost or self._is_unsettled else int(env.info()["last_txnid"])
-        finally:
-            self._inside.pop(mark, None)
-            self._tell()
 
     @contextmanager
     def standing_still(self) -> Iterator[int]:
