@@ -372,6 +372,56 @@ def test_a_mistyped_file(cli: Cli, path: Path) -> None:
     assert "did you mean 'agent.stepwell'" in cli("threads", path.with_name("agent.stepwel")).err
 
 
+def test_reading_while_agents_write(cli: Cli, path: Path) -> None:
+    """A log that another process has open is read as it is at that moment; what needs it alone is refused."""
+    script = (
+        "import sys; from stepwell import Log\n"
+        f"log = Log.open({str(path)!r})\n"
+        "for line in sys.stdin:\n"
+        "    print(log.thread('user-1').fork('1', as_=line.strip()).sequence, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for name in ("one", "two"):
+            writer.stdin.write(name + "\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline()
+            assert cli("threads", path, "--json").items[0]["thread"] == name
+            assert cli("audit", path, "--json").items[0]["breaches"] == []
+        refused = cli("compact", path)
+        assert refused.code == exits.USAGE
+        assert cli("compact", path, "--into", path.with_name("copy.stepwell")).code == exits.OK
+        writer.stdin.close()
+
+
+def test_version(cli: Cli) -> None:
+    """The version is that of the distribution."""
+    assert re.fullmatch(r"stepwell \d+\.\d+\.\d+\S*\n", cli("--version").out)
+
+
+def test_without_what_it_needs() -> None:
+    """Without typer the command says what to install."""
+    script = "import sys; sys.modules['typer'] = None; from stepwell_cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == "stepwell: the command line needs typer: pip install 'stepwell[cli]'\n"
+
+
+def test_a_terminal_without_the_characters(path: Path) -> None:
+    """What the output's encoding has no character for is spelled out."""
+    command = [sys.executable, "-m", "stepwell_cli", "tree", str(path), "user-1"]
+    ran = subprocess.run(
+        command, env=environment(PYTHONIOENCODING="ascii"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\\u2514" in ran.stdout
+
+
 def test_nothing_is_made_by_looking(cli: Cli, tmp_path: Path) -> None:
     """A command that looks at a log that is not there does not make one."""
     for command in (("threads",), ("seal",), ("fork", "x"), ("compact",)):
