@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pty
 import re
 import select
@@ -488,6 +489,41 @@ def test_no_control_sequence_is_written(cli: Cli, tmp_path: Path) -> None:
             assert harmless(told.out), command
             assert harmless(told.err), command
             assert "Traceback" not in told.err
+
+
+class Gadget:
+    """An object whose pickle makes a file when it is opened."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_that_a_log_holds_is_run(cli: Cli, tmp_path: Path) -> None:
+    """Pickles, extensions that name functions and absurd nesting are shown as what they are, and nothing is called."""
+    marker = tmp_path / "marker"
+    call = msgspec.msgpack.Ext(1, msgspec.msgpack.encode(["pathlib", "Path.touch", [str(marker)]]))
+    named = msgspec.msgpack.Ext(4, msgspec.msgpack.encode(["os", "system", {"command": f"touch {marker}"}, "run"]))
+    deep = b"\x91" * 100_000 + b"\xc0"
+    state = {
+        **packed(call=call, named=named),
+        "deep": ("msgpack", deep),
+        "pickled": ("pickle", pickle.dumps(Gadget(marker))),
+    }
+    log_path = tmp_path / "gadgets.stepwell"
+    with Log.open(log_path) as log:
+        log.thread("t").append([StepCommitted("s1", None, changes(state), changes(state))])
+    for command in (
+        *(("show", "t"), ("show", "t", "pickled"), ("show", "t", "named"), ("show", "t", "deep"), ("log", "t")),
+        *(("grep", "touch"), ("watch", "t", "call"), ("replay", "t"), ("export", "t", "--states"), ("threads",)),
+    ):
+        for as_json in ((), ("--json",)):
+            told = cli(command[0], log_path, *command[1:], *as_json)
+            assert told.code in (exits.OK, exits.FOUND), (command, told.err)
+            assert harmless(told.out)
+    assert not marker.exists()
 
 
 # --- processes, pipes and terminals ---
