@@ -145,6 +145,7 @@ def test_threads(cli: Cli, path: Path) -> None:
     assert "--all" in shown.out
     assert "user-2" in cli("threads", path, "--all").out
     assert cli("threads", path, "--since", "1h", "--json").items
+    assert cli("threads", path, "--status", "failed") == (exits.OK, "no such thread\n", "")
     assert cli("threads", path, "--since", "yesterday").code == exits.USAGE
 
 
@@ -396,6 +397,11 @@ def test_reading_while_agents_write(cli: Cli, path: Path) -> None:
         assert refused.code == exits.USAGE
         assert cli("compact", path, "--into", path.with_name("copy.stepwell")).code == exits.OK
         writer.stdin.close()
+
+
+def test_no_command_at_all(cli: Cli) -> None:
+    """Without a command there is the help."""
+    assert cli() == cli("--help")
 
 
 def test_version(cli: Cli) -> None:

@@ -50,7 +50,6 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line, with all of its commands or with those that are needed: each takes time to be made."""
     app = typer.Typer(
         name="stepwell",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
@@ -76,7 +75,9 @@ def run(arguments: list[str]) -> int:
     needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     try:
         try:
-            code = get_command(application(needed)).main(arguments, prog_name="stepwell", standalone_mode=False)
+            code = get_command(application(needed)).main(
+                arguments or ["--help"], prog_name="stepwell", standalone_mode=False
+            )
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
