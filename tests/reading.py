@@ -43,6 +43,7 @@ class Book:
         source: str = "loop",
         number: int | None = None,
         lane: str = "",
+        counters: Mapping[str, list[int]] | None = None,
     ) -> int:
         """Append a step that follows another and shows these channels."""
         before: Snapshot | None = None if parent is None else self.thread.state(parent, lane=lane)
@@ -52,6 +53,8 @@ class Book:
             "metadata": {"source": source, "step": number, "parents": {}},
             "checkpoint": {"v": 4, "id": step_id, "ts": "2024-01-01T00:00:00+00:00", "channel_versions": {}},
         }
+        if counters:
+            fields["metadata"]["counters_since_delta_snapshot"] = dict(counters)
         event = StepCommitted(
             step_id,
             parent,

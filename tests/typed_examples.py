@@ -12,28 +12,36 @@ from typing import assert_type
 
 from stepwell import (
     Breach,
+    Change,
     Commit,
     Compaction,
     ConflictError,
     ContentSize,
     CorruptionError,
+    Difference,
+    Divergence,
     Event,
     FeedEntry,
     Following,
     Histogram,
+    Hit,
     Log,
     LogStats,
     Loss,
     PendingWrite,
     RepairReport,
+    Replayed,
     Report,
     Sequence,
     Snapshot,
     Step,
     StepCommitted,
+    TaskWrites,
     Thread,
     ThreadRepair,
     ThreadSummary,
+    Tree,
+    View,
     Write,
     WritesRecorded,
     apply,
@@ -185,3 +193,20 @@ def save(path: str) -> None:
     with StepwellSaver.from_conn_string(path) as saver:
         assert_type(saver, StepwellSaver)
         assert_type(saver.log, Log)
+
+
+def look_into_a_run(thread: Thread) -> None:
+    """A run is read as data."""
+    for step in thread.replay(since="-1", until="head~1"):
+        assert_type(step, Replayed)
+        assert_type(step.state, View)
+        assert_type(step.writes, list[TaskWrites])
+        assert_type(step.elapsed_seconds, float | None)
+    assert_type(thread.blame("messages[-1]"), Change)
+    assert_type(thread.watch("plan"), Iterator[Change])
+    assert_type(thread.diff("0", 12), list[Difference])
+    assert_type(thread.first_divergence("0", other=thread), Divergence)
+    assert_type(thread.grep("text"), Iterator[Hit])
+    assert_type(thread.tree(), Tree)
+    assert_type(thread.fork("17", as_="another", patch={"plan.a": 1}), Step)
+    thread.resolve(1.5)  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ class Change:
 
     def __repr__(self) -> str:
         who = self.node or self.source or "unknown"
-        return f"<{self.path} by {who} in step {self.number} (#{self.step.sequence})>"
+        return inspect.safe_text(f"<{self.path} by {who} in step {self.number} (#{self.step.sequence})>")
 
 
 class _Found:
@@ -269,6 +269,11 @@ def blame(history: History, lane: int, end: Link, path: Path) -> Change:
 def _nothing_there(view: View, path: Path) -> str:
     where = f"after step #{view.step.sequence}"
     if path.channel not in view:
+        if path.channel in view.delta_channels:
+            return (
+                f"the channel {path.channel!r} is a delta channel without a value {where}: LangGraph puts it together "
+                "from a snapshot and what was written since; look for what was written with grep, pending or replay"
+            )
         return f"there is no channel {path.channel!r} {where}{near(path.channel, view)}"
     for length in range(len(path) - 1, 0, -1):
         there = Path(path[:length])

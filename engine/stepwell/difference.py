@@ -5,6 +5,7 @@ Elements that are the same bytes are found by their references, and not decoded.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Several
 from difflib import SequenceMatcher, unified_diff
@@ -18,7 +19,7 @@ from stepwell.patch import Array, Content, Map, Value, references
 from stepwell.paths import ABSENT, Index, Match, Path
 from stepwell.reader import Payloads
 
-_MOST_PAIRS: Final = 1_000_000  # of unnamed elements; more are compared place by place
+_MOST_PAIRS: Final = 250_000  # of unnamed elements; more are compared place by place
 _MOST_LINES: Final = 5_000
 
 
@@ -189,8 +190,24 @@ def _named(path: Path, old: dict[Hashable, Data], new: dict[Hashable, Data]) -> 
             yield Difference(str(place), "added", ABSENT, item)
     order_old, order_new = [id_ for id_ in old if id_ in new], [id_ for id_ in new if id_ in old]
     if order_old != order_new:
-        blocks = SequenceMatcher(None, order_old, order_new, autojunk=False).get_matching_blocks()
-        stayed = {id_ for block in blocks for id_ in order_new[block.b : block.b + block.size]}
+        places = {id_: place for place, id_ in enumerate(order_old)}
+        stayed = _longest_rise([places[id_] for id_ in order_new])
         for id_ in order_new:
-            if id_ not in stayed:
+            if places[id_] not in stayed:
                 yield Difference(str(path / Match("id", str(id_))), "moved", old[id_], new[id_])
+
+
+def _longest_rise(numbers: list[int]) -> set[int]:
+    """The most numbers of a row, all different, that rise from left to right: the fewest others moved."""
+    ends: list[int] = []  # the smallest number that a rise of each length ends with
+    before: dict[int, int | None] = {}
+    for number in numbers:
+        place = bisect_left(ends, number)
+        before[number] = ends[place - 1] if place else None
+        ends[place : place + 1] = [number]
+    rise: set[int] = set()
+    number_or_none = ends[-1] if ends else None
+    while number_or_none is not None:
+        rise.add(number_or_none)
+        number_or_none = before[number_or_none]
+    return rise

@@ -39,6 +39,7 @@ from stepwell.storage import Found, LaneRow, Storage, ThreadRow
 
 PAGE_STEPS: Final = 256
 _METADATA: Final = "metadata"
+_COUNTERS: Final = "counters_since_delta_snapshot"
 _SENDS: Final = "__pregel_tasks"
 _UPDATE: Final = "~__interrupt__"
 _PULL: Final = re.compile(r"__pregel_pull, ([^,~]+)")
@@ -136,7 +137,9 @@ class TaskWrites:
         return [(channel, decoded(value, self._payloads)) for channel, value in self.stored]
 
     def __repr__(self) -> str:
-        return f"<{self.node or self.task_path or 'outside of any task'}: {', '.join(self.channels)}>"
+        return inspect.safe_text(
+            f"<{self.node or self.task_path or 'outside of any task'}: {', '.join(self.channels)}>"
+        )
 
 
 class View(Mapping[str, Data]):
@@ -213,6 +216,12 @@ class View(Mapping[str, Data]):
         return metadata if isinstance(metadata, dict) else {}
 
     @property
+    def delta_channels(self) -> list[str]:
+        """The channels that LangGraph puts together from what was written, as far as it says so."""
+        counters = self.metadata.get(_COUNTERS)
+        return [*counters] if isinstance(counters, dict) else []
+
+    @property
     def number(self) -> int | None:
         """The step's number on its branch, as LangGraph counts; None where it is not counted."""
         return step_number(self.state, self._payloads)
@@ -224,7 +233,7 @@ class View(Mapping[str, Data]):
         return source if isinstance(source, str) else None
 
     def __repr__(self) -> str:
-        return f"<state after step {self.step.sequence}: {', '.join(self)}>"
+        return inspect.safe_text(f"<state after step #{self.step.sequence}: {', '.join(self)}>")
 
 
 class History:

@@ -16,6 +16,7 @@ from typing import Final
 from stepwell import format as fmt
 from stepwell.errors import UsageError
 from stepwell.history import History, Link, near, number_in, step_number
+from stepwell.inspect import safe_text
 
 _SHORTEST_ID: Final = 4  # characters of a part of an id; fewer are more likely a mistake
 _BACK: Final = re.compile(r"(?P<rest>.*?)~(?P<count>\d*)$", re.DOTALL)
@@ -140,7 +141,7 @@ def _newest(history: History, lane: int, link: Link) -> Link:
 
 
 def _list(links: list[Link]) -> str:
-    shown = ", ".join(f"{link.event.step_id} (#{link.sequence})" for link in links[:_MOST_SHOWN])
+    shown = ", ".join(f"{safe_text(link.event.step_id)} (#{link.sequence})" for link in links[:_MOST_SHOWN])
     return shown + (", ..." if len(links) > _MOST_SHOWN else "")
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from stepwell.errors import UsageError
-from stepwell.inspect import Data, Typed
+from stepwell.inspect import Data, Typed, safe_text
 
 
 class Name(NamedTuple):
@@ -64,6 +66,7 @@ _PART: Final = re.compile(
        | \[\s*(?P<field>[\w-]+)\s*=\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^\]]*))\s*\]""",
     re.VERBOSE,
 )
+_MOST_NAMES: Final = 20
 _PLAIN: Final = re.compile(r"[^\W\d]\w*")
 
 
@@ -222,11 +225,15 @@ def replace(data: Data, parts: tuple[Part, ...], new: Data) -> Data:
 def what_is_there(data: Data) -> str:
     """What a way could go on with, for messages."""
     if isinstance(data, Typed):
-        names = ", ".join(map(str, [*data.fields][:20]))
-        return f"it is a {data.name} with the fields {names}"
+        return f"it is a {safe_text(data.name)} with the fields {_names(data.fields)}"
     if isinstance(data, dict):
-        names = ", ".join(map(str, [*data][:20]))
-        return f"its entries are {names}" if data else "it is an empty map"
+        return f"its entries are {_names(data)}" if data else "it is an empty map"
     if isinstance(data, list):
         return f"it is a list of {len(data)} elements"
     return f"it is a {type(data).__name__}"
+
+
+def _names(keys: Iterable[Any]) -> str:
+    shown = [*islice(keys, _MOST_NAMES + 1)]
+    names = ", ".join(safe_text(str(key)) for key in shown[:_MOST_NAMES])
+    return names + (", ..." if len(shown) > _MOST_NAMES else "")

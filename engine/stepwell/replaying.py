@@ -9,6 +9,7 @@ from typing import Any
 from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
 from stepwell.history import PAGE_STEPS, History, Link, Step, TaskWrites, View, changed_channels, step_number
+from stepwell.inspect import safe_text
 from stepwell.patch import Merge
 from stepwell.storage import Found
 
@@ -94,7 +95,7 @@ class Replayed:
         return self._history.taken(self._history.writes(self._ran_on.writes, self._before), self.source)
 
     def __repr__(self) -> str:
-        return f"<step {self.number} (#{self.sequence}) of {self.lane!r}: {', '.join(self.changed)}>"
+        return safe_text(f"<step {self.number} (#{self.sequence}) of {self.lane!r}: {', '.join(self.changed)}>")
 
 
 def replay(history: History, lane: int, end: Link, since: int | None = None) -> Iterator[Replayed]:

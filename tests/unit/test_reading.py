@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from reading import Book, message
-from stepwell import ABSENT, Log, UsageError
+from stepwell import ABSENT, ConflictError, CorruptionError, Log, UsageError
 from stepwell.inspect import Opaque, Typed
 from stepwell.searching import Hit
+from stepwell.storage.freepages import oldest_readers
+from stepwell.storage.lmdb import LmdbStorage
 
 
 @pytest.fixture
@@ -305,3 +308,54 @@ def test_a_pickle_in_a_thread_is_passed_over() -> None:
         assert [each.kind for each in book.thread.diff("s0", "s1")] == ["changed"]
         assert list(book.thread.grep("system")) == []
         assert len([*book.thread.replay()]) == 2
+
+
+def test_messages_of_strangers_do_nothing_to_a_terminal() -> None:
+    """Whatever stands in names, ids and texts, errors and drawings are printable."""
+    with Log.open(":memory:") as log:
+        book = Book(log, "\x1b[2J")
+        nasty = {"\x1b]0;x\x07": 1, "a\u202eb": 2}
+        book.step("\x1b[31mid-1", {"x\x9b1m": nasty, "y": nasty})
+        book.step("\x1b[31mid-2", {"x\x9b1m": {}, "y": nasty}, "\x1b[31mid-1")
+        thread = book.thread
+        shown = [
+            repr(thread.view()),
+            *map(repr, thread.replay()),
+            *map(repr, thread.watch("y")),
+            *thread.tree().lines(),
+        ]
+        for wrong in (lambda: thread.blame("y.z"), lambda: thread.resolve("\x1b[31m"), lambda: thread.blame("z\x1b")):
+            with pytest.raises(UsageError) as raised:
+                wrong()
+            shown.append(str(raised.value))
+        assert all(text.isprintable() for text in shown), shown
+
+
+def test_a_delta_channel_without_a_value_is_told() -> None:
+    """Blaming what LangGraph would put together says so, and what to do instead."""
+    with Log.open(":memory:") as log:
+        book = Book(log)
+        book.step("s0", {"n": 1}, counters={"messages": [1, 1]})
+        with pytest.raises(UsageError, match="is a delta channel without a value"):
+            book.thread.blame("messages[0]")
+
+
+def test_paused_readers_hold_nothing_open(tmp_path: Path) -> None:
+    """Between two steps of any reading no transaction is open, and a thread that goes away is told."""
+    with Log.open(tmp_path / "log") as log:
+        book = Book(log)
+        parent = None
+        for n in range(300):
+            book.step(f"s{n}", {"n": n, "text": f"needle {n} " + "x" * 80}, parent)
+            parent = f"s{n}"
+            book.parents[f"s{n}"] = None  # its depth is not asked for
+        thread = book.thread
+        started = [thread.replay(), thread.watch("n"), thread.grep("needle"), thread.lanes()]
+        for iterator in started:
+            next(iterator)  # type: ignore[call-overload]
+        assert isinstance(log.storage, LmdbStorage)
+        assert oldest_readers(log.storage._open_environment()._env.readers()) == []
+        thread.delete()
+        for iterator in started[:2]:
+            with pytest.raises((ConflictError, CorruptionError)):
+                list(iterator)  # type: ignore[call-overload]
