@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue bench-cli looking kill crash full signals damage repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue bench-cli bench-import looking kill crash full signals damage repair agents imports clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -77,6 +77,12 @@ bench-cli: $(DEV_READY) ## time commands as whole processes, on 100,000 threads 
 
 bench-catalogue: $(DEV_READY) ## time lists of threads, among 100,000
 	$(PY) bench/catalogue.py $(ARGS)
+bench-import: $(DEV_READY) ## import databases of SqliteSaver and PostgresSaver: time, memory, sizes
+	$(PY) bench/importing.py --workload research-1000 $(ARGS)
+
+imports: $(DEV_READY) ## import what every agent leaves with other savers, and kill imports 50 times
+	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents/test_imports.py $(ARGS)
+	STEPWELL_KILLS=50 $(PY) -m pytest tests/unit/test_importing.py -k kills $(ARGS)
 
 format: $(DEV_READY) ## put the sources in form and mend what the linter can
 	$(PY) -m ruff format .

@@ -8,9 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
+from stepwell.errors import UsageError
 from stepwell_langgraph.sources import Place, Reading, Source, Unreadable
 
 _READERS: Final = 2
+_LARGE_BYTES: Final = 1 << 24  # where states are larger, none is read ahead: memory is bounded by one
 
 
 class Wanted(NamedTuple):
@@ -47,19 +49,23 @@ class ReadAhead:
             return
         assert self._pool is not None
         ahead: deque[tuple[Wanted, Future[Reading | Unreadable]]] = deque()
+        last_bytes = 0
         try:
             for place in places:
                 wanted = want(place)
                 ahead.append((wanted, self._pool.submit(self._read, thread_id, wanted)))
-                if len(ahead) > _READERS:
-                    wanted, reading = ahead.popleft()
-                    yield wanted, reading.result()
+                while len(ahead) > (_READERS if last_bytes < _LARGE_BYTES else 0):
+                    wanted, future = ahead.popleft()
+                    reading = future.result()
+                    last_bytes = 0 if isinstance(reading, Unreadable) else reading.size
+                    yield wanted, reading
+                    del reading
             while ahead:
-                wanted, reading = ahead.popleft()
-                yield wanted, reading.result()
+                wanted, future = ahead.popleft()
+                yield wanted, future.result()
         finally:
-            for _, reading in ahead:
-                reading.cancel()
+            for _, future in ahead:
+                future.cancel()
 
     def close(self) -> None:
         """End the threads, and close their readers."""
@@ -77,7 +83,10 @@ class ReadAhead:
 
     def _has_readers(self) -> bool:
         while len(self._all) < _READERS:
-            twin = self._source.twin()
+            try:
+                twin = self._source.twin()
+            except UsageError:  # a server that has no room for more
+                twin = None
             if twin is None:
                 return False
             self._all.append(twin)

@@ -18,26 +18,18 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from stepwell import reader
 from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
-from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
-from stepwell.fold import PendingWrite, State
-from stepwell.format import id_key
+from stepwell.fold import State
 from stepwell.log import IN_MEMORY, Log, check_text
-from stepwell.patch import Value, parse
-from stepwell.storage import Found
-from stepwell.writer import Ticket
-from stepwell_langgraph.addresses import CHECKPOINT, METADATA
+from stepwell.storage.newfile import occupied_bytes
 from stepwell_langgraph.ahead import ReadAhead, Wanted
-from stepwell_langgraph.comparing import Comparison
+from stepwell_langgraph.receiving import Arrival, Receiver
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, address_of, is_memory
 from stepwell_langgraph.sources import (
@@ -52,15 +44,11 @@ from stepwell_langgraph.sources import (
     parents_first,
 )
 from stepwell_langgraph.sqlite_tables import SqliteTables
-from stepwell_langgraph.tip import Tip, moved_all
-from stepwell_langgraph.whole import Typed, time_of
 
-_WINDOW_BYTES: Final = 1 << 25
+_WINDOW_BYTES: Final = 24 << 20
 _WINDOW_CHECKPOINTS: Final = 256
-_TIPS_BYTES: Final = 1 << 25
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 100
 _TELL_SECONDS: Final = 0.2
-_BLOCK_BYTES: Final = 512  # of st_blocks
 
 
 class Problem(NamedTuple):
@@ -150,7 +138,7 @@ class ImportReport:
         return not self.problems
 
     def __str__(self) -> str:
-        per_second = self.checkpoints / self.seconds if self.seconds else 0
+        per_second = (self.checkpoints + self.present) / self.seconds if self.seconds else 0
         before = "" if self.before_bytes is None else f"{_megabytes(self.before_bytes)} -> "
         compared = "byte by byte" if self.is_exact else "by value"
         lines = [
@@ -214,189 +202,6 @@ def import_from(
         opened.close()
 
 
-class _Item:
-    """One checkpoint that is under way, or was found to be there.
-
-    Attributes:
-        place: Which one.
-        checkpoint: What the source has of it; None if that is nothing, or was not looked at.
-        writes: The writes that wait for it, in the order in which they are taken over.
-        base: What is known of its parent.
-        was_there: Whether the log had it.
-        appended_writes: How many writes the log did not have.
-        ticket: The append that is under way.
-        sequence: Where the step stands, or will stand.
-        is_missing: Whether there was something to append, and it was not to be appended.
-    """
-
-    __slots__ = (
-        "appended_writes",
-        "base",
-        "checkpoint",
-        "is_missing",
-        "place",
-        "sequence",
-        "ticket",
-        "was_there",
-        "writes",
-    )
-
-    def __init__(self, place: Place, reading: Reading) -> None:
-        self.place = place
-        self.checkpoint = reading.checkpoint
-        self.writes = reading.writes
-        self.base = Tip()
-        self.was_there = False
-        self.appended_writes = 0
-        self.ticket: Ticket | None = None
-        self.sequence = 0
-        self.is_missing = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of what it holds."""
-        values = [*self.checkpoint.channels.values(), self.checkpoint.core] if self.checkpoint is not None else []
-        return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
-
-
-class _Thread:
-    """The log's side of one thread: what is there already, and where the next append will stand.
-
-    Attributes:
-        id: Its name.
-        number: Its number; 0 while it is not in the log.
-    """
-
-    def __init__(self, log: Log, thread_id: str) -> None:
-        self.id = thread_id
-        self._log = log
-        self._thread = log.thread(thread_id)
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Read where the thread stands in the log; what was known of it, and appends under way, are forgotten."""
-        row = self._thread.row()
-        self.number = row.number if row else 0
-        self._head = row.last if row else 0
-        self._lanes: dict[str, int] = {}
-        self._opening: set[str] = set()
-        self._tips: dict[tuple[str, str], Tip] = {}
-        self._appended: set[tuple[str, str]] = set()
-
-    def settled(self) -> None:
-        """What was appended is durable: the thread has its number, and of what is known only the latest is kept."""
-        row = self._thread.row()
-        self.number = row.number if row else 0
-        self._opening.clear()
-        held = sum(tip.size for tip in self._tips.values())
-        for key in [*self._tips][:-1]:
-            if held <= _TIPS_BYTES:
-                break
-            held -= self._tips.pop(key).size
-
-    def find(self, namespace: str, checkpoint_id: str) -> Found:
-        """Where a checkpoint and its writes stand in the log."""
-        lane = self._lane(namespace)
-        if not lane:
-            return Found(0, 0, False, ())
-        return self._log.storage.find(self.number, lane, [id_key(checkpoint_id)])[0]
-
-    def base(self, place: Place) -> Tip:
-        """What is known of a checkpoint's parent; an empty tip if the log has none."""
-        if place.parent_id is None:
-            return Tip()
-        tip = self._tips.get((place.namespace, place.parent_id))
-        if tip is not None:
-            return tip
-        found = self.find(place.namespace, place.parent_id)
-        if not found.step or found.hidden:
-            return Tip()
-        state = self._log.reader.state(self.number, found.step)
-        return Tip.from_state(state, reader.Payloads(self._log.storage, self.number))
-
-    def writes(self, found: Found) -> dict[tuple[str, int], PendingWrite]:
-        """The writes of a checkpoint that are in the log, by task and index."""
-        pending = reader.writes(self._log.storage, self.number, found.writes)
-        return {(each.task_id, each.write.index): each for each in pending}
-
-    def append(self, item: _Item, *, dry: bool = False) -> None:
-        """Begin to append what the log does not have of a checkpoint and its writes; if `dry`, only see what it is."""
-        place, checkpoint = item.place, item.checkpoint
-        found = self.find(place.namespace, place.checkpoint_id)
-        events: list[Event] = []
-        tip: Tip | None = None
-        item.was_there = bool(found.step and not found.hidden)
-        item.sequence = found.step
-        created_at = 0
-        if checkpoint is not None and not item.was_there:
-            item.base = self.base(place)
-            created_at = time_of(checkpoint.core)
-            channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
-            named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
-            fields, known_fields = moved_all(item.base.fields, named)
-            step = StepCommitted(
-                place.checkpoint_id,
-                place.parent_id,
-                channels,
-                fields,
-                place.namespace,
-                item.base.sequence,
-                created_at=created_at,
-            )
-            events.append(step)
-            tip = Tip(0, known, known_fields)
-        missing = self._missing(item, found)
-        item.appended_writes = len(missing)
-        for (path, task_id), writes in groupby(missing, key=attrgetter("task_path", "task_id")):
-            recorded = tuple(Write(write.index, write.channel, _value(write.value)) for write in writes)
-            events.append(WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at))
-        item.is_missing = dry and bool(events)
-        if not events or dry:
-            return
-        item.ticket = self._thread.begin_append(events, expected_head=self._head)
-        first = self._room_for(place.namespace)
-        self._head = first + len(events) - 1
-        if tip is not None:
-            item.sequence = tip.sequence = Sequence(first)
-            self._tips[place.namespace, place.checkpoint_id] = tip
-            self._appended.add((place.namespace, place.checkpoint_id))
-
-    def has_appended(self, place: Place) -> bool:
-        """Whether the parent of a checkpoint was appended by this import, and so is what the source has."""
-        return (place.namespace, place.parent_id) in self._appended
-
-    def _room_for(self, namespace: str) -> int:
-        """Where the first event of an append will stand: behind those that open the thread and the lane."""
-        first = self._head + 1
-        if first == 1:
-            first += 1
-        if not self._lane(namespace) and namespace not in self._opening:
-            self._opening.add(namespace)
-            first += 1
-        return first
-
-    def _lane(self, namespace: str) -> int:
-        number = self._lanes.get(namespace, 0)
-        if not number and self.number and namespace not in self._opening:
-            found = self._log.storage.lane(self.number, namespace)
-            if found is not None:
-                number = self._lanes[namespace] = found[0]
-        return number
-
-    def _missing(self, item: _Item, found: Found) -> list[StoredWrite]:
-        """The writes that the log does not have, or has another value of where the last one counts."""
-        if not found.writes:
-            return item.writes
-        there = self.writes(found)
-        compare = Comparison(reader.Payloads(self._log.storage, self.number))
-        missing: list[StoredWrite] = []
-        for write in item.writes:
-            pending = there.get((write.task_id, write.index))
-            if pending is None or (write.index < 0 and not compare.is_same(pending.write.value, write.value)):
-                missing.append(write)
-        return missing
-
-
 class Import:
     """One import, or one comparison of a source with a log that holds it already.
 
@@ -429,14 +234,19 @@ class Import:
         self._read_bytes = 0
         self._done = 0
         self._of_threads = self._of_checkpoints = 0
+        self._window: list[tuple[Receiver, list[Arrival]]] = []  # what is under way, by thread
+        self._held_checkpoints = self._held_bytes = 0
         self.report = ImportReport(source.label, log.path, is_exact=source.is_exact)
 
     def run(self, wanted: Iterable[str] | None) -> ImportReport:
         """Take the threads that are wanted; None for all."""
         began = time.monotonic()
         report = self.report
-        report.before_bytes = self._source.size_bytes()
-        found = dict(self._source.threads())
+        try:
+            report.before_bytes = self._source.size_bytes()
+            found = dict(self._source.threads())
+        except Unreadable as error:
+            raise UsageError(f"the threads in {self._source.label} cannot be listed: {error}") from error
         for thread_id in dict.fromkeys(wanted or ()):
             if thread_id not in found:
                 self._problem(thread_id, None, "there is no such thread in the source")
@@ -447,6 +257,7 @@ class Import:
             self._thread(thread_id)
             report.threads += 1
             self._tell(thread_id)
+        self._settle()
         if self._append:
             self._log.seal()
         report.after_bytes = disk_bytes(self._log)
@@ -461,7 +272,7 @@ class Import:
         except Unreadable as error:
             self._problem(thread_id, None, str(error))
             return
-        thread = _Thread(self._log, thread_id)
+        thread = Receiver(self._log, thread_id)
         asked: set[tuple[str, str]] = set()
 
         def want(place: Place) -> Wanted:
@@ -476,22 +287,23 @@ class Import:
             asked.add((place.namespace, place.checkpoint_id))
             return Wanted(place, whole=True, from_parent=(place.namespace, place.parent_id) in asked)
 
-        window: list[_Item] = []
-        held = 0
+        items: list[Arrival] = []
+        self._window.append((thread, items))
         for wanted, reading in self._ahead.readings(thread_id, places, want):
             item = self._begin(thread, wanted.place, reading)
             if item is not None:
-                window.append(item)
-                held += item.size
+                items.append(item)
+                self._held_checkpoints += 1
+                self._held_bytes += item.size
                 self._read_bytes += item.size
             self._done += wanted.place.exists
-            if held > _WINDOW_BYTES or len(window) >= _WINDOW_CHECKPOINTS:
-                self._settle(thread, window)
-                window, held = [], 0
+            if self._held_bytes > _WINDOW_BYTES or self._held_checkpoints >= _WINDOW_CHECKPOINTS:
+                self._settle()
+                items = []
+                self._window.append((thread, items))
                 self._tell(thread_id)
-        self._settle(thread, window)
 
-    def _begin(self, thread: _Thread, place: Place, reading: Reading | Unreadable) -> _Item | None:
+    def _begin(self, thread: Receiver, place: Place, reading: Reading | Unreadable) -> Arrival | None:
         """Begin to append what the log does not have of what was read."""
         try:
             _check_place(place)
@@ -499,14 +311,14 @@ class Import:
                 raise reading
             for reason in reading.problems:
                 self._problem(thread.id, place, reason)
-            item = _Item(place, self._checked(thread, place, reading))
+            item = Arrival(place, self._checked(thread, place, reading))
             self._begin_append(thread, item)
         except (Unreadable, EventTooLargeError, CorruptionError) as error:
             self._problem(thread.id, place, str(error))
             return None
         return item
 
-    def _checked(self, thread: _Thread, place: Place, reading: Reading) -> Reading:
+    def _checked(self, thread: Receiver, place: Place, reading: Reading) -> Reading:
         """What was read, without what no log can hold; the writes in the order in which they are taken over."""
         checkpoint, writes = reading.checkpoint, []
         try:
@@ -522,40 +334,55 @@ class Import:
                 self._problem(thread.id, place, str(error))
         return Reading(checkpoint, sorted(writes, key=_order))
 
-    def _begin_append(self, thread: _Thread, item: _Item) -> None:
+    def _begin_append(self, thread: Receiver, item: Arrival) -> None:
         if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
-            item.checkpoint, _ = self._source.read(thread.id, item.place)
+            item.checkpoint = self._source.read(thread.id, item.place).checkpoint
         thread.append(item, dry=not self._append)
         if item.is_missing:
             raise Unreadable("the log does not have it")
 
-    def _settle(self, thread: _Thread, window: list[_Item]) -> None:
-        """Wait for some appends, and compare what the log then holds."""
-        for _ in range(_ATTEMPTS):
-            refused = [item for item in window if not self._is_durable(thread, item)]
-            if not refused:
-                break
-            thread.look_again()
-            for item in refused:
-                self._again(thread, item)
-        else:
-            raise ConflictError(
-                f"others append to thread {thread.id!r} without a pause: import it when they are done",
-                thread=thread.id,
-                expected=None,
-                actual=None,
-            )
-        thread.settled()
-        for item in window:
-            self.report.writes += item.appended_writes
-            if item.place.exists and item.sequence:
-                self.report.present += item.was_there
-                self.report.checkpoints += not item.was_there
-        if self._verify and window:
-            self._compare(thread, window)
+    def _settle(self) -> None:
+        """Wait for everything that is under way, and compare what the log then holds."""
+        for thread, items in self._window:
+            self._await(thread, items)
+            thread.settled()
+            for item in items:
+                self.report.writes += item.appended_writes
+                if item.place.exists and item.sequence:
+                    self.report.present += item.was_there
+                    self.report.checkpoints += not item.was_there
+            if self._verify and items:
+                self._compare(thread, items)
+        self._window.clear()
+        self._held_checkpoints = self._held_bytes = 0
 
-    def _is_durable(self, thread: _Thread, item: _Item) -> bool:
-        """Whether an append is done for, well or not; False if it has to be begun anew."""
+    def _await(self, thread: Receiver, items: list[Arrival]) -> None:
+        refused = [item for item in items if not self._is_durable(thread, item)]
+        if refused:  # somebody else appended to the thread
+            thread.forget()
+        for item in refused:
+            self._append_now(thread, item)
+
+    def _append_now(self, thread: Receiver, item: Arrival) -> None:
+        """Append by itself what was refused in a row."""
+        for _ in range(_ATTEMPTS):
+            thread.look_again()
+            item.ticket = None
+            try:
+                self._begin_append(thread, item)
+            except (Unreadable, EventTooLargeError, CorruptionError) as error:
+                self._give_up(thread, item, error)
+            if self._is_durable(thread, item):
+                return
+        raise ConflictError(
+            f"others append to thread {thread.id!r} without a pause: import it when they are done",
+            thread=thread.id,
+            expected=None,
+            actual=None,
+        )
+
+    def _is_durable(self, thread: Receiver, item: Arrival) -> bool:
+        """Wait for an append; False if it was refused, and has to be begun anew."""
         try:
             if item.ticket is not None:
                 item.ticket.result()
@@ -565,26 +392,18 @@ class Import:
             self._give_up(thread, item, error)
         return True
 
-    def _again(self, thread: _Thread, item: _Item) -> None:
-        """Begin an append anew, since somebody else appended to the thread."""
-        item.ticket = None
-        try:
-            self._begin_append(thread, item)
-        except (Unreadable, EventTooLargeError, CorruptionError) as error:
-            self._give_up(thread, item, error)
-
-    def _give_up(self, thread: _Thread, item: _Item, error: Exception) -> None:
+    def _give_up(self, thread: Receiver, item: Arrival, error: Exception) -> None:
         self._problem(thread.id, item.place, str(error))
         item.ticket, item.checkpoint, item.writes, item.appended_writes, item.sequence = None, None, [], 0, 0
 
-    def _compare(self, thread: _Thread, window: list[_Item]) -> None:
-        compare = Comparison(reader.Payloads(self._log.storage, thread.number))
+    def _compare(self, thread: Receiver, window: list[Arrival]) -> None:
+        """Read back what the source gave, and tell where it differs."""
         items = [item for item in window if item.checkpoint is not None]
         bases = [item.base.sequence for item in items if item.checkpoint is not None and item.checkpoint.unchanged]
-        states = self._log.reader.states(thread.number, [item.sequence for item in items] + bases)
+        states = self._log.reader.states(thread.number, [*(item.sequence for item in items), *bases])
         for item in window:
             try:
-                reason = self._compared(thread, item, states, compare)
+                reason = self._compared(thread, item, states)
             except CorruptionError as error:
                 reason = str(error)
             if reason is not None:
@@ -592,26 +411,28 @@ class Import:
             else:
                 self.report.verified += item.checkpoint is not None
 
-    def _compared(self, thread: _Thread, item: _Item, states: dict[int, State], compare: Comparison) -> str | None:
+    def _compared(self, thread: Receiver, item: Arrival, states: dict[int, State]) -> str | None:
         """What the log does not have as the source has it; None if all is well."""
         if item.checkpoint is not None:
             state = states[item.sequence]
             if state.parent_id != item.place.parent_id:
                 return f"its parent is {state.parent_id!r} in the log, and {item.place.parent_id!r} in the source"
             parent = states[item.base.sequence] if item.checkpoint.unchanged else state
-            reason = compare.difference(item.checkpoint, state, parent)
+            reason = thread.comparison.difference(item.checkpoint, state, parent)
             if reason is not None:
                 return reason
         if not item.writes:
             return None
         there = thread.writes(thread.find(item.place.namespace, item.place.checkpoint_id))
         for write in item.writes:
-            pending = there.get((write.task_id, write.index))
+            pending = there.get((write.task_id, write.idx))
             if pending is None:
-                return f"the log has no write {write.index} of task {write.task_id!r}"
+                return f"the log has no write {write.idx} of task {write.task_id!r}"
             where = (pending.task_path, pending.write.channel)
-            if where != (write.task_path, write.channel) or not compare.is_same(pending.write.value, write.value):
-                return f"the log has another write {write.index} of task {write.task_id!r} than the source"
+            if where != (write.task_path, write.channel) or not thread.comparison.is_same(
+                pending.write.value, write.value
+            ):
+                return f"the log has another write {write.idx} of task {write.task_id!r} than the source"
         return None
 
     def _problem(self, thread_id: str, place: Place | None, reason: str) -> None:
@@ -657,18 +478,17 @@ def _opened(source: Any, serde: SerializerProtocol) -> Source:
 
 
 def _postgres(address: str) -> Source:
-    from stepwell_langgraph.postgres_tables import PostgresTables  # which needs a driver
-
+    try:
+        from stepwell_langgraph.postgres_tables import PostgresTables
+    except ImportError as error:
+        raise UsageError(
+            "importing from PostgreSQL needs the driver that PostgresSaver uses: pip install 'psycopg[binary]'"
+        ) from error
     return PostgresTables(address)
 
 
-def _value(typed: Typed) -> Value:
-    type_, span = typed
-    return parse(type_, span.bytes())
-
-
 def _order(write: StoredWrite) -> tuple[str, str, int]:
-    return write.task_path, write.task_id, write.index
+    return write.task_path, write.task_id, write.idx
 
 
 def _check(what: str, text: object) -> None:
@@ -698,13 +518,13 @@ def _check_write(write: StoredWrite) -> None:
     for what, text in (("task path", write.task_path), ("task id", write.task_id), ("channel", write.channel)):
         _check(f"{what} of a pending write", text)
     _check("type of a pending write", write.value[0])
-    if type(write.index) is not int:
-        raise Unreadable(f"the index of a pending write is {write.index!r}, not a whole number")
+    if type(write.idx) is not int:
+        raise Unreadable(f"the index of a pending write is {write.idx!r}, not a whole number")
 
 
 def disk_bytes(log: Log) -> int:
     """What the file of a log takes of the disk; 0 for one in memory."""
-    return 0 if log.path == IN_MEMORY else os.stat(log.path).st_blocks * _BLOCK_BYTES
+    return 0 if log.path == IN_MEMORY else occupied_bytes(os.stat(log.path))
 
 
 def _megabytes(size: int) -> str:

@@ -12,19 +12,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, LiteralString
 
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
 from stepwell.errors import UsageError
 from stepwell.patch import array_header
 from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
 from stepwell_langgraph.whole import JSON, MSGPACK, VALUES, Span, Typed, as_msgpack
-
-try:
-    import psycopg
-    from psycopg import sql
-    from psycopg.conninfo import conninfo_to_dict
-except ImportError as error:
-    raise UsageError(
-        "importing from PostgreSQL needs the driver that PostgresSaver uses: pip install 'psycopg[binary]'"
-    ) from error
 
 _PAGE_ROWS: Final = 256
 _TABLES: Final[Mapping[str, frozenset[str]]] = {
@@ -238,7 +233,7 @@ class PostgresTables:
 
 def _trusted(query: str) -> sql.SQL:
     """A query of this module; what varies in it goes in as values."""
-    text: LiteralString = query  # type: ignore[assignment]
+    text: LiteralString = query
     return sql.SQL(text)
 
 

@@ -148,7 +148,7 @@ class SaverObject:
                 index = counts[task_id]
                 counts[task_id] += 1
             writes.append(StoredWrite("", task_id, index, channel, self._typed(value)))
-        if writes == sorted(writes, key=lambda write: (write.task_id, write.index)):
+        if writes == sorted(writes, key=lambda write: (write.task_id, write.idx)):
             return writes
         order = {task_id: number for number, task_id in enumerate(dict.fromkeys(task_id for task_id, _, _ in pending))}
         return [write._replace(task_path=f"~imported, {order[write.task_id]:010}") for write in writes]
@@ -183,7 +183,7 @@ def _typed(typed: tuple[str, bytes]) -> Typed:
 def address_of(saver: BaseCheckpointSaver[Any]) -> str | None:
     """Where the database of a SqliteSaver or PostgresSaver is, so that its tables can be read; None if not known."""
     module = type(saver).__module__
-    connection = getattr(saver, "conn", None)
+    connection: Any = getattr(saver, "conn", None)
     if module == "langgraph.checkpoint.sqlite":
         path = next((row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main"), "")
         return f"{SQLITE}{path}" if path else None

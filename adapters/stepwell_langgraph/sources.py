@@ -40,7 +40,7 @@ class StoredWrite(NamedTuple):
 
     task_path: str
     task_id: str
-    index: int
+    idx: int
     channel: str
     value: Typed
 
@@ -73,6 +73,12 @@ class Reading(NamedTuple):
     checkpoint: StoredCheckpoint | None
     writes: list[StoredWrite]
     problems: Sequence[str] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was read."""
+        values = [] if self.checkpoint is None else [*self.checkpoint.channels.values(), self.checkpoint.core]
+        return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
 
 
 class Source(Protocol):

@@ -47,14 +47,14 @@ class Known:
                 return Splice((Keep(0, self._count), appended)), Known(
                     type_, span, count=self._count + len(appended.lengths)
                 )
-        value = parse(type_, span.bytes())
+        value = parse(type_, span.copy())
         return diff(self.value, value), Known(type_, span, value)
 
     @property
     def value(self) -> Value:
         """The value with its content as bytes."""
         if self._value is None:
-            self._value = parse(self.type, self.span.bytes())
+            self._value = parse(self.type, self.span.copy())
         return self._value
 
     def _appended(self, span: Span) -> New | None:
@@ -121,7 +121,7 @@ def moved_all(
     for name, (type_, span) in new.items():
         before = old.get(name)
         if before is None:
-            changes[name] = value = parse(type_, span.bytes())
+            changes[name] = value = parse(type_, span.copy())
             known[name] = Known(type_, span, value)
         else:
             patch, known[name] = before.moved((type_, span))

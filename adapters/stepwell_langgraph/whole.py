@@ -23,6 +23,7 @@ MSGPACK: Final = "msgpack"
 JSON: Final = "json"
 
 _entries: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_LATEST: Final = 1 << 62  # that an event can hold
 _NIL: Final = b"\xc0"
 _BYTES_HEADERS: Final = {0xC4: 2, 0xC5: 3, 0xC6: 5}  # header bytes of msgpack's three forms of bytes
 
@@ -52,7 +53,7 @@ class Span(NamedTuple):
         """The bytes from `start`, where they lie."""
         return memoryview(self.data)[self.start + start : self.end]
 
-    def bytes(self) -> bytes:
+    def copy(self) -> bytes:
         """A copy of the bytes."""
         return self.data[self.start : self.end]
 
@@ -124,8 +125,9 @@ def time_of(core: Typed) -> int:
         if type_ == MSGPACK:
             said: Any = msgspec.msgpack.decode(_entries.decode(span.view())["ts"], type=str)
         else:
-            said = json.loads(span.bytes())["ts"] if type_ == JSON else ""
-        return max(int(datetime.fromisoformat(said).timestamp() * 1_000_000) * 1000, 0)
+            said = json.loads(span.copy())["ts"] if type_ == JSON else ""
+        time = int(datetime.fromisoformat(said).timestamp() * 1_000_000) * 1000
+        return time if 0 < time < _LATEST else 0
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):
         return 0
 
@@ -136,7 +138,7 @@ def _take_msgpack_apart(payload: bytes) -> Parts:
     if values is None:
         raise NotACheckpoint("there are no channel values in it")
     channels = {name: _alone(value) for name, value in _split(values).items()}
-    core = b"".join((map_header(len(entries)), *(_text(key) + item.bytes() for key, item in entries.items())))
+    core = b"".join((map_header(len(entries)), *(_text(key) + item.copy() for key, item in entries.items())))
     return Parts(channels, (MSGPACK, Span.of(core)))
 
 

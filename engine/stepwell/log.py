@@ -43,7 +43,7 @@ from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
 from stepwell.statistics import LogStats, collect
-from stepwell.storage import Append, Compaction, Copy, Delete, Query, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -483,6 +483,7 @@ class Thread:
         incarnation: int = 0,
         may_read: bool = True,
         labels: Mapping[str, Label | None] | None = None,
+        after: Several[Place] = (),
     ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
@@ -493,6 +494,8 @@ class Thread:
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
             may_read: Whether there is time to read what the thread holds, to look for content in it.
             labels: As for `append`.
+            after: With `expected_head`: the places of an append that is under way, and is to have led to that head.
+                If it was refused, so is this one, even where somebody else's events have led there.
 
         Raises:
             NotRecalled: There is not, and it has to be done: begin again when there is.
@@ -506,10 +509,11 @@ class Thread:
             encoding = Encoding(self.log.content, self.id, events, begun, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        entries = encoding.entries if not after else partial(self._entries_after, after, expected_head, encoding)
         # failpoint: append-encoded
         operation = Append(
             self.id,
-            encoding.entries,
+            entries,
             expected_head,
             incarnation,
             placed=encoding.locate,
@@ -518,6 +522,18 @@ class Thread:
             stored_bytes=lambda: encoding.stored_bytes,
         )
         return self.log.submit(operation, encoding.places)
+
+    def _entries_after(
+        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
+    ) -> Several[Entry]:
+        if after[-1].sequence != expected_head:
+            raise ConflictError(
+                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
+                thread=self.id,
+                expected=expected_head,
+                actual=None,
+            )
+        return encoding.entries(number, first)
 
     def label(self, labels: Mapping[str, Label | None]) -> None:
         """Give the thread labels that lists find it by; a thread that does not exist is opened.

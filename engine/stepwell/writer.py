@@ -57,6 +57,11 @@ class Ticket:
         return self._outcome is not None
 
     @property
+    def places(self) -> Sequence[Place]:
+        """Where its events stand; they are told as soon as that is known, and told anew if that changes."""
+        return self._places
+
+    @property
     def committed(self) -> Committed | None:
         """What was committed; None while it is not known, or if it failed."""
         return self._outcome if isinstance(self._outcome, Committed) else None

@@ -53,7 +53,7 @@ def test_what_is_exported_reads_the_same(saver: StepwellSaver, tmp_path: Path) -
 
 
 def test_a_database_comes_back_as_it_was(tmp_path: Path) -> None:
-    """Imported and exported again, every row of a database is there: writes byte for byte, checkpoints but for order."""
+    """Imported and exported again, every row of a database is there, and its writes byte for byte."""
     one, two = tmp_path / "one.db", tmp_path / "two.db"
     with SqliteSaver.from_conn_string(str(one)) as source:
         fill(source)
@@ -175,12 +175,19 @@ def test_an_interrupted_export_leaves_nothing(saver: StepwellSaver, tmp_path: Pa
     """The file appears when it is complete, and not before."""
 
     def progress(state: ExportProgress) -> None:
+        assert (tmp_path / "new.db-unfinished").exists()
         raise KeyboardInterrupt
 
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         export_to(tmp_path / "new.db", saver, progress=progress)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    # Nor does one that was killed stand in the way.
+    (tmp_path / "new.db-unfinished").write_bytes(b"half")
+    (tmp_path / "new.db-unfinished-journal").write_bytes(b"half")
+    assert export_to(tmp_path / "new.db", saver).verified == 27
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*before, "new.db"]
+    assert (tmp_path / "new.db").stat().st_mode == (tmp_path / "log.stepwell").stat().st_mode
 
 
 def test_a_log_that_is_only_read(saver: StepwellSaver, tmp_path: Path) -> None:

@@ -694,3 +694,18 @@ def test_operations_of_the_storage_are_seen(log: Log) -> None:
     loaded(log.thread("t"))
     log.storage.commit([append("t", step("s1", {"x": b"1"}))])
     assert loaded(log.thread("t")).step_id == "s1"
+
+
+def test_an_append_follows_another_that_is_under_way(log: Log) -> None:
+    """It may name the head that the other will lead to; if that one is refused so is it, whatever led to that head."""
+    thread = log.thread("t")
+    first = thread.begin_append([step("s0")], expected_head=0)
+    second = thread.begin_append([step("s1", base=3)], expected_head=3, after=first.places)
+    assert second.result().sequences == (4,)
+    thread.append([step("theirs", base=3)])
+    refused = thread.begin_append([step("s2", base=4)], expected_head=4, after=second.places)
+    following = thread.begin_append([step("s3", base=5)], expected_head=5, after=refused.places)
+    for ticket in (refused, following):
+        with pytest.raises(ConflictError):
+            ticket.result()
+    assert [found.step_id for found in thread.steps()] == ["theirs", "s1", "s0"]
