@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue kill crash full signals damage repair agents clean bench-agents stress bench-cli bench-import imports looking
+.PHONY: help setup demo test check kill crash signals stress damage repair full agents bench bench-agents bench-quick looking bench-micro bench-cli bench-catalogue bench-import imports format clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"

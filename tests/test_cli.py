@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pty
 import re
 import select
@@ -144,6 +145,7 @@ def test_threads(cli: Cli, path: Path) -> None:
     assert "--all" in shown.out
     assert "user-2" in cli("threads", path, "--all").out
     assert cli("threads", path, "--since", "1h", "--json").items
+    assert cli("threads", path, "--status", "failed") == (exits.OK, "no such thread\n", "")
     assert cli("threads", path, "--since", "yesterday").code == exits.USAGE
 
 
@@ -372,6 +374,61 @@ def test_a_mistyped_file(cli: Cli, path: Path) -> None:
     assert "did you mean 'agent.stepwell'" in cli("threads", path.with_name("agent.stepwel")).err
 
 
+def test_reading_while_agents_write(cli: Cli, path: Path) -> None:
+    """A log that another process has open is read as it is at that moment; what needs it alone is refused."""
+    script = (
+        "import sys; from stepwell import Log\n"
+        f"log = Log.open({str(path)!r})\n"
+        "for line in sys.stdin:\n"
+        "    print(log.thread('user-1').fork('1', as_=line.strip()).sequence, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for name in ("one", "two"):
+            writer.stdin.write(name + "\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline()
+            assert cli("threads", path, "--json").items[0]["thread"] == name
+            assert cli("audit", path, "--json").items[0]["breaches"] == []
+        refused = cli("compact", path)
+        assert refused.code == exits.USAGE
+        assert cli("compact", path, "--into", path.with_name("copy.stepwell")).code == exits.OK
+        writer.stdin.close()
+
+
+def test_no_command_at_all(cli: Cli) -> None:
+    """Without a command there is the help."""
+    assert cli() == cli("--help")
+
+
+def test_version(cli: Cli) -> None:
+    """The version is that of the distribution."""
+    assert re.fullmatch(r"stepwell \d+\.\d+\.\d+\S*\n", cli("--version").out)
+
+
+def test_without_what_it_needs() -> None:
+    """Without typer the command says what to install."""
+    script = "import sys; sys.modules['typer'] = None; from stepwell_cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == "stepwell: the command line needs typer: pip install 'stepwell[cli]'\n"
+
+
+def test_a_terminal_without_the_characters(path: Path) -> None:
+    """What the output's encoding has no character for is spelled out."""
+    command = [sys.executable, "-m", "stepwell_cli", "tree", str(path), "user-1"]
+    ran = subprocess.run(
+        command, env=environment(PYTHONIOENCODING="ascii"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\\u2514" in ran.stdout
+
+
 def test_nothing_is_made_by_looking(cli: Cli, tmp_path: Path) -> None:
     """A command that looks at a log that is not there does not make one."""
     for command in (("threads",), ("seal",), ("fork", "x"), ("compact",)):
@@ -438,6 +495,41 @@ def test_no_control_sequence_is_written(cli: Cli, tmp_path: Path) -> None:
             assert harmless(told.out), command
             assert harmless(told.err), command
             assert "Traceback" not in told.err
+
+
+class Gadget:
+    """An object whose pickle makes a file when it is opened."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_that_a_log_holds_is_run(cli: Cli, tmp_path: Path) -> None:
+    """Pickles, extensions that name functions and absurd nesting are shown as what they are, and nothing is called."""
+    marker = tmp_path / "marker"
+    call = msgspec.msgpack.Ext(1, msgspec.msgpack.encode(["pathlib", "Path.touch", [str(marker)]]))
+    named = msgspec.msgpack.Ext(4, msgspec.msgpack.encode(["os", "system", {"command": f"touch {marker}"}, "run"]))
+    deep = b"\x91" * 100_000 + b"\xc0"
+    state = {
+        **packed(call=call, named=named),
+        "deep": ("msgpack", deep),
+        "pickled": ("pickle", pickle.dumps(Gadget(marker))),
+    }
+    log_path = tmp_path / "gadgets.stepwell"
+    with Log.open(log_path) as log:
+        log.thread("t").append([StepCommitted("s1", None, changes(state), changes(state))])
+    for command in (
+        *(("show", "t"), ("show", "t", "pickled"), ("show", "t", "named"), ("show", "t", "deep"), ("log", "t")),
+        *(("grep", "touch"), ("watch", "t", "call"), ("replay", "t"), ("export", "t", "--states"), ("threads",)),
+    ):
+        for as_json in ((), ("--json",)):
+            told = cli(command[0], log_path, *command[1:], *as_json)
+            assert told.code in (exits.OK, exits.FOUND), (command, told.err)
+            assert harmless(told.out)
+    assert not marker.exists()
 
 
 # --- processes, pipes and terminals ---

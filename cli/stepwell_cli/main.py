@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from typer.main import get_command
@@ -23,7 +24,19 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 
 
-def stepwell() -> None:
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"stepwell {version('stepwell')}")
+        raise typer.Exit
+
+
+def stepwell(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
+    ] = False,
+) -> None:
     """Look into a stepwell log, compare, fork, check, carry and repair it.
 
     A log is a file, a thread one agent's history in it, a step one checkpoint.
@@ -37,7 +50,6 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line, with all of its commands or with those that are needed: each takes time to be made."""
     app = typer.Typer(
         name="stepwell",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
@@ -52,6 +64,9 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal has no character for
     sys.exit(run(sys.argv[1:]))
 
 
@@ -60,7 +75,9 @@ def run(arguments: list[str]) -> int:
     needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     try:
         try:
-            code = get_command(application(needed)).main(arguments, prog_name="stepwell", standalone_mode=False)
+            code = get_command(application(needed)).main(
+                arguments or ["--help"], prog_name="stepwell", standalone_mode=False
+            )
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -59,6 +59,9 @@ def threads(
             return
         rows = [*found]
     more = not everything and len(rows) > limit
+    if not rows:
+        screen.say(("no such thread" if prefix or status or label or since else "no thread yet", FAINT))
+        return
     with screen.paged():
         screen.table(
             ("thread", "status", ">steps", ">size", ">changed", "labels"),

@@ -186,14 +186,14 @@ def _pager() -> list[str] | None:
     return words if words and words != ["cat"] and shutil.which(words[0]) else None
 
 
-def text(*parts: Part | tuple[Part, ...]) -> Text:
+def text(*parts: Part) -> Text:
     """Parts as one text of rich, harmless."""
     from rich.text import Text
 
     made = Text()
     for part in parts:
         content, style = part if isinstance(part, tuple) else (part, "")
-        made.append(safe(str(content)), style=str(style) or None)
+        made.append(safe(content), style=style or None)
     return made
 
 

@@ -90,14 +90,14 @@ class Bundle(NamedTuple):
     bundle_bytes: int
 
 
-def _untold(what: str, done: int, total: int) -> None:
+def untold(what: str, done: int, total: int) -> None:
     """No progress is told to nobody."""
 
 
 # --- export ---
 
 
-def export_thread(thread: Thread, into: str | os.PathLike[str], *, progress: Progress = _untold) -> Bundle:
+def export_thread(thread: Thread, into: str | os.PathLike[str], *, progress: Progress = untold) -> Bundle:
     """Write a thread into a file of its own, which appears whole and durable or not at all.
 
     The log may be in use; what is appended meanwhile is left out.
@@ -152,7 +152,7 @@ class _Hashing:
         self.hasher.update(data)
 
 
-def records(thread: Thread, row: ThreadRow, progress: Progress = _untold) -> Iterator[Record]:
+def records(thread: Thread, row: ThreadRow, progress: Progress = untold) -> Iterator[Record]:
     """The records of a thread, from its first to the one that was its last when its row was read.
 
     Raises:
@@ -218,7 +218,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
 
 
 def import_thread(
-    log: Log, path: str | os.PathLike[str], *, as_: str | None = None, progress: Progress = _untold
+    log: Log, path: str | os.PathLike[str], *, as_: str | None = None, progress: Progress = untold
 ) -> Bundle:
     """Put the thread of a bundle into a log: states, ids, writes, times and sequences are as they were.
 
@@ -252,7 +252,7 @@ def restore(
     stored: Iterable[tuple[bytes, bytes]],
     *,
     as_: str | None = None,
-    progress: Progress = _untold,
+    progress: Progress = untold,
 ) -> int:
     """Put a thread into a log, out of its records as `portable` makes them; all of it, proven, or nothing.
 

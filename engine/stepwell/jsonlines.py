@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 
 from stepwell import codec, inspect
 from stepwell import format as fmt
-from stepwell.bundle import Bundle, Description, portable, records, restore
+from stepwell.bundle import Bundle, Description, portable, records, restore, untold
 from stepwell.errors import BundleError, FormatError, NewerFormatError, UsageError
 from stepwell.events import (
     Event,
@@ -48,15 +48,11 @@ _NAMES: Final = {
 _HASH_BYTES: Final = 32
 
 
-def _untold(what: str, done: int, total: int) -> None:
-    """No progress is told to nobody."""
-
-
 # --- export ---
 
 
 def export_lines(
-    thread: Thread, *, exact: bool = False, states: bool = False, progress: Progress = _untold
+    thread: Thread, *, exact: bool = False, states: bool = False, progress: Progress = untold
 ) -> Iterator[str]:
     """A thread as lines of JSON, each with its end of line.
 
@@ -177,7 +173,7 @@ def _patch(patch: Patch, history: History) -> dict[str, Any]:
 
 
 def import_lines(
-    log: Log, path: str | os.PathLike[str], *, as_: str | None = None, progress: Progress = _untold
+    log: Log, path: str | os.PathLike[str], *, as_: str | None = None, progress: Progress = untold
 ) -> list[Bundle]:
     """Put the threads of a file that was exported with `exact` into a log, each as it was.
 

@@ -533,6 +533,18 @@ class Thread:
         )
         return self.log.submit(operation, encoding.places)
 
+    def _entries_after(
+        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
+    ) -> Several[Entry]:
+        if after[-1].sequence != expected_head:
+            raise ConflictError(
+                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
+                thread=self.id,
+                expected=expected_head,
+                actual=None,
+            )
+        return encoding.entries(number, first)
+
     def label(self, labels: Mapping[str, Label | None]) -> None:
         """Give the thread labels that lists find it by; a thread that does not exist is opened.
 
@@ -546,18 +558,6 @@ class Thread:
             CapacityError: There is no room.
         """
         self.append([], labels=labels)
-
-    def _entries_after(
-        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
-    ) -> Several[Entry]:
-        if after[-1].sequence != expected_head:
-            raise ConflictError(
-                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
-                thread=self.id,
-                expected=expected_head,
-                actual=None,
-            )
-        return encoding.entries(number, first)
 
     def delete(self) -> None:
         """Remove the thread and everything that it holds; its id is free again.

@@ -149,6 +149,20 @@ def test_an_export_that_is_interrupted_leaves_nothing(memory_log: Log, tmp_path:
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("moment", ["checking the bundle", "checking events"])
+def test_an_import_that_is_interrupted_leaves_nothing(moment: str, memory_log: Log, tmp_path: Path) -> None:
+    """Ctrl-C at any moment before the append leaves no thread."""
+    export_thread(grown(memory_log, steps=30), tmp_path / "trip.bundle")
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == moment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_thread(memory_log, tmp_path / "trip.bundle", as_="again", progress=interrupt)
+    assert [each.thread_id for each in memory_log.threads()] == ["trip"]
+
+
 def test_a_thread_that_is_pruned_meanwhile(memory_log: Log, tmp_path: Path) -> None:
     """An export that the thread's pruning comes between says so, and leaves no file."""
     thread = grown(memory_log, steps=200)
