@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash full signals damage repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-store bench-micro kill crash full signals damage repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -65,6 +65,9 @@ bench: $(DEV_READY) ## measure against other savers for an hour, and put tables 
 
 bench-quick: $(DEV_READY) ## a short look at the same
 	$(PY) bench/run.py --workload research-300,chat-200 --contenders stepwell,sqlite,memory --rounds 1 --reopenings 1 $(ARGS)
+
+bench-store: $(DEV_READY) ## measure the store of memories against other stores (ARGS='--items 5000 --vectors 1000' for a short look)
+	$(PY) bench/store.py $(ARGS)
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
