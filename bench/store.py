@@ -163,6 +163,7 @@ class Scale:
     vectors: list[int]
     users: int
     rounds: int
+    puts: int = 100
 
 
 def item(number: int) -> tuple[tuple[str, ...], str, dict[str, Any]]:
@@ -207,8 +208,8 @@ def measure(contender: Contender, directory: Path, scale: Scale, clock: Clock) -
         clock.take("search all, rare filter", 5, lambda n: store.search(("users",), filter=rare))
         one = [("users", f"user {n % USERS}") for n in range(50)]
         clock.take("search one user, filter", 50, lambda n: store.search(one[n], filter=kind))
-        clock.take("put", 100, lambda n: store.put(("new",), f"{n}", item(n)[2]))
-        batches = [[PutOp(("new",), f"{n} {m}", item(m)[2]) for m in range(100)] for n in range(20)]
+        clock.take("put", scale.puts, lambda n: store.put(("new",), f"{n}", item(n)[2]))
+        batches = [[PutOp(("new",), f"{n} {m}", item(m)[2]) for m in range(100)] for n in range(scale.puts // 5)]
         clock.take("batch of 100 puts", len(batches), lambda n: store.batch(batches[n]))
 
 
