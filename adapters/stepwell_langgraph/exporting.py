@@ -163,7 +163,7 @@ class _Export:
     def run(self, target: Target, wanted: Iterable[str] | None) -> ExportReport:
         began = time.monotonic()
         report = self._report = ExportReport(self._log.path, target.label, before_bytes=disk_bytes(self._log))
-        found = {summary.thread_id: summary.steps for summary in self._log.threads()}
+        found = {summary.thread_id: summary.steps for summary in self._log.threads(newest_first=False)}
         for thread_id in dict.fromkeys(wanted or ()):
             if thread_id not in found:
                 report.problems.append(Problem(thread_id, None, None, "there is no such thread in the log"))

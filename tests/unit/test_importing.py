@@ -161,7 +161,7 @@ def test_everything_arrives(database: Path, log: Log) -> None:
         for thread in ("one", "two"):
             assert told(saver, thread) == told(source, thread)
             assert heads(saver, thread) == heads(source, thread)
-    assert [summary.thread_id for summary in log.threads()] == ["one", "two"]
+    assert [*log.all_threads()] == ["one", "two"]
     assert [write.write.channel for write in log.thread("one").writes("never stored")] == ["n"]
 
 
