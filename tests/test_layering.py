@@ -14,7 +14,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("cache", "clock", "loops", "inspect"),
-    ("paths", "labels"),
+    ("paths", "labels", "due"),
     ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables

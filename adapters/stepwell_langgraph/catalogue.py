@@ -13,17 +13,15 @@ from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import EXCLUDED_METADATA_KEYS, Checkpoint
-from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, TASKS
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
+from stepwell.due import status_of_channels
 from stepwell.errors import UsageError
 from stepwell.events import Label, Status
 from stepwell.labels import LARGEST_LABEL_BYTES, MOST_LABELS, is_label
 from stepwell.log import Log
 
 _OF_ONE_STEP: Final = frozenset({"source", "step", "parents", "writes", "run_id", *EXCLUDED_METADATA_KEYS})
-_INPUT: Final = "__start__"
-_BRANCH: Final = "branch:to:"
-_JOIN: Final = "join:"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = 1 << 62
 
@@ -97,24 +95,10 @@ def saved_threads(
     )
 
 
-def status_of_checkpoint(checkpoint: Checkpoint) -> Status:
+def status_of_checkpoint(checkpoint: Checkpoint) -> Status | None:
     """Whether something is left to run after a checkpoint of a StateGraph or a function."""
-    return Status.RUNNING if any(_is_due(*item) for item in checkpoint["channel_values"].items()) else Status.DONE
-
-
-def _is_due(name: str, value: Any) -> bool:
-    """Whether a channel makes something run next: an input, an edge, a Send, or a join that all have come to."""
-    if name.startswith(_BRANCH) or name == _INPUT:
-        return True
-    if name == TASKS:
-        return bool(value)
-    if not name.startswith(_JOIN):
-        return False
-    seen = value[0] if isinstance(value, tuple | list) and value else value  # a deferred node's join has a flag, too
-    if not isinstance(seen, set | frozenset) or not seen:
-        return False
-    # The channel is named after those that it waits for, who are all here if together they are as long.
-    return len("+".join(map(str, seen))) == len(name[len(_JOIN) :].rpartition(":")[0])
+    values = checkpoint["channel_values"]
+    return status_of_channels(values, values.__getitem__)
 
 
 def status_of_writes(writes: Iterable[tuple[str, Any]]) -> Status | None:

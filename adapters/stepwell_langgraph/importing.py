@@ -268,11 +268,11 @@ class Import:
     def _thread(self, thread_id: str) -> None:
         try:
             _check("thread id", thread_id)
+            thread = Receiver(self._log, thread_id)
             places = [*parents_first(self._source.places(thread_id))]
-        except Unreadable as error:
+        except (Unreadable, UsageError) as error:  # one of the latter is an id that the log keeps for itself
             self._problem(thread_id, None, str(error))
             return
-        thread = Receiver(self._log, thread_id)
         asked: set[tuple[str, str]] = set()
 
         def want(place: Place) -> Wanted:

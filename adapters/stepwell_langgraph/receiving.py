@@ -6,27 +6,32 @@ nobody else appended in between is part of each append, and that the one before 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
-from stepwell import reader
+from stepwell import inspect, reader
 from stepwell.content import Place as Standing
-from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.due import status_of_channels
+from stepwell.events import Event, Label, Sequence, Status, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.format import id_key
+from stepwell.labels import changed, relabelled
 from stepwell.log import Log
 from stepwell.patch import parse
 from stepwell.storage import Found
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA
+from stepwell_langgraph.catalogue import labels_of, status_of_writes
 from stepwell_langgraph.comparing import Comparison
-from stepwell_langgraph.sources import Place, Reading, StoredWrite
-from stepwell_langgraph.tip import Tip, moved_all
-from stepwell_langgraph.whole import time_of
+from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite
+from stepwell_langgraph.tip import Known, Tip, moved_all
+from stepwell_langgraph.whole import JSON, MSGPACK, time_of
 
 _TIPS_BYTES: Final = 8 << 20
+_LOOKED_INTO_BYTES: Final = 1 << 16
 
 
 class Arrival:
@@ -103,6 +108,7 @@ class Receiver:
         self.number = row.number if row else 0
         self._comparison = None
         self._head = row.last if row else 0
+        self._labels: Mapping[str, Label] = row.labels if row else {}  # after what is under way
         self._last = ()
         self._lanes.clear()
         self._opening.clear()
@@ -163,13 +169,19 @@ class Receiver:
         tip: Tip | None = None
         item.was_there = bool(found.step and not found.hidden)
         item.sequence = found.step
+        labels: dict[str, Label] = {}
         created_at = 0
+        is_told = not place.namespace  # of a thread the root graph tells what it is about, and what it has come to
         if checkpoint is not None and not item.was_there:
             item.base = self.base(place)
             created_at = time_of(checkpoint.core)
             channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
             named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
             fields, known_fields = moved_all(item.base.fields, named)
+            status = _status(checkpoint, known) if is_told else None
+            if is_told:
+                labels = _labels(checkpoint)
+                is_told = status is not None
             step = StepCommitted(
                 place.checkpoint_id,
                 place.parent_id,
@@ -178,6 +190,7 @@ class Receiver:
                 place.namespace,
                 item.base.sequence,
                 created_at=created_at,
+                status=status,
             )
             events.append(step)
             tip = Tip(0, known, known_fields)
@@ -187,13 +200,15 @@ class Receiver:
             recorded = tuple(
                 Write(write.idx, write.channel, parse(write.value[0], write.value[1].copy())) for write in writes
             )
-            events.append(WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at))
+            said = status_of_writes((write.channel, write.value) for write in recorded) if is_told else None
+            written = WritesRecorded(place.checkpoint_id, task_id, path, recorded, place.namespace, created_at, said)
+            events.append(written)
         item.is_missing = dry and bool(events)
         if not events or dry:
             return
-        item.ticket = self._thread.begin_append(events, expected_head=self._head, after=self._last)
+        item.ticket = self._thread.begin_append(events, expected_head=self._head, after=self._last, labels=labels)
         self._last = item.ticket.places
-        first = self._room_for(place.namespace)
+        first = self._room_for(place.namespace, labels)
         self._head = first + len(events) - 1
         if tip is not None:
             item.sequence = tip.sequence = Sequence(first)
@@ -204,10 +219,13 @@ class Receiver:
         """Whether the parent of a checkpoint was appended by this import, and so is what the source has."""
         return (place.namespace, place.parent_id) in self._appended
 
-    def _room_for(self, namespace: str) -> int:
-        """Where the first event of an append will stand: behind those that open the thread and the lane."""
+    def _room_for(self, namespace: str, labels: Mapping[str, Label]) -> int:
+        """Where the first event of an append will stand: behind those that open the thread, label it, open the lane."""
         first = self._head + 1
         if first == 1:
+            first += 1
+        if changes := changed(self._labels, labels):
+            self._labels = relabelled(self._labels, changes)
             first += 1
         if not self._lane(namespace) and namespace not in self._opening:
             self._opening.add(namespace)
@@ -233,3 +251,24 @@ class Receiver:
             if pending is None or (write.idx < 0 and not self.comparison.is_same(pending.write.value, write.value)):
                 missing.append(write)
         return missing
+
+
+def _status(checkpoint: StoredCheckpoint, channels: Mapping[str, Known]) -> Status | None:
+    """What a checkpoint says that its thread has come to; None where its channels cannot be seen."""
+    if not channels and checkpoint.core[0] not in (MSGPACK, JSON):
+        return None  # encrypted or pickled in one piece
+    return status_of_channels(channels, lambda name: _looked_into(channels[name]))
+
+
+def _looked_into(known: Known) -> object:
+    """A channel's value as data; of a long one only that it is not empty."""
+    if known.span.length > _LOOKED_INTO_BYTES:
+        return True
+    return inspect.decode(known.type, known.span.view())
+
+
+def _labels(checkpoint: StoredCheckpoint) -> dict[str, Label]:
+    """The metadata of a checkpoint that describe its thread."""
+    type_, span = checkpoint.metadata
+    metadata = inspect.decode(type_, span.view())
+    return labels_of(metadata) if isinstance(metadata, dict) else {}

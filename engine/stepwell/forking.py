@@ -21,8 +21,9 @@ import msgspec
 from stepwell import codec, inspect, paths, reader
 from stepwell import format as fmt
 from stepwell.content import entry
+from stepwell.due import is_telling, status_of_channels
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Sequence, StepCommitted, ThreadCopied, WritesRecorded
+from stepwell.events import Sequence, Status, StepCommitted, ThreadCopied, WritesRecorded
 from stepwell.fold import State
 from stepwell.history import History, Link, cut, decoded, index_of
 from stepwell.inspect import Data
@@ -36,6 +37,7 @@ from stepwell.patch import (
     Value,
     apply,
     diff,
+    merge_entries,
     parse,
     parse_entry,
     payload_of,
@@ -48,7 +50,13 @@ _CHECKPOINT: Final = "checkpoint"
 _METADATA: Final = "metadata"
 _COUNTERS: Final = "counters_since_delta_snapshot"
 _GREGORIAN: Final = 0x01B21DD213814000  # 100 ns from the beginning of the calendar that UUIDs count by to Unix time
-_HEAD_EVENTS: Final = (fmt.KIND_THREAD_OPENED, fmt.KIND_THREAD_PRUNED, fmt.KIND_THREAD_COPIED, fmt.KIND_LANE_OPENED)
+_OF_THE_THREAD: Final = (
+    fmt.KIND_THREAD_OPENED,
+    fmt.KIND_THREAD_PRUNED,
+    fmt.KIND_THREAD_COPIED,
+    fmt.KIND_LANE_OPENED,
+    fmt.KIND_THREAD_LABELLED,
+)
 
 
 def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | None, now: int) -> StepCommitted:
@@ -70,7 +78,16 @@ def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | Non
     parent_id: str | None = at.event.step_id
     if _would_be_read_through(history, lane, at, state):
         parent_id = at.event.parent_id
-    return StepCommitted(step_id, parent_id, changes, fields, at.event.lane, at.sequence, created_at=now)
+    status = _status(history, at, state, changes)
+    return StepCommitted(step_id, parent_id, changes, fields, at.event.lane, at.sequence, created_at=now, status=status)
+
+
+def _status(history: History, at: Link, state: State, changes: Merge) -> Status | None:
+    """What the thread has come to with the branch: what the step said, unless what is left to run was changed."""
+    if at.event.status is None or not any(map(is_telling, (*changes.changes, *changes.drop))):
+        return at.event.status
+    channels = merge_entries(changes, state.channels)
+    return status_of_channels(channels, lambda name: decoded(channels[name], history.payloads))
 
 
 def _would_be_read_through(history: History, lane: int, at: Link, state: State) -> bool:
@@ -230,17 +247,19 @@ def into(history: History, target_id: str, at: Link, step: StepCommitted, now: i
             expected=0,
             actual=target_id,
         )
-    entries = [*_Copying(history).entries(at, step, now)]
-    return Append(target_id, lambda number, first: entries, expected_head=0, restart=True)
+    row = history.storage.thread(history.thread_id)
+    labels = row.labels if row is not None else {}
+    entries = [*_Copying(history, is_labelled=bool(labels)).entries(at, step, now)]
+    return Append(target_id, lambda number, first: entries, 0, restart=True, labels=labels, created_at=now)
 
 
 class _Copying:
     """The events of a thread for a new one, where they stand elsewhere and refer to each other anew."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, *, is_labelled: bool) -> None:
         self._history = history
         self._places: dict[int, int] = {}
-        self._last = 1  # the event that opens the thread
+        self._last = 2 if is_labelled else 1  # the events that open the thread and give it its labels
         self._lanes: set[str] = set()
 
     def entries(self, at: Link, step: StepCommitted, now: int) -> Iterator[Entry]:
@@ -248,7 +267,7 @@ class _Copying:
         while page := history.storage.scan(history.number, after, at.sequence + 1, 256, reverse=False):
             names = history.storage.lane_names(history.number, {record.header.lane for record in page})
             for record in page:
-                if record.header.kind not in _HEAD_EVENTS:
+                if record.header.kind not in _OF_THE_THREAD:
                     yield self._entry(record, names.get(record.header.lane, ""))
             after = page[-1].sequence
         yield entry(copied := ThreadCopied(history.thread_id, at.sequence, now), codec.encode(copied), now)
@@ -262,12 +281,8 @@ class _Copying:
         self._last += 1 if lane in self._lanes else 2  # the first event of a lane comes after the one that opens it
         self._lanes.add(lane)
         self._places[record.sequence] = self._last
-        if isinstance(event, StepCommitted):
-            base = self._place(event.base) if event.base else 0
-            key = fmt.id_key(event.step_id)
-            return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, base, key, event.hidden)
-        key = fmt.id_key(event.step_id)
-        return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, step_key=key)
+        base = self._place(event.base) if isinstance(event, StepCommitted) and event.base else 0
+        return entry(event, body, event.created_at)._replace(base=base)
 
     def _place(self, sequence: int) -> Sequence:
         place = self._places.get(sequence)
