@@ -24,6 +24,7 @@ from typer.main import get_command
 
 from building import wrote
 from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
+from stepwell.events import ItemPut
 from stepwell_cli import exits
 from stepwell_cli.main import application, run
 
@@ -265,6 +266,36 @@ def test_stats(cli: Cli, path: Path) -> None:
     assert "notes" in cli("stats", path, "--measure").out
 
 
+def test_items_are_no_thread_of_anybody(cli: Cli, path: Path, tmp_path: Path) -> None:
+    """What a store keeps is counted and kept in order like all else, and shown and exported as no user's thread."""
+    before = cli("threads", path, "--json").out, cli("export", path, "--exact").out
+    (events,) = cli("audit", path, "--json").items
+    with Log.open(path) as log:
+        log.items.submit([ItemPut(("notes",), "k", parse("text", b"an item, note 1" * 99))]).result()
+    assert (cli("threads", path, "--json").out, cli("export", path, "--exact").out) == before
+    assert cli("threads", path, "--prefix", "\0stepwell.", "--json").items == []
+    assert "an item" not in cli("grep", path, "item").out
+    assert {item["thread"] for item in cli("follow", path, "--after", 0, "--timeout", 0, "--json").items} == {
+        "user-1",
+        "user-2",
+        "mail@example.org",
+    }
+    for command in ("show", "log", "tree", "follow", "export", "seal", "stats"):
+        assert cli(command, path, "\0stepwell.items").code == exits.USAGE
+    assert "x00stepwell" not in cli("show", path, "stepwell.items").err
+    (told,) = cli("stats", path, "--measure", "--json").items
+    assert told["measured"]["threads"] == 4
+    assert told["measured"]["kinds"]["ItemPut"]["events"] == 1
+    assert "(items)" in cli("stats", path, "--measure").out
+    (audited,) = cli("audit", path, "--json").items
+    assert (audited["threads"], audited["events"]) == (events["threads"] + 1, events["events"] + 2)
+    assert cli("seal", path, "--json").items[0]["sealed_events"] >= 2
+    (saved,) = cli("repair", path, tmp_path / "saved.stepwell", "--json").items
+    assert saved["events"] == audited["events"]
+    with Log.open(tmp_path / "saved.stepwell") as log:
+        assert log.items.get(("notes",), "k") is not None
+
+
 def test_upkeep(cli: Cli, path: Path, tmp_path: Path) -> None:
     """A sound log is told to be; sealing and compacting change nothing that can be read."""
     before = cli("show", path, "user-1", "--json").items
@@ -343,6 +374,12 @@ def test_follow(cli: Cli, path: Path) -> None:
     events = cli("follow", path, "user-2", "--after", 0, "--timeout", 0, "--json").items
     assert [item["sequence"] for item in events] == [*range(1, len(events) + 1)]
     assert "StepCommitted" in cli("follow", path, "user-2", "--after", 0, "--timeout", 0).out
+    (labelled,) = (
+        item
+        for item in cli("follow", path, "user-1", "--after", 0, "--timeout", 0, "--json").items
+        if item["event"] == "ThreadLabelled"
+    )
+    assert labelled["changed"] == ["customer"]
 
 
 @pytest.mark.parametrize(

@@ -454,7 +454,7 @@ def _say_event(screen: Screen, thread: Thread, sequence: int, event: Any) -> Non
         merge = event.channels
         changed = sorted({*merge.changes, *merge.drop})
     else:
-        changed = writes
+        changed = writes or [*getattr(event, "labels", ())]
     if screen.is_json:
         screen.emit(
             {

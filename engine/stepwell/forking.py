@@ -21,7 +21,7 @@ import msgspec
 from stepwell import codec, inspect, paths, reader
 from stepwell import format as fmt
 from stepwell.content import entry
-from stepwell.due import is_telling, status_of_channels
+from stepwell.due import SENDS, is_telling, status_of_channels
 from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Sequence, Status, StepCommitted, ThreadCopied, WritesRecorded
 from stepwell.fold import State
@@ -74,7 +74,7 @@ def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | Non
     """
     state = history.states.state(history.number, at.sequence)
     changes = _changes(history, state, patch or {})
-    fields, step_id = _fields(history, state, now, "update" if changes.changes or changes.drop else "fork")
+    fields, step_id = _fields(history, state, changes, now)
     parent_id: str | None = at.event.step_id
     if _would_be_read_through(history, lane, at, state):
         parent_id = at.event.parent_id
@@ -87,7 +87,11 @@ def _status(history: History, at: Link, state: State, changes: Merge) -> Status 
     if at.event.status is None or not any(map(is_telling, (*changes.changes, *changes.drop))):
         return at.event.status
     channels = merge_entries(changes, state.channels)
-    return status_of_channels(channels, lambda name: decoded(channels[name], history.payloads))
+    # LangGraph takes an edge if the channel has a version that its node has not seen; Sends are sent in any case.
+    versions = _entry(decoded_field(history, state, _CHECKPOINT), "channel_versions")
+    known = {SENDS, *state.channels, *(versions if isinstance(versions, dict) else ())}
+    names = [name for name in channels if name in known]
+    return status_of_channels(names, lambda name: decoded(channels[name], history.payloads))
 
 
 def _would_be_read_through(history: History, lane: int, at: Link, state: State) -> bool:
@@ -114,21 +118,26 @@ def _entry(data: Data, key: str) -> Any:
     return data.get(key) if isinstance(data, dict) else None
 
 
-def _fields(history: History, state: State, now: int, source: str) -> tuple[Merge, str]:
+def _fields(history: History, state: State, changes: Merge, now: int) -> tuple[Merge, str]:
     """What differs in the step's fields, and the id that it gets."""
+    source = "update" if changes.changes or changes.drop else "fork"
+    due = [name for name in changes.changes if is_telling(name)]
     metadata, checkpoint = (decoded_field(history, state, name) for name in (_METADATA, _CHECKPOINT))
     number = _entry(metadata, "step")
     number = number + 1 if type(number) is int else None
     step_id = new_id(number or 0, now)
-    changes: dict[str, Patch] = {}
+    fields: dict[str, Patch] = {}
     if isinstance(checkpoint, dict) and "id" in checkpoint:
         time = datetime.fromtimestamp(now / 1e9, UTC).isoformat()
         new: dict[str, Data] = {"id": step_id, **({"ts": time} if "ts" in checkpoint else {})}
-        changes[_CHECKPOINT] = _with_entries(history, state.fields[_CHECKPOINT], new)
+        updated = checkpoint.get("updated_channels")
+        if due and isinstance(updated, list):  # LangGraph looks at no others for what to run
+            new["updated_channels"] = sorted({*(each for each in updated if isinstance(each, str)), *due})
+        fields[_CHECKPOINT] = _with_entries(history, state.fields[_CHECKPOINT], new)
     if isinstance(metadata, dict):
         new = {"source": source, **({"step": number} if number is not None else {})}
-        changes[_METADATA] = _with_entries(history, state.fields[_METADATA], new)
-    return Merge((), changes), step_id
+        fields[_METADATA] = _with_entries(history, state.fields[_METADATA], new)
+    return Merge((), fields), step_id
 
 
 def _with_entries(history: History, value: Value, new: Mapping[str, Data]) -> Patch:

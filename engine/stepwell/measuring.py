@@ -32,6 +32,9 @@ _KINDS: Final = {
     fmt.KIND_THREAD_PRUNED: "ThreadPruned",
     fmt.KIND_THREAD_DELETED: "ThreadDeleted",
     fmt.KIND_THREAD_LABELLED: "ThreadLabelled",
+    fmt.KIND_ITEM_PUT: "ItemPut",
+    fmt.KIND_ITEM_DELETED: "ItemDeleted",
+    fmt.KIND_ITEM_TOUCHED: "ItemTouched",
 }
 
 

@@ -103,6 +103,15 @@ def _encoded(value: Any) -> bytes:
     return JsonPlusSerializer().dumps_typed(value)[1]
 
 
+async def _catalogue(run: Run) -> list[tuple[Any, ...]]:
+    """What lists tell of every thread, but for times; the same when they are asked for by it."""
+    told = sorted((each.thread_id, each.status, each.metadata, each.checkpoints) for each in run.saver.threads())  # type: ignore[attr-defined]
+    for thread_id, status, metadata, _ in told:
+        found = run.saver.threads(status=status, filter=metadata)  # type: ignore[attr-defined]
+        assert thread_id in [each.thread_id for each in found]
+    return told
+
+
 async def _go_on(run: Run) -> None:
     """What a process does that comes back: it resumes, whatever there is to resume."""
     with suppress(Exception):  # an agent that waits for an answer, or breaks again; both runs do the same
@@ -111,7 +120,10 @@ async def _go_on(run: Run) -> None:
 
 @pytest.mark.parametrize(("name", "source"), MATRIX)
 def test_agent_is_imported(name: str, source: str, tmp_path: Path, postgres_place: Path) -> None:
-    """Every checkpoint, write and snapshot of an agent's thread reads as it did, byte for byte, and it goes on."""
+    """Every checkpoint, write and snapshot of an agent's thread reads as it did, byte for byte, and it goes on.
+
+    Lists tell of the thread what they do where the agent ran on StepwellSaver.
+    """
 
     place = postgres_place if source == "postgres" else tmp_path / "source"
     address = f"postgresql://{postgres.USER}@/postgres?host={place}"
@@ -134,9 +146,13 @@ def test_agent_is_imported(name: str, source: str, tmp_path: Path, postgres_plac
                 if difference := first_difference(expected, actual):
                     pytest.fail(difference, pytrace=False)
                 assert exactly_now == exactly
+                catalogue = await _catalogue(imported)
                 await _go_on(imported)
                 await _go_on(run)
                 if difference := first_difference((await _read(run))[0], (await _read(imported))[0]):
                     pytest.fail(f"gone on: {difference}", pytrace=False)
+        async with Run(stepwell(tmp_path / "original"), False, "sync") as original:
+            await SCENARIOS[name].scenario(original)
+            assert catalogue == await _catalogue(original)
 
     drive(told(), False)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from building import all_rows, append, rows_of, step, wrote
-from stepwell import Label, Log, Status, StepCommitted, ThreadSummary, UsageError, WritesRecorded
+from stepwell import Label, Log, Status, StepCommitted, Thread, ThreadSummary, UsageError, WritesRecorded
 from stepwell import format as fmt
+from stepwell.bundle import export_thread, import_thread
 from stepwell.events import ThreadLabelled, status_number
+from stepwell.jsonlines import export_lines, import_lines
 from stepwell.storage import Append, Query, Storage
 from stepwell.storage.memory import MemoryStorage, _MemoryTables
 from stepwell.storage.tables import IDS, RECENT
@@ -113,6 +116,57 @@ def test_no_status(memory_log: Log, status: Any) -> None:
         memory_log.threads(status=status if isinstance(status, list) else [status])
     with pytest.raises(UsageError, match="one of running"):
         memory_log.thread("t").append([StepCommitted("s", None, step("s").channels, step("s").fields, status=status)])
+
+
+def by_bundle(thread: Thread, other: Log, folder: Path) -> Log:
+    export_thread(thread, folder / "t.bundle")
+    import_thread(other, folder / "t.bundle", as_="new")
+    return other
+
+
+def by_lines(thread: Thread, other: Log, folder: Path) -> Log:
+    (folder / "t.jsonl").write_text("".join(export_lines(thread, exact=True)))
+    import_lines(other, folder / "t.jsonl", as_="new")
+    return other
+
+
+def by_copy(thread: Thread, other: Log, folder: Path) -> Log:
+    thread.copy_to("new")
+    return thread.log
+
+
+def by_fork(thread: Thread, other: Log, folder: Path) -> Log:
+    thread.fork(as_="new")
+    return thread.log
+
+
+@pytest.mark.parametrize(
+    ("carry", "status"), [(by_bundle, "failed"), (by_lines, "failed"), (by_copy, "failed"), (by_fork, "running")]
+)
+@pytest.mark.parametrize("seal", [False, True])
+def test_a_thread_that_is_carried_elsewhere(
+    carry: Callable[[Thread, Log, Path], Log], status: str, seal: bool, log: Log, tmp_path: Path
+) -> None:
+    """It is found by its status and labels there; for a fork nothing waits that failed on the step that it shows."""
+    thread = log.thread("t")
+    thread.append(
+        [says("running"), told("interrupted"), told("running"), says("done", "s1", parent="s0")],
+        labels={"customer": "acme", "tier": 1, "gone": True},
+    )
+    thread.label({"tier": 2.5, "gone": None})
+    thread.append([says("running", "s2", parent="s1"), told("failed", "s2"), wrote("s2")])
+    if seal:
+        log.seal()
+    with Log.open(tmp_path / "other") as other:
+        target = carry(thread, other, tmp_path)
+        labels = {"customer": "acme", "tier": 2.5}
+        assert ids(target.threads(status=status, labels=labels))[0] == "new"
+        summary = target.thread("new").summary()
+        assert summary is not None
+        assert (summary.status, summary.labels) == (status, labels)
+        said = [event.status for _, event in target.thread("new").events() if isinstance(event, StepCommitted)]
+        assert said[:3] == ["running", "done", "running"]
+        assert target.audit().breaches == []
 
 
 # --- labels ---

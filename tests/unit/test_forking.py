@@ -13,7 +13,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 
 from reading import Book, message
-from stepwell import ABSENT, ConflictError, Log, ReadOnlyError, UsageError
+from stepwell import ABSENT, ConflictError, Log, ReadOnlyError, StepCommitted, UsageError
 from stepwell.forking import new_id
 from stepwell_langgraph import StepwellSaver
 
@@ -105,6 +105,46 @@ def test_a_new_thread_holds_all_up_to_the_step(saver: StepwellSaver) -> None:
     ]
     assert thread.diff("4", None, other=copy) == []
     assert new[-1].created_at >= old[-1].created_at
+
+
+@pytest.mark.parametrize("as_", [None, "other"])
+@pytest.mark.parametrize(
+    ("at", "patch", "status"),
+    [
+        ("-1", None, "running"),
+        ("0", None, "running"),
+        ("1", None, "done"),
+        ("0", {"plan": {"x": 1}}, "running"),
+        ("0", {'["branch:to:answer"]': ABSENT}, "done"),
+        ("0", {'["branch:to:answer"]': 7}, "running"),
+        ("1", {'["branch:to:answer"]': None}, "running"),
+        ("1", {'["branch:to:nobody"]': None}, "done"),
+        ("1", {'["__pregel_tasks"]': []}, "done"),
+    ],
+)
+def test_what_a_thread_has_come_to_with_a_fork(
+    saver: StepwellSaver, at: str, patch: dict[str, Any] | None, status: str, as_: str | None
+) -> None:
+    """A fork says whether something is left to run in what it shows, and a new thread is about what the old one is."""
+    at_user = {"configurable": {"thread_id": "t"}, "metadata": {"user": "u1"}}
+    graph_of(saver).invoke({"messages": [("user", "one")]}, at_user)
+    thread = saver.log.thread("t")
+    thread.label({"customer": "acme"})
+    before = [event.status for _, event in thread.events() if isinstance(event, StepCommitted)]
+    step = thread.fork(at, as_=as_, patch=patch)
+    forked = saver.log.thread(as_ or "t")
+    summary = forked.summary()
+    assert summary is not None
+    assert (summary.status, summary.labels) == (status, {"customer": "acme", "user": "u1"})
+    found = [each.thread_id for each in saver.threads(status=status, filter={"customer": "acme"})]
+    assert found[0] == (as_ or "t")
+    said = [event.status for _, event in forked.events() if isinstance(event, StepCommitted)]
+    assert said[-1] == status
+    assert said[:-1] == before[: len(said) - 1]
+    assert forked.resolve().step_id == step.step_id
+    assert bool(graph_of(saver).get_state(config(forked.id)).next) == (status == "running")
+    graph_of(saver).invoke(None, config(forked.id))
+    assert {each.status for each in saver.threads()} == {"done"}
 
 
 def test_a_fork_of_a_pruned_thread_is_whole(saver: StepwellSaver) -> None:

@@ -29,7 +29,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Send
 
-from stepwell import Log, ReadOnlyError, StepCommitted, UsageError, changes
+from stepwell import Log, ReadOnlyError, StepCommitted, UsageError, WritesRecorded, changes, inspect
 from stepwell_langgraph import StepwellSaver
 from stepwell_langgraph.ahead import ReadAhead
 from stepwell_langgraph.importing import Import, ImportProgress, import_from
@@ -102,7 +102,8 @@ def fill(saver: Saver, steps: int = 12) -> None:
         channels = {"messages": messages, "files": {f"{n}.txt": "y" * 100 for n in range(step)}, "n": step, "b": b"\0"}
         if step % 3 == 0:
             channels["branch:to:node"] = None
-        parent = put(saver, "one", step, channels, parent=parent, run_id=f"run-{step // 4}")
+        about: dict[str, Any] = {"customer": f"customer {step // 5}", "tier": step // 3, "note": ["no label"]}
+        parent = put(saver, "one", step, channels, parent=parent, run_id=f"run-{step // 4}", **about)
         ids.append(parent)
         at = config("one", "", parent)
         saver.put_writes(at, [("messages", messages[-1:]), ("branch:to:b", None)], f"task-b-{step}", "~b")
@@ -189,6 +190,122 @@ def test_it_is_stored_as_the_saver_stores_it(database: Path, tmp_path: Path, log
     patches = [type(event.channels.changes.get("messages")).__name__ for event in appended if event.lane == ""]
     assert patches.count("Splice") == 13
     assert patches.count("Array") == 1
+
+
+def catalogue(saver: StepwellSaver) -> list[Any]:
+    """What lists tell of every thread, but for times; and who is found by that."""
+    found = [*saver.threads()]
+    asked = [[*saver.threads(status=each.status, filter=each.metadata)] for each in found if each.status is not None]
+    return sorted(
+        [(each.thread_id, each.status, each.metadata, each.checkpoints) for each in found]
+        + [(each.thread_id, "found", {}, 0) for every in asked for each in every],
+        key=repr,
+    )
+
+
+def never(*arguments: Any) -> Any:
+    pytest.fail("an append was refused, although nobody else appended")
+
+
+@pytest.mark.parametrize("window", [1, 3, 256])
+def test_lists_tell_what_they_do_of_the_savers_own(
+    window: int, database: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status and labels are those of the same calls made to the saver, however often labels change on the way."""
+    monkeypatch.setattr("stepwell_langgraph.importing._WINDOW_CHECKPOINTS", window)
+    monkeypatch.setattr(Import, "_append_now", never)
+    assert import_from(database, log).verified == 27
+    with StepwellSaver.from_conn_string(":memory:") as saver:
+        fill(saver)
+        told = catalogue(StepwellSaver(log))
+        assert told == catalogue(saver)
+        assert ("one", "done", {"customer": "customer 2", "tier": 3}, 26) in told
+        own, imported = saver.log.thread("one"), log.thread("one")
+        said = [
+            [event.status for _, event in thread.events() if isinstance(event, StepCommitted)]
+            for thread in (own, imported)
+        ]
+        assert said[0] == said[1]
+        written = [
+            sorted(event.status or "" for _, event in thread.events() if isinstance(event, WritesRecorded))
+            for thread in (own, imported)
+        ]
+        assert written[0] == written[1]
+    assert import_from(database, log).present == 27
+    assert catalogue(StepwellSaver(log)) == told
+
+
+def ends_with(saver: Saver, given: list[list[tuple[str, Any]]]) -> None:
+    """A thread whose newest checkpoint has something to run, and the writes of a few tasks."""
+    parent = put(saver, "one", 0, {"branch:to:a": None}, user="u1")
+    head = put(saver, "one", 1, {"branch:to:a": None, "branch:to:b": None}, parent=parent, user="u1")
+    put(saver, "one", 1, {"n": 1}, namespace="sub:1", parents={"": head})
+    for number, writes in enumerate(given):
+        saver.put_writes(config("one", "", head), writes, f"task-{number}", f"~{number}")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], "running"),
+        ([[("n", 1)]], "running"),
+        ([[("n", 1)], [("__interrupt__", ("ask",))]], "interrupted"),
+        ([[("__error__", "broken")], [("n", 1)]], "failed"),
+        ([[("__resume__", ["yes"])], [("n", 1)]], "running"),
+    ],
+)
+@pytest.mark.parametrize("make", [InMemorySaver, None])
+def test_status_by_writes(
+    make: Callable[[], Saver] | None, given: list[list[tuple[str, Any]]], expected: str, tmp_path: Path, log: Log
+) -> None:
+    """Interrupts, errors and answers that wait for the newest checkpoint tell of the thread; sub-graphs do not."""
+    if make is not None:
+        source: Any = make()
+        ends_with(source, given)
+    else:
+        source = tmp_path / "other.db"
+        with SqliteSaver.from_conn_string(str(source)) as saver:
+            ends_with(saver, given)
+    assert import_from(source, log).ok
+    (found,) = StepwellSaver(log).threads(status=expected, filter={"user": "u1"})
+    assert (found.thread_id, found.status, found.metadata, found.checkpoints) == ("one", expected, {"user": "u1"}, 3)
+
+
+def test_what_is_encrypted_has_no_status(tmp_path: Path, log: Log) -> None:
+    """Of a checkpoint in one encrypted piece nobody can say whether something is left to run: better none than wrong.
+
+    Where channels are stored one by one, their names say it.
+    """
+    serde = EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
+    given = [[("__interrupt__", ("ask",))]]
+    path = tmp_path / "encrypted.db"
+    with closing(sqlite3.connect(path)) as connection:
+        ends_with(SqliteSaver(connection, serde=serde), given)
+        import_from(path, log)
+    (found,) = StepwellSaver(log).threads()
+    assert (found.status, found.metadata) == (None, {"user": "u1"})
+    with Log.open(":memory:") as other:
+        memory = InMemorySaver(serde=serde)
+        ends_with(memory, given)
+        assert import_from(memory, other).ok
+        assert [each.status for each in StepwellSaver(other).threads()] == ["interrupted"]
+
+
+def test_long_values_are_not_decoded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there are Sends is all there is to see, however much they carry."""
+    source = InMemorySaver()
+    put(source, "one", 0, {"__pregel_tasks": [Send("node", {"m": ["x" * 1000] * 100})]})
+    decode = inspect.decode
+    lengths: list[int] = []
+
+    def counted(type_: str, payload: Any, **options: Any) -> Any:
+        lengths.append(len(payload))
+        return decode(type_, payload, **options)
+
+    monkeypatch.setattr(inspect, "decode", counted)
+    assert import_from(source, log).ok
+    assert max(lengths) < 1000
+    assert [each.status for each in StepwellSaver(log).threads()] == ["running"]
 
 
 def test_states_that_are_not_remembered(database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +530,9 @@ def test_others_append_meanwhile(database: Path, log: Log, monkeypatch: pytest.M
     def reading(self: SqliteTables, thread_id: str, place: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count % 4 == 0:
+        if count % 8 == 0:
+            thread.label({"tier": count, "ours": count})
+        elif count % 4 == 0:
             thread.append(
                 [StepCommitted(f"ours-{count}", None, changes({"n": ("text", b"ours")}), changes({}), "ours")]
             )
@@ -422,6 +541,10 @@ def test_others_append_meanwhile(database: Path, log: Log, monkeypatch: pytest.M
     monkeypatch.setattr(SqliteTables, "read", reading)
     report = import_from(database, log)
     assert (report.checkpoints, report.verified, report.ok) == (27, 27, True)
+    summary = thread.summary()
+    assert summary is not None
+    assert summary.labels["customer"] == "customer 2"
+    assert summary.labels["ours"] > 8
     with SqliteSaver.from_conn_string(str(database)) as source:
         thread.prune([step.sequence for step in thread.steps() if step.lane != "ours"])
         assert told(StepwellSaver(log)) == told(source)
@@ -715,11 +838,12 @@ def test_bad_writes_leave_the_others_alone(change: str, database: Path, log: Log
 
 
 def test_bad_thread_ids(database: Path, log: Log) -> None:
-    """A thread whose id is no text is told, and the others are imported."""
-    changed(database, "UPDATE checkpoints SET thread_id = x'0102' WHERE thread_id = 'two'")
-    report = import_from(database, log)
-    assert len(report.problems) == 1
-    assert report.verified == 26
+    """A thread whose id is no text, or one of the log's own, is told, and the others are imported."""
+    for thread_id in (b"\1\2", "\0stepwell.items"):
+        changed(database, "UPDATE checkpoints SET thread_id = ? WHERE thread_id <> 'one'", thread_id)
+        report = import_from(database, log)
+        assert len(report.problems) == 1
+        assert report.verified == 26
 
 
 def test_a_damaged_file(database: Path, log: Log) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from building import append, noise, sealing, set_record, step, wrote
-from stepwell import Histogram, Log, LogStats, Sequence, UsageError, WritesRecorded, measuring
+from stepwell import Histogram, Log, LogStats, Sequence, UsageError, WritesRecorded, measuring, parse
+from stepwell import format as fmt
+from stepwell.events import ItemDeleted, ItemPut
 from stepwell.statistics import GROUP_SIZES, SECONDS, Tally
 from stepwell.storage import ordered
 from stepwell.storage.lmdb import LmdbStorage, _LmdbTables
@@ -243,6 +245,26 @@ def test_what_the_bytes_are_for(log: Log) -> None:
     assert found.largest[0] == ("large", summary.events, summary.stored_bytes)
     assert found.damaged == 0
     assert log.measure(largest=1).largest == found.largest[:1]
+
+
+def test_items_are_measured(log: Log) -> None:
+    """Events of the log's own thread are counted like all others, under its name."""
+    log.thread("t").append([step("s0")])
+    log.thread("t").label({"customer": "acme"})
+    log.items.submit([ItemPut(("notes",), "k", parse("text", noise(2000)))]).result()
+    log.items.submit([ItemDeleted(("notes",), "k")]).result()
+    found = log.measure()
+    assert found.threads == 2
+    assert {name: kind.events for name, kind in found.kinds.items()} == {
+        "ItemPut": 1,
+        "ItemDeleted": 1,
+        "ThreadLabelled": 1,
+        "StepCommitted": 1,
+        "ThreadOpened": 2,
+        "LaneOpened": 1,
+    }
+    assert found.kinds["ItemPut"].plain_bytes > 2000
+    assert [fmt.name_for_people(each.thread_id) for each in found.largest] == ["(items)", "t"]
 
 
 def test_compression(log: Log) -> None:
