@@ -23,9 +23,9 @@ KIND_WRITES: Final = 4
 KIND_THREAD_COPIED: Final = 5
 KIND_THREAD_PRUNED: Final = 6
 KIND_THREAD_DELETED: Final = 7
-KIND_ITEM_PUT: Final = 8
-KIND_ITEM_DELETED: Final = 9
-KIND_ITEM_TOUCHED: Final = 10
+KIND_ITEM_PUT: Final = 9
+KIND_ITEM_DELETED: Final = 10
+KIND_ITEM_TOUCHED: Final = 11
 
 FLAG_REPLACES: Final = 1  # the step's id was committed before in this lane; `previous` names the first time
 FLAG_HIDDEN: Final = 2  # the step is kept for what descends from it, and shown to nobody

@@ -164,7 +164,7 @@ class ItemsMachine(RuleBasedStateMachine):
         before = sorted(self.moments)[-1 - min(back, len(self.moments) - 1)]
         self.log.items.prune(before)
         newest = max((h.commit if isinstance(h, Held) else h for v in self.versions.values() for h in v), default=0)
-        self.moments = {at: moment for at, moment in self.moments.items() if at >= min(before, newest)}
+        self.moments = {at: moment for at, moment in self.moments.items() if at >= before}
         for name, versions in self.versions.items():
             commits = [each if isinstance(each, int) else each.commit for each in versions]
             shown = [
