@@ -110,8 +110,8 @@ class ItemsMachine(RuleBasedStateMachine):
                 sequence = Sequence(held.sequence if held and choice == 8 else 1)
                 events.append(ItemTouched(*name, sequence, time or 1, self.clock))
         committed = self.log.items.submit(events).result()
-        for event, sequence in zip(events, committed.sequences, strict=True):
-            self.apply(event, sequence, committed.commit)
+        for event, place in zip(events, committed.sequences, strict=True):
+            self.apply(event, place, committed.commit)
         self.moments[committed.commit] = dict(self.now)
 
     def apply(self, event: ItemEvent, sequence: int, commit: int) -> None:

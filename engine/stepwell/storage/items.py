@@ -332,7 +332,8 @@ class Items:
 
     def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
-        path, namespace = b"\xff", ()
+        path = b"\xff"
+        namespace: tuple[str, ...] = ()
         is_exact = len(prefix) <= fmt.PARTS_IN_KEY
         for key, data in self._tables.scan(ITEMS, begin, stop):
             row = _unpack_item(data)
