@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-micro kill crash full signals damage repair agents clean
+.PHONY: help setup demo test check format bench bench-quick bench-micro bench-catalogue kill crash full signals damage repair agents clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -68,6 +68,9 @@ bench-quick: $(DEV_READY) ## a short look at the same
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
+
+bench-catalogue: $(DEV_READY) ## time lists of threads, among 100,000
+	$(PY) bench/catalogue.py $(ARGS)
 
 format: $(DEV_READY) ## put the sources in form and mend what the linter can
 	$(PY) -m ruff format .

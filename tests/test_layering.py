@@ -13,10 +13,12 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
+    ("labels",),
     ("cache", "clock"),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
+    ("storage.catalogue",),  # rows that lists of threads go by
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike

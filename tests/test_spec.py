@@ -26,6 +26,7 @@ from stepwell import (
     ItemTouched,
     Log,
     Sequence,
+    Status,
     StepCommitted,
     Write,
     WritesRecorded,
@@ -129,7 +130,9 @@ def fill_example(log: Log) -> None:
     head = thread.state()
     assert head is not None
     more = changes({"todo": ("msgpack", b"\x93" + b"".join((*TODO, MORE)))}, head.values)
-    thread.append([StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2)])
+    done = StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2, status=Status.DONE)
+    thread.append([done])
+    log.submit(storage.Append("trip", lambda number, first: [], labels={"user": "ada"}, created_at=NOON + 3)).result()
 
 
 @cache
@@ -148,9 +151,13 @@ def example() -> dict[str, bytes]:
         "lanes": fmt.lane_key(1, 1),
         "index": fmt.index_key(1, 1, fmt.id_key("s2")),
         "feed": fmt.number_key(0),
+        "recent": fmt.recent_key(fmt.status_facet(fmt.STATUS_DONE), 0, fmt.span_of(NOON), 1),
+        "ids": fmt.sorted_key(b"trip", 1),
     }
     found = {f"{table}-key": key for table, key in names.items()}
-    found.update({f"{table}-value": rows[table][key] for table, key in names.items()})
+    assert rows["recent"].pop(names["recent"]) == rows["ids"].pop(names["ids"]) == b""
+    assert len(rows["recent"]) == 1  # of the label
+    found.update({f"{table}-value": rows[table][key] for table, key in names.items() if table not in ("recent", "ids")})
     found["body"] = rows["events"][fmt.event_key(1, 4)][fmt.HEADER_BYTES :]
     record = codec.open_record(1, 5, rows["events"][fmt.event_key(1, 5)])
     segment, group = segments.pack(1, [record], {}, storage.Group())
@@ -325,12 +332,13 @@ def test_row(title: str, row: type[msgspec.Struct]) -> None:
     assert [cells[0] for cells in table] == [str(index) for index in range(len(row.__struct_fields__))]
     assert [cells[1] for cells in table] == list(row.__struct_fields__)
     for cells, field in zip(table, msgspec.structs.fields(row), strict=True):
-        if field.default is msgspec.NODEFAULT:
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if default is msgspec.NODEFAULT:
             assert cells[3] == ""
-        elif isinstance(field.default, bytes):
-            assert (cells[3], field.default) in {("16 zeros", bytes(16)), ("empty", b"")}
+        elif isinstance(default, bytes):
+            assert (cells[3], default) in {("16 zeros", bytes(16)), ("empty", b"")}
         else:
-            assert json.loads(cells[3]) == json.loads(msgspec.json.encode(field.default))
+            assert json.loads(cells[3]) == json.loads(msgspec.json.encode(default))
 
 
 def test_meta_keys() -> None:
@@ -504,12 +512,38 @@ class Stranger:
     def of_id(self, lane: str, step_id: str) -> tuple[int, list[int]]:
         """Sections 4.5 and 5.6: the newest step and the writes of an id, which here is no UUID."""
         key = u64(self.thread) + self.lanes[lane].to_bytes(4) + b"\x01" + hashed(step_id)
-        _, step, hidden, writes = msgspec.msgpack.decode(self.rows["index"][key])
+        _, step, hidden, writes, _ = msgspec.msgpack.decode(self.rows["index"][key])
         for further in sorted(key_ for key_ in self.rows["index"] if key_.startswith(key) and key_ != key):
             more = msgspec.msgpack.decode(self.rows["index"][further])
             assert further[29:] == u64(more[0])
             writes += more
         return 0 if hidden else step, writes
+
+    def found_by(self, facet: bytes) -> bool:
+        """Section 4.6: whether the thread stands under a facet, in the epoch and the span that its row says."""
+        row = msgspec.msgpack.decode(self.rows["threads"][u64(self.thread)])
+        return facet + u64(row[15] // 1024) + (row[12] >> 36).to_bytes(4) + u64(self.thread) in self.rows["recent"]
+
+    def status(self) -> int:
+        """Sections 5.1 and 5.3, of a thread in which every step and all writes say something."""
+        status = 0
+        heads: dict[bytes, tuple[str, int]] = {}
+        said: dict[tuple[bytes, str], int] = {}
+        loose = {int.from_bytes(key[8:]) for key in self.rows["events"] if key[:8] == u64(self.thread)}
+        for sequence in sorted(loose | self.sealed.keys()):
+            covered, event = self.record(sequence)[0], self.event(sequence)[0]
+            lane, says = covered[4:8], (covered[2] & 28) >> 2
+            if event[0] == 4:
+                said[lane, event[1]] = says
+            elif event[0] != 3 or covered[2] & 2:
+                continue
+            elif not covered[2] & 1 or heads[lane][0] == event[1]:
+                heads[lane] = (event[1], says)
+            step_id, own = heads.get(lane, ("", 0))
+            if step_id == event[1]:
+                told = said.get((lane, step_id), 1)
+                status = own if told == 1 else told
+        return status
 
     def listed(self, lane: str) -> list[str]:
         """Section 5.1: the ids that lists show, newest first."""
@@ -689,11 +723,15 @@ def fill_at_random(log: Log, chance: random.Random) -> None:
             changes({}),
             lane,
             before.sequence if before else Sequence(0),
+            status=chance.choice([*Status]),
         )
-        writes = WritesRecorded(f"step {chance.randrange(60)}", f"task {number % 3}", f"~{number % 2}", recorded, lane)
+        awaited = step_id if chance.random() < 0.3 else f"step {chance.randrange(60)}"
+        writes = WritesRecorded(
+            awaited, f"task {number % 3}", f"~{number % 2}", recorded, lane, status=chance.choice([*Status])
+        )
         both: list[events.Event] = [step, writes]
         chance.shuffle(both)
-        thread.append(both)
+        thread.append(both, labels={"turn": number, "user": "ada" if number % 3 else None})
 
 
 @pytest.mark.parametrize(
@@ -725,10 +763,18 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
             for lane in ("", "tools:1")
         }
         heads = {lane: thread.state(lane=lane) for lane in shown}
+        summary = thread.summary()
+        assert summary is not None
+        assert summary.labels == {"turn": 59, "user": "ada"}
 
     stranger = Stranger(path, thread.id)
     stranger.check_chain()
     assert stranger.lanes.keys() == shown.keys()
+    assert summary.status == ("", *Status)[stranger.status()]
+    label = blake2b(b"\0\0\0\x04user\xa3ada", digest_size=8).digest()
+    assert stranger.found_by(u64(stranger.status()))
+    assert stranger.found_by(label)
+    assert not stranger.found_by(u64(stranger.status() % 4 + 1))
     for lane, steps in shown.items():
         assert stranger.listed(lane) == list(steps)
         head = heads[lane]

@@ -1,5 +1,6 @@
 """LangGraph's checkpointer on a stepwell log."""
 
+from stepwell_langgraph.catalogue import SavedThread
 from stepwell_langgraph.saver import StepwellSaver
 
-__all__ = ["StepwellSaver"]
+__all__ = ["SavedThread", "StepwellSaver"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -43,6 +44,7 @@ from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
+from stepwell_langgraph.catalogue import SavedThread, saved_threads, status_of_writes
 from stepwell_langgraph.collector import paused
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
@@ -238,7 +240,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 Write(WRITES_IDX_MAP.get(channel, index), check_id("channel", channel), self._value(value))
                 for index, (channel, value) in enumerate(writes)
             )
-            event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane)
+            status = None if address.lane else status_of_writes(writes)
+            event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane, status=status)
             return self.log.thread(address.thread_id).begin_append([event], may_read=may_read)
 
         return begin
@@ -268,7 +271,15 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 return True
             changes = self._late_changes(memory)
             if changes:
-                step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), lane[1], memory.sequence)
+                step = StepCommitted(
+                    step_id,
+                    memory.parent_id,
+                    Merge((), changes),
+                    Merge(),
+                    lane[1],
+                    memory.sequence,
+                    status=memory.status,
+                )
                 ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
                 memory.sequence = Sequence_(ticket.result().sequences[-1])
             return True
@@ -422,8 +433,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, address: Address | None, filter_: dict[str, Any], before_id: str | None
     ) -> Iterator[CheckpointTuple]:
         if address is None:
-            for summary in self.log.threads():
-                yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
+            for thread_id in self.log.all_threads():
+                yield from self._list(Address(thread_id, None, None), filter_, before_id)
             return
         for attempt in range(_ATTEMPTS):
             shown = False
@@ -504,6 +515,76 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for lane_number, name, row in page:
                 yield lane_number, name, row.head
             after = page[-1][0]
+
+    def threads(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        filter: dict[str, Any] | None = None,
+        prefix: str = "",
+        updated_since: datetime | None = None,
+        updated_before: datetime | None = None,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> Iterator[SavedThread]:
+        """Threads in the order of their newest checkpoints and writes, without reading any of these.
+
+        What a page costs does not grow with the number of threads, and nothing is held between two of them.
+
+        Args:
+            status: What they have come to, or several of these: "running", "interrupted", "failed", "done".  A run that
+                was killed, or stopped before or after a node, is "running": something is left to run.
+            filter: Metadata that must be equal, key by key, as for `list`; None stands for none.  Of a thread those
+                count that its checkpoints had last: texts, numbers and bools that describe the thread, and not its
+                steps (`step`, `source`, `parents`) or runs (`run_id`).
+            prefix: What their ids begin with.
+            updated_since: Only threads in which something was stored since.
+            updated_before: Only threads in which nothing was stored since.
+            newest_first: Whether the thread in which something was stored last comes first; else it comes last.
+            limit: At most so many.
+            before: The `cursor` of a thread: only those that come behind it.
+
+        Raises:
+            UsageError: An argument is not of its kind, or the filter names what threads cannot be found by.
+        """
+        return saved_threads(
+            self.log,
+            status=status,
+            filter=filter,
+            prefix=prefix,
+            updated_since=updated_since,
+            updated_before=updated_before,
+            newest_first=newest_first,
+            limit=limit,
+            before=before,
+        )
+
+    async def athreads(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        filter: dict[str, Any] | None = None,
+        prefix: str = "",
+        updated_since: datetime | None = None,
+        updated_before: datetime | None = None,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> AsyncIterator[SavedThread]:
+        """`threads` for coroutines."""
+        found = self.threads(
+            status=status,
+            filter=filter,
+            prefix=prefix,
+            updated_since=updated_since,
+            updated_before=updated_before,
+            newest_first=newest_first,
+            limit=limit,
+            before=before,
+        )
+        async for thread in offload_iterator(found):
+            yield thread
 
     # --- delta channels ---
 
@@ -612,8 +693,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         runs = {check_id("run_id", run_id) for run_id in run_ids}
         if not runs:
             return
-        for summary in [*self.log.threads()]:
-            self._rewrite(summary.thread_id, lambda number: self._without_runs(number, runs))
+        for thread_id in [*self.log.all_threads()]:
+            self._rewrite(thread_id, lambda number: self._without_runs(number, runs))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """`delete_for_runs` for coroutines."""

@@ -25,7 +25,16 @@ from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
 from stepwell.errors import StepwellError, UsageError
-from stepwell.events import Event, ItemEvent, ItemPut, ItemTouched, StepCommitted, WritesRecorded
+from stepwell.events import (
+    Event,
+    ItemEvent,
+    ItemPut,
+    ItemTouched,
+    StepCommitted,
+    ThreadLabelled,
+    WritesRecorded,
+    status_number,
+)
 from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
 from stepwell.storage import Committed, Entry, ItemChange, Storage
@@ -256,12 +265,15 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
             event.base,
             fmt.id_key(event.step_id),
             event.hidden,
+            status_number(event.status),
         )
     if isinstance(event, WritesRecorded):
         key = fmt.id_key(event.step_id)
-        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key)
+        status = status_number(event.status)
+        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key, status=status)
+    labels = event.labels if isinstance(event, ThreadLabelled) else None
     change = _change(event) if isinstance(event, ItemEvent) else None
-    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, item=change)
+    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, labels=labels, item=change)
 
 
 def _change(event: ItemEvent) -> ItemChange:

@@ -19,15 +19,26 @@ from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
-from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    Label,
+    Sequence,
+    Status,
+    StepCommitted,
+    WritesRecorded,
+    status_number,
+    status_of,
+)
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
 from stepwell.items import Items
+from stepwell.labels import check_labels
 from stepwell.patch import Merge, Value, diff_entries, parse
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -92,6 +103,9 @@ class ThreadSummary(NamedTuple):
         stored_bytes: Bytes of its records.
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
+        status: What it has come to, as those who append to it say; None if nobody has.
+        labels: Its labels.
+        cursor: Where it stands among all threads, for the page behind it (`before`); the commit of its newest append.
     """
 
     thread_id: str
@@ -102,6 +116,9 @@ class ThreadSummary(NamedTuple):
     stored_bytes: int
     created_at: int
     updated_at: int
+    status: Status | None
+    labels: dict[str, Label]
+    cursor: int
 
 
 class FeedEntry(NamedTuple):
@@ -219,23 +236,69 @@ class Log:
         """What is remembered across threads."""
         return Items(self.storage, self.content, self.submit)
 
-    def threads(self, *, prefix: str = "") -> Iterator[ThreadSummary]:
-        """All threads whose id begins with `prefix`, in the order in which they were opened."""
-        after = 0
-        while True:
-            page = self.storage.threads(after, _PAGE_ROWS)
+    def threads(
+        self,
+        *,
+        prefix: str = "",
+        status: str | Iterable[str] | None = None,
+        labels: Mapping[str, Label | None] | None = None,
+        updated_since: int = 0,
+        updated_before: int = _END,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> Iterator[ThreadSummary]:
+        """Threads in the order of their newest appends, without touching a state.
+
+        What a page costs does not grow with the number of threads (SPEC, section 9).  Nothing is held between two
+        threads, so an iterator may be paused; it shows each thread once at most, and none that was appended to after
+        it began and before it came to it.
+
+        Args:
+            prefix: What their ids begin with.
+            status: What they have come to, or several of these: "running", "interrupted", "failed", "done".
+            labels: Labels that they have, with these values; None stands for none of that name.
+            updated_since: Unix time in nanoseconds: only threads whose newest event is not older.
+            updated_before: Only threads whose newest event is older.
+            newest_first: Whether the thread that was appended to last comes first; else it comes last.
+            limit: At most so many.
+            before: The `cursor` of a summary: only threads that come behind it in this order.
+
+        Raises:
+            UsageError: An argument is not of its kind.
+        """
+        query = _query(prefix, status, labels, updated_since, updated_before, newest_first, before)
+        return self._threads(query, limit)
+
+    def _threads(self, query: Query, limit: int | None) -> Iterator[ThreadSummary]:
+        newest = None if query.newest_first else self._newest_commit()
+        while limit is None or limit > 0:
+            size = _PAGE_ROWS if limit is None else min(limit, _PAGE_ROWS)
+            page = self.storage.catalogue(query._replace(limit=size))
             for thread_id, row in page:
-                if thread_id.startswith(prefix) and not thread_id.startswith(fmt.OWN_THREADS):
-                    yield _summary(thread_id, row)
-            if len(page) < _PAGE_ROWS:
+                if newest is not None and row.commit > newest:
+                    return  # it was appended to meanwhile, and may have been shown
+                yield _summary(thread_id, row)
+            if len(page) < size:
                 return
+            query = query._replace(edge=page[-1][1].commit)
+            limit = None if limit is None else limit - size
+
+    def _newest_commit(self) -> int:
+        return next((row.commit for _, row in self.storage.catalogue(Query(1))), 0)
+
+    def all_threads(self) -> Iterator[str]:
+        """The ids of all threads, in the order in which they were opened: each once, whatever happens meanwhile."""
+        after = 0
+        while page := self.storage.threads(after, _PAGE_ROWS):
+            yield from (thread_id for thread_id, _ in page if not thread_id.startswith(fmt.OWN_THREADS))
             after = page[-1][1].number
 
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
         """Every append after a commit number, over all threads, in commit order, up to now.
 
-        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.  So are
-        changes of items.
+        Appends whose events were pruned or deleted are left out, and so are changes of items; a deletion shows as an
+        append of its own.
         """
         names: dict[int, str] = {}
         while True:
@@ -259,7 +322,7 @@ class Log:
         Returns:
             How many events were sealed.
         """
-        thread_ids = [summary.thread_id for summary in self.threads()] if thread_id is None else [thread_id]
+        thread_ids = [*self.all_threads()] if thread_id is None else [thread_id]
         sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
         if thread_id is None:
             sealed += self._folding.seal(fmt.ITEMS_THREAD_ID)
@@ -354,7 +417,13 @@ class Thread:
 
     # --- writing ---
 
-    def append(self, events: Several[Event], *, expected_head: int | None = None) -> Sequence:
+    def append(
+        self,
+        events: Several[Event],
+        *,
+        expected_head: int | None = None,
+        labels: Mapping[str, Label | None] | None = None,
+    ) -> Sequence:
         """Append events to the end of this thread, all or none.
 
         When this returns, the events survive a power cut (SPEC, G1).  When it raises, the thread is as it
@@ -364,15 +433,16 @@ class Thread:
             events: In the order they happened.  An empty list changes nothing.
             expected_head: The last sequence that the thread must have (0: it must not exist); None appends
                 after whatever is there.
+            labels: As for `label`, in the same commit.
 
         Returns:
-            The sequence of the last event appended; 0 if there was none.
+            The sequence of the last of these events; 0 if there was none.
 
         Raises:
             ConflictError: The thread is not at `expected_head`, or a base is not in it.
             CapacityError: There is no room.
         """
-        sequences = self.begin_append(events, expected_head=expected_head).result().sequences
+        sequences = self.begin_append(events, expected_head=expected_head, labels=labels).result().sequences
         return Sequence(sequences[-1] if sequences else 0)
 
     def begin_append(
@@ -382,6 +452,7 @@ class Thread:
         expected_head: int | None = None,
         incarnation: int = 0,
         may_read: bool = True,
+        labels: Mapping[str, Label | None] | None = None,
     ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
@@ -391,19 +462,45 @@ class Thread:
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
             may_read: Whether there is time to read what the thread holds, to look for content in it.
+            labels: As for `append`.
 
         Raises:
             NotRecalled: There is not, and it has to be done: begin again when there is.
         """
         for event in events:
             _check_event(event)
+        labels = dict(labels or {})
+        check_labels(labels)
+        begun = now()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
+            encoding = Encoding(self.log.content, self.id, events, begun, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
         # failpoint: append-encoded
-        operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
+        operation = Append(
+            self.id,
+            encoding.entries,
+            expected_head,
+            incarnation,
+            placed=encoding.locate,
+            labels=labels,
+            created_at=begun,
+        )
         return self.log.submit(operation, encoding.places)
+
+    def label(self, labels: Mapping[str, Label | None]) -> None:
+        """Give the thread labels that lists find it by; a thread that does not exist is opened.
+
+        Durable when it returns.  Labels that are not named stay as they are; what changes nothing writes nothing.
+
+        Args:
+            labels: By name; None takes a label away.
+
+        Raises:
+            UsageError: One is no text, finite number or bool, or is larger than 256 bytes, or there are more than 32.
+            CapacityError: There is no room.
+        """
+        self.append([], labels=labels)
 
     def delete(self) -> None:
         """Remove the thread and everything that it holds; its id is free again.
@@ -698,10 +795,44 @@ def _check_event(event: Event) -> None:
     else:
         texts.update({"task id": event.task_id, "task path": event.task_path})
     check_sequence("created_at", event.created_at)
+    _check_status(event.status)
     for what, text in texts.items():
         if not isinstance(text, str):
             raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
         check_text(what, text)
+
+
+def _check_status(status: object) -> None:
+    if status is not None and status not in tuple(Status):
+        raise UsageError(f"a status is one of {', '.join(Status)}, not {status!r}")
+
+
+def _query(
+    prefix: str,
+    status: str | Iterable[str] | None,
+    labels: Mapping[str, Label | None] | None,
+    since: int,
+    before: int,
+    newest_first: bool,
+    cursor: int | None,
+) -> Query:
+    """What `Log.threads` asks the storage for, without a limit."""
+    if not isinstance(prefix, str):
+        raise UsageError(f"the prefix is a str, not {type(prefix).__name__}: {prefix!r}")
+    check_text("prefix", prefix)
+    statuses = None if status is None else {status} if isinstance(status, str) else {*status}
+    for each in statuses or ():
+        _check_status(each)
+    check_labels(labels or {})
+    for what, time in (("updated_since", since), ("updated_before", before)):
+        if not isinstance(time, int) or not 0 <= time <= _END:
+            raise UsageError(f"{what} is Unix time in nanoseconds, not {time!r}")
+    edge = cursor
+    if edge is None:
+        edge = _END if newest_first else 0
+    check_sequence("cursor", min(edge, _END - 1))
+    numbers = None if statuses is None else frozenset(status_number(Status(each)) for each in statuses)
+    return Query(0, prefix, numbers, dict(labels or {}), since, before, newest_first, edge)
 
 
 def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None) -> Merge:
@@ -718,8 +849,9 @@ def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | Non
 
 def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
     events = row.last - row.first + 1
+    counts = events, row.steps, row.writes, row.lanes, row.stored_bytes
     times = row.created_at, row.updated_at
-    return ThreadSummary(thread_id, events, row.steps, row.writes, row.lanes, row.stored_bytes, *times)
+    return ThreadSummary(thread_id, *counts, *times, status_of(row.status), row.labels, row.commit)
 
 
 def _abandon(folding: Folding, writer: Writer, storage: Storage) -> None:

@@ -511,7 +511,8 @@ def test_nobody_else_sees_the_thread_of_items(log: Log) -> None:
     done(log, put())
     log.thread("t").append([step("s1")])
     assert [found.thread_id for found in log.threads()] == ["t"]
-    assert [found.thread_id for found in log.threads(prefix="\0")] == []
+    assert list(log.threads(prefix="\0")) == list(log.threads(newest_first=False, prefix="\0")) == []
+    assert list(log.all_threads()) == ["t"]
     assert [found.thread_id for found in log.feed()] == ["t"]
     for use in (log.thread, log.seal, log.thread("t").copy_to):
         with pytest.raises(UsageError, match="the log's own"):

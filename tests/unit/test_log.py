@@ -193,7 +193,11 @@ def test_hostile_ids(log: Log) -> None:
     names = ["", "1", "12", "1\0", "\0", "x" * 3000, "\U0001f389", "a|b", "\xff", "é", "e\u0301"]
     for name in names:
         taken(log.thread(name), name, lane=name, x=name.encode())
-    assert [found.thread_id for found in log.threads()] == names
+    assert list(log.all_threads()) == names
+    for name in names:
+        assert [found.thread_id for found in log.threads(prefix=name)] == [
+            each for each in names[::-1] if each.startswith(name)
+        ]
     for name in names:
         thread = log.thread(name)
         assert loaded(thread, name, lane=name).channels["x"] == ("text", name.encode())
@@ -378,13 +382,14 @@ def test_writes(log: Log) -> None:
 
 
 def test_threads(log: Log) -> None:
-    """Threads are listed in the order in which they were opened, those with a prefix alone if asked."""
+    """Threads are listed newest first, those with a prefix alone if asked; or as they were opened."""
     names = [f"{letter}{number}" for number in range(150) for letter in "ab"]
     for name in names:
         log.thread(name).begin_append([step("s0")])
     log.thread(names[0]).delete()  # after all that were submitted before
-    assert [found.thread_id for found in log.threads()] == names[1:]
-    assert [found.thread_id for found in log.threads(prefix="a1")] == [n for n in names if n.startswith("a1")]
+    assert list(log.all_threads()) == names[1:]
+    assert [found.thread_id for found in log.threads()] == names[:0:-1]
+    assert [found.thread_id for found in log.threads(prefix="a1")] == [n for n in names[::-1] if n.startswith("a1")]
     assert list(log.threads(prefix="c")) == []
 
 
@@ -499,7 +504,7 @@ def test_copy_to_what_exists(log: Log) -> None:
     log.thread("none").copy_to("new")
     with pytest.raises(UsageError):
         log.thread("t").copy_to("\ud800")
-    assert [found.thread_id for found in log.threads()] == ["t", "u"]
+    assert list(log.all_threads()) == ["t", "u"]
 
 
 # --- iterators and changes meanwhile ---
@@ -566,6 +571,8 @@ def test_use_after_close(tmp_path: Path) -> None:
         "forks": lambda: list(thread.forks()),
         "writes": lambda: thread.writes("s0"),
         "threads": lambda: list(other.threads()),
+        "all_threads": lambda: list(other.all_threads()),
+        "label": lambda: thread.label({"user": "ada"}),
         "feed": lambda: list(other.feed()),
         "audit": other.audit,
         "seal": other.seal,

@@ -44,6 +44,7 @@ from stepwell.storage import (
     Group,
     Operation,
     Outcome,
+    Query,
     Rewrite,
     ThreadRow,
     segments,
@@ -109,6 +110,7 @@ def test_empty(storage: TableStorage) -> None:
     """An empty log answers every question with nothing."""
     assert storage.thread("t") is None
     assert storage.threads(0, 10) == []
+    assert storage.catalogue(Query(10)) == []
     assert storage.lane(1, "") is None
     assert storage.lanes(1, 0, 10) == []
     assert storage.lane_names(1, {1, 2}) == {}
@@ -1027,6 +1029,7 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.commit([append("t", step("s1"))]),
         lambda: storage.thread("t"),
         lambda: storage.threads(0, 1),
+        lambda: storage.catalogue(Query(1)),
         lambda: storage.lane(1, ""),
         lambda: storage.lanes(1, 0, 1),
         lambda: storage.lane_names(1, {1}),

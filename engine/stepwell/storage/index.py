@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from stepwell import format as fmt
-from stepwell.storage import Found, Number, decode_row
+from stepwell.storage import Found, Number, StatusNumber, decode_row
 from stepwell.storage.tables import INDEX, Tables, prefix_end
 
 # On disk: audit and foreign readers count on these.
@@ -27,12 +27,14 @@ class IndexRow(msgspec.Struct, array_like=True):
         step: The newest one.
         hidden: Whether these are hidden steps, which count only where there are no others.
         writes: The first events that record writes for it.
+        status: What the newest writes that say so say that the thread has come to.
     """
 
     original: Number = 0
     step: Number = 0
     hidden: bool = False
     writes: tuple[Number, ...] = ()
+    status: StatusNumber = fmt.STATUS_UNKNOWN
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -70,7 +72,7 @@ def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
         # The id's own row comes first, and has been read.
         for _, more in tables.scan(INDEX, key + b"\0", prefix_end(key)):
             writes += _unpack_further(thread, more)
-    return Found(row.step, row.original, row.hidden, writes)
+    return Found(row.step, row.original, row.hidden, writes, row.status)
 
 
 def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: IndexRow) -> None:
@@ -96,21 +98,27 @@ def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: Ind
             found.step,
             found.hidden,
             before.writes,
+            before.status,
         )
     tables.put(INDEX, key, pack_index(row))
 
 
-def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int) -> None:
-    """Note an event that records writes for a step id, which may be committed later."""
+def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int, status: int) -> IndexRow:
+    """Note an event that records writes for a step id, which may be committed later; returns the id's row."""
     key = fmt.index_key(thread, lane, step_key)
     data = tables.get(INDEX, key)
     row = IndexRow() if data is None else _unpack(thread, data)
-    if len(row.writes) < WRITES_IN_ROW:
+    row.status = status or row.status
+    is_full = len(row.writes) == WRITES_IN_ROW
+    if not is_full:
         row.writes += (sequence,)
+    if status or not is_full:
         tables.put(INDEX, key, pack_index(row))
-        return
+    if not is_full:
+        return row
     last = tables.previous_key(INDEX, key + b"\0", prefix_end(key))
     more = () if last is None else _unpack_further(thread, tables.get(INDEX, last) or b"")
     if last is None or len(more) == WRITES_IN_FURTHER_ROW:
         last, more = fmt.index_further_key(thread, lane, step_key, sequence), ()
     tables.put(INDEX, last, pack_further((*more, sequence)))
+    return row

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import lmdb
@@ -230,6 +231,12 @@ class _LmdbTables:
                 if key < start:
                     return
                 yield key, value
+
+    def rows(self, table: str, start: bytes, stop: bytes) -> list[Row]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [*takewhile(lambda row: row[0] < stop, cursor.iternext())]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         with self._transaction.cursor(self._tables[table]) as cursor:

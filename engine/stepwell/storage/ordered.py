@@ -26,8 +26,10 @@ from stepwell.storage import (
     LaneRow,
     Operation,
     Outcome,
+    Query,
     Surveyed,
     ThreadRow,
+    catalogue,
     unpack_lane,
     unpack_thread,
 )
@@ -110,6 +112,10 @@ class TableStorage(ABC):
                 if not row.deleted:
                     found.append((load_name(tables, THREAD_NAMES, row.name_hash), row))
         return found
+
+    def catalogue(self, query: Query) -> list[tuple[str, ThreadRow]]:
+        with self._reading() as tables:
+            return catalogue.find(tables, query)
 
     def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
         with self._reading() as tables:
