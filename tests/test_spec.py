@@ -30,6 +30,7 @@ from stepwell import (
     StepCommitted,
     Write,
     WritesRecorded,
+    bundle,
     changes,
     codec,
     dictionary,
@@ -167,6 +168,10 @@ def example() -> dict[str, bytes]:
     found["segments-plain"] = group.plain
     found["index-further-key"] = fmt.index_further_key(1, 1, fmt.id_key("s2"), 99)
     found["stored-row"] = with_checksum("lanes", names["lanes"], found["lanes-value"])
+    described = msgspec.msgpack.encode(bundle.Description("trip", 1, 6))
+    found["bundle-head"] = bundle.MAGIC + bytes((bundle.VERSION, 0, 0, 0)) + len(described).to_bytes(4) + described
+    covered, carried = bundle.portable(record, "trip", is_first=False)
+    found["bundle-record"] = len(carried).to_bytes(4) + covered + carried
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
     found.update(example_of_items())
@@ -251,6 +256,7 @@ def test_byte_table(title: str) -> None:
 # --- names and numbers ---
 
 
+ADAPTER = ("translate", "weight", "values", "store", "embedding", "nearest", "collection")
 CONSTANTS = re.findall(r"`([a-z_.]+)\.([A-Z_]+) = ([^`]+)`", SPEC)
 
 
@@ -262,9 +268,9 @@ def test_constants_are_quoted() -> None:
 @pytest.mark.parametrize(("module", "name", "value"), CONSTANTS, ids=[".".join(found[:2]) for found in CONSTANTS])
 def test_constant(module: str, name: str, value: str) -> None:
     """The code has the number that the page says."""
-    package = "stepwell_langgraph" if module in ("translate", "weight") else "stepwell"
+    package = "stepwell_langgraph" if module in ADAPTER else "stepwell"
     owner = vars(importlib.import_module(f"{package}.{module}"))
-    factors = [int(factor) for factor in value.split(" << ")]
+    factors = [ast.literal_eval(factor) for factor in value.split(" << ")]
     expected = factors[0] << factors[1] if len(factors) == 2 else factors[0]
     assert owner.get(name, owner.get(f"_{name}")) == expected
 

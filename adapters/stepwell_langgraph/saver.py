@@ -38,7 +38,7 @@ from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch, Value, parse
+from stepwell.patch import Blob, Merge, Patch, Value, parse
 from stepwell.pruning import Kept
 from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
@@ -348,7 +348,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     ) -> CheckpointTuple:
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
-        checkpoint["channel_values"] = self._revival.values(state.channels, payloads, often=often)
+        within = self._values_within(state, payloads)
+        checkpoint["channel_values"] = {**within, **self._revival.values(state.channels, payloads, often=often)}
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
@@ -357,6 +358,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             parent_config=None if state.parent_id is None else to_config(thread_id, namespace, state.parent_id),
             pending_writes=[self._pending(pending, payloads) for pending in writes],
         )
+
+    def _values_within(self, state: State, payloads: reader.Payloads) -> dict[str, Any]:
+        """The values of a checkpoint that was imported in one piece, since it was encrypted or pickled."""
+        core = state.fields.get(CHECKPOINT)
+        if state.channels or not isinstance(core, Blob):
+            return {}
+        whole: dict[str, Any] = self.serde.loads_typed((core.type, payloads.payload(core)))
+        return whole.get("channel_values") or {}
 
     def _pending(self, pending: StoredWrite, payloads: reader.Payloads) -> PendingWrite:
         return pending.task_id, pending.write.channel, self._revival.value(pending.write.value, payloads)
@@ -628,6 +637,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for name in remaining & state.channels.keys():
                 history[name]["seed"] = self._revival.value(state.channels[name], payloads)
                 remaining.discard(name)
+            for name, value in self._values_within(state, payloads).items():
+                if name in remaining:
+                    history[name]["seed"] = value
+                    remaining.discard(name)
             if not remaining:
                 break
         for entry in history.values():

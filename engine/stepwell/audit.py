@@ -7,7 +7,7 @@ shares nothing with the code that wrote it, and compared with what is stored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -71,17 +71,23 @@ class Report(NamedTuple):
     breaches: list[Breach]
 
 
-def audit(storage: Storage) -> Report:
+def audit(storage: Storage, progress: Callable[[str, int, int], None] | None = None) -> Report:
     """Check every invariant of a log.
 
     Appends of other threads and processes may go on meanwhile, but can show as breaches of what is derived.
+
+    Args:
+        storage: Where the log is kept.
+        progress: Called after each thread with what is being done, and how much of how much of it.
     """
     expected: dict[tuple[str, bytes], bytes] = {}
     breaches: list[Breach] = []
     events = 0
     threads = storage.event_threads()
     commits: dict[int, FeedRow] = {}
-    for number in threads:
+    for done, number in enumerate(threads):
+        if progress is not None:
+            progress("checking threads", done, len(threads))
         thread = derive(storage, number)
         breaches += thread.breaches
         events += thread.events

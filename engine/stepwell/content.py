@@ -184,6 +184,7 @@ class Encoding:
 
     Attributes:
         places: Where each event will stand.
+        stored_bytes: Bytes of the records, as they were encoded last.
 
     Raises:
         NotRecalled: The log would have to be read, and `may_read` is not set.
@@ -193,6 +194,7 @@ class Encoding:
         self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int, *, may_read: bool = True
     ) -> None:
         self.places: list[Place] = []
+        self.stored_bytes = 0
         self._memory = memory
         self._thread_id = thread_id
         self._events = events
@@ -226,7 +228,9 @@ class Encoding:
             codec.encode(event, lambda digest, inside: self._known(digest, incarnation, first, inside=inside))
             for event in self._events
         ]
+        self.stored_bytes = 0
         for place, body in zip(self.places, bodies, strict=True):
+            self.stored_bytes += fmt.HEADER_BYTES + len(body.data)
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]
 

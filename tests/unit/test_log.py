@@ -574,7 +574,11 @@ def test_use_after_close(tmp_path: Path) -> None:
         "all_threads": lambda: list(other.all_threads()),
         "label": lambda: thread.label({"user": "ada"}),
         "feed": lambda: list(other.feed()),
+        "follow": lambda: next(other.follow()),
+        "follow of a thread": lambda: next(thread.follow()),
         "audit": other.audit,
+        "stats": other.stats,
+        "measure": other.measure,
         "seal": other.seal,
         "compact": lambda: other.compact(tmp_path / "new"),
         "repair": lambda: other.repair(tmp_path / "new"),
@@ -587,13 +591,26 @@ def test_use_after_close(tmp_path: Path) -> None:
         "copy_to": lambda: thread.copy_to("u"),
         "prune": lambda: thread.prune([]),
         "rewrite": lambda: thread.rewrite(lambda row: None),
+        "resolve": thread.resolve,
+        "lanes": lambda: list(thread.lanes()),
+        "view": thread.view,
+        "commit_of": thread.commit_of,
+        "pending": thread.pending,
+        "replay": lambda: list(thread.replay()),
+        "diff": lambda: thread.diff(None),
+        "first_divergence": lambda: thread.first_divergence(None),
+        "watch": lambda: list(thread.watch("x")),
+        "blame": lambda: thread.blame("x"),
+        "grep": lambda: list(thread.grep("x")),
+        "tree": thread.tree,
+        "fork": thread.fork,
     }
     for use in uses.values():
         with pytest.raises(ClosedError, match="closed"):
             use()
     public = {name for kind in (Log, Thread) for name, member in vars(kind).items() if inspect.isfunction(member)}
     tried = {name.split()[0] for name in uses}
-    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close"}
+    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close", "observe"}
     other.close()
     other.close()
 
@@ -678,3 +695,18 @@ def test_operations_of_the_storage_are_seen(log: Log) -> None:
     loaded(log.thread("t"))
     log.storage.commit([append("t", step("s1", {"x": b"1"}))])
     assert loaded(log.thread("t")).step_id == "s1"
+
+
+def test_an_append_follows_another_that_is_under_way(log: Log) -> None:
+    """It may name the head that the other will lead to; if that one is refused so is it, whatever led to that head."""
+    thread = log.thread("t")
+    first = thread.begin_append([step("s0")], expected_head=0)
+    second = thread.begin_append([step("s1", base=3)], expected_head=3, after=first.places)
+    assert second.result().sequences == (4,)
+    thread.append([step("theirs", base=3)])
+    refused = thread.begin_append([step("s2", base=4)], expected_head=4, after=second.places)
+    following = thread.begin_append([step("s3", base=5)], expected_head=5, after=refused.places)
+    for ticket in (refused, following):
+        with pytest.raises(ConflictError):
+            ticket.result()
+    assert [found.step_id for found in thread.steps()] == ["theirs", "s1", "s0"]

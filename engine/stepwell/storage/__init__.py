@@ -23,6 +23,7 @@ from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import Commit, Label, Sequence
+from stepwell.storage.occupancy import Occupancy
 
 
 class ItemChange(NamedTuple):
@@ -157,11 +158,14 @@ class Append(NamedTuple):
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
         restart: Remove everything that the thread had: the entries are what it keeps.
+        first: Of a thread that does not exist, the sequence of the first entry, which is the event that opens it;
+            0 opens it at sequence 1, before the entries.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
         labels: What labels the thread shall have, or with None not have; those that it has or lacks already cost
             nothing.
         created_at: Unix time in nanoseconds, of a change of labels.
+        stored_bytes: Tells how many bytes the records of the entries have that were made last; 0 if nobody counts.
     """
 
     thread_id: str
@@ -169,9 +173,11 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
+    first: int = 0
     placed: Callable[[Committed | None], None] | None = None
     labels: Mapping[str, Label | None] = {}
     created_at: int = 0
+    stored_bytes: Callable[[], int] = int
 
 
 class Delete(NamedTuple):
@@ -487,6 +493,18 @@ class Storage(Protocol):
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         """Up to `limit` appends with commit numbers above `after`, in order."""
 
+    def newest(self) -> int:
+        """The newest commit number; 0 in an empty log."""
+
+    def moment(self) -> int:
+        """A number that is another one after each commit, of any process; for who asks often.
+
+        Whatever is read after it was given shows that moment or a later one.
+        """
+
+    def occupancy(self) -> Occupancy:
+        """What the log takes, and who reads it; for any size of log in about the same time."""
+
     def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
         """Some items, as they are or as they were after a commit."""
 
@@ -500,6 +518,9 @@ class Storage(Protocol):
 
     def item_versions(self, name: ItemName, before: int, limit: int, *, attachments: bool) -> list[Item | Deletion]:
         """Up to `limit` versions of an item with sequences below `before`, newest first."""
+
+    def item_version(self) -> int:
+        """Sequence of the last change of any item; 0 if there was none."""
 
     def expired_items(self, by: int, limit: int) -> list[ItemName]:
         """Up to `limit` items that expire by a time, those first that expire first."""

@@ -44,7 +44,7 @@ from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
-from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
+from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
 from stepwell.storage.records import Records
 from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
@@ -140,9 +140,12 @@ class Commit:
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
-            created_at = entries[0].created_at if entries else operation.created_at
-            self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, created_at))
-            first = row.last
+            if operation.first:
+                row.first, row.last = operation.first, operation.first - 1
+            else:
+                created_at = entries[0].created_at if entries else operation.created_at
+                self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, created_at))
+            first = row.first
         else:
             if operation.restart:
                 self._clear(row)
@@ -226,25 +229,24 @@ class Commit:
     def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
         lane_row = self._lane_row(row.number, lane)
         flags = fmt.status_flags(entry.status)
+        before = find_row(self._tables, row.number, lane, entry.step_key)
         if entry.hidden:
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
+        elif before.step and not before.hidden:
+            sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
+            lane_row.replaced += 1
+            if before.original == lane_row.tip:
+                lane_row.head = sequence
         else:
-            before = find_step(self._tables, row.number, lane, entry.step_key)
-            if before.step and not before.hidden:
-                sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
-                lane_row.replaced += 1
-                if before.original == lane_row.tip:
-                    lane_row.head = sequence
-            else:
-                sequence = self._record(row, lane, entry, flags, lane_row.tip)
-                lane_row.head = lane_row.tip = sequence
-                lane_row.steps += 1
-                row.steps += 1
-            if lane_row.head == sequence:
-                # Those who ran on this step may be heard before the step is.
-                row.status = _status(entry.status, before.status) or row.status
+            sequence = self._record(row, lane, entry, flags, lane_row.tip)
+            lane_row.head = lane_row.tip = sequence
+            lane_row.steps += 1
+            row.steps += 1
+        if lane_row.head == sequence:
+            # Those who ran on this step may be heard before the step is.
+            row.status = _status(entry.status, before.status) or row.status
         found = IndexRow(sequence, sequence, entry.hidden)
-        add_step(self._tables, row.number, lane, entry.step_key, found)
+        add_step(self._tables, row.number, lane, entry.step_key, before, found)
         return sequence
 
     def _record(

@@ -185,8 +185,14 @@ class TableStorage(ABC):
 
     def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
         with self._reading() as tables:
-            afresh = Records(tables, Held())
-            return [*islice(afresh.survey(thread, after), limit)]
+            found: list[Surveyed] = []
+            size = 0
+            for surveyed in islice(Records(tables, Held()).survey(thread, after), limit):
+                found.append(surveyed)
+                size += surveyed.record.size if isinstance(surveyed.record, Record) else 0
+                if size > PAGE_BYTES:
+                    break
+            return found
 
     def last_group(self, thread: int) -> Group:
         with self._reading() as tables:
@@ -255,6 +261,10 @@ class TableStorage(ABC):
         with self._reading() as tables:
             return [*islice(feeding.scan(tables, after), limit)]
 
+    def newest(self) -> int:
+        with self._reading() as tables:
+            return feeding.Feed(tables).last
+
     def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
         with self._reading() as tables:
             items = Items(tables, Records(tables, self._held), attachments=attachments)
@@ -282,6 +292,11 @@ class TableStorage(ABC):
         with self._reading() as tables:
             items = Items(tables, Records(tables, self._held), attachments=attachments)
             return [*islice(items.versions(name, before), limit)]
+
+    def item_version(self) -> int:
+        with self._reading() as tables:
+            row = find_thread(tables, fmt.ITEMS_THREAD_ID)
+            return 0 if row is None else row.last
 
     def expired_items(self, by: int, limit: int) -> list[ItemName]:
         with self._reading() as tables:
