@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from typer.main import get_command
 
 from building import wrote
@@ -27,6 +28,7 @@ from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
 from stepwell.events import ItemPut
 from stepwell_cli import exits
 from stepwell_cli.main import application, run
+from stepwell_langgraph import StepwellSaver
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -364,6 +366,30 @@ def test_export_and_import(cli: Cli, path: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.bundle").write_bytes(data)
     assert cli("import", tmp_path / "fresh.stepwell", tmp_path / "bad.bundle").code == exits.DAMAGED
+
+
+def test_databases_of_other_savers(cli: Cli, tmp_path: Path) -> None:
+    """Threads go into SqliteSaver's tables, and come back as they were; what is wrong with a source is told."""
+    first, database, second = (tmp_path / name for name in ("a.stepwell", "b.db", "c.stepwell"))
+    with StepwellSaver.from_conn_string(str(first)) as saver:
+        config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+        for number in range(3):
+            checkpoint = {**empty_checkpoint(), "id": f"1f1e96c7-ea56-6975-bfff-{number:012}"}
+            checkpoint["channel_values"], checkpoint["channel_versions"] = {"count": number}, {"count": str(number)}
+            metadata: Any = {"source": "loop", "step": number}
+            config = saver.put(config, checkpoint, metadata, {"count": str(number)})  # type: ignore[arg-type]
+            saver.put_writes(config, [("count", number + 1)], "task")
+    before = cli("log", first, "t", "--json").items
+    told = cli("export", first, "--to", f"sqlite:///{database}", "--json")
+    assert (told.code, told.items[0]["checkpoints"], told.items[0]["problems"]) == (exits.OK, 3, [])
+    assert "verified" in cli("import", second, f"sqlite:///{database}").out
+    assert [item["metadata"] for item in cli("log", second, "t", "--json").items] == [
+        item["metadata"] for item in before
+    ]
+    (again,) = cli("import", second, database, "--json").items
+    assert (again["checkpoints"], again["present"]) == (0, 3)
+    assert cli("import", second, f"sqlite:///{tmp_path}/none.db").code == exits.USAGE
+    assert cli("export", first, "--to", f"sqlite:///{database}").code == exits.USAGE
 
 
 def test_follow(cli: Cli, path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -144,7 +145,8 @@ def import_(
         if source.startswith(_ELSEWHERE) or _is_sqlite(source):
             from stepwell_langgraph.importing import import_from
 
-            report = import_from(source, opened, threads=thread or None, progress=_told(meter))
+            database = source if source.startswith(_ELSEWHERE) else Path(source)
+            report = import_from(database, opened, threads=thread or None, progress=_told(meter))
             _say_report(screen, report)
         elif source.endswith((".jsonl", ".ndjson")):
             from stepwell.jsonlines import import_lines

@@ -393,6 +393,7 @@ class _Thread:
             name_key = fmt.name_key(0, name)
             row.name_hash = name_key[8:]
             rows[NAMES, name_key] = pack_name(number, name)
+        if self._id not in (None, fmt.ITEMS_THREAD_ID):
             rows[IDS, fmt.sorted_key(name, number)] = b""
             facets = [fmt.status_facet(row.status), *(facet_of(label, value) for label, value in row.labels.items())]
             place = fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), number

@@ -280,8 +280,8 @@ class Log:
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
         """Every append after a commit number, over all threads, in commit order, up to now.
 
-        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.  So are
-        changes of items.
+        Appends whose events were pruned or deleted are left out, and so are changes of items; a deletion shows as an
+        append of its own.
         """
         appends = Appends(self.storage, _PAGE_ROWS)
         while page := appends.read(after):

@@ -51,6 +51,7 @@ from stepwell.storage.tables import (
     EVENTS,
     IDS,
     INDEX,
+    ITEMS_OWNER,
     LANES,
     NAMES,
     PAGE_ROWS,
@@ -418,7 +419,7 @@ class Commit:
         for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
-        if row.name_hash == items.OWNER:
+        if row.name_hash == ITEMS_OWNER:
             items.clear(self._tables)
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
@@ -445,7 +446,8 @@ class Commit:
         name = thread_id.encode()
         name_key = fmt.name_key(THREAD_NAMES, name)
         self._tables.put(NAMES, name_key, pack_name(number, name))
-        self._tables.put(IDS, fmt.sorted_key(name, number), b"")
+        if name_key[8:] != ITEMS_OWNER:
+            self._tables.put(IDS, fmt.sorted_key(name, number), b"")
         row = ThreadRow(number, name_key[8:])
         self._threads[thread_id] = row
         self._changed[number] = row

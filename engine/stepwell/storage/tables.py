@@ -45,9 +45,10 @@ DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, RECENT, IDS, ITEMS, VERSIO
 ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
+ITEMS_OWNER: Final = fmt.name_key(THREAD_NAMES, fmt.ITEMS_THREAD_ID.encode())[8:]  # `name_hash` of the thread of items
 PAGE_ROWS: Final = 512  # rows held at once
 PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
-AFTER_ALL: Final = b"\xff" * 64  # no key begins so
+AFTER_ALL: Final = b"\xff" * 64
 
 
 class Tables(Protocol):
