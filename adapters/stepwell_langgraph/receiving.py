@@ -15,7 +15,7 @@ from typing import Final
 from stepwell import inspect, reader
 from stepwell.content import Place as Standing
 from stepwell.due import status_of_channels
-from stepwell.events import Event, Label, Sequence, Status, StepCommitted, Write, WritesRecorded
+from stepwell.events import Event, Label, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import PendingWrite
 from stepwell.format import id_key
 from stepwell.labels import changed, relabelled
@@ -171,17 +171,18 @@ class Receiver:
         item.sequence = found.step
         labels: dict[str, Label] = {}
         created_at = 0
-        is_told = not place.namespace  # of a thread the root graph tells what it is about, and what it has come to
+        # Of a thread the root graph tells what it is about, and what it has come to; unless nobody can look into it.
+        is_root = not place.namespace
+        is_told = is_root and not (checkpoint is not None and _is_closed(checkpoint))
         if checkpoint is not None and not item.was_there:
             item.base = self.base(place)
             created_at = time_of(checkpoint.core)
             channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
             named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
             fields, known_fields = moved_all(item.base.fields, named)
-            status = _status(checkpoint, known) if is_told else None
-            if is_told:
-                labels = _labels(checkpoint)
-                is_told = status is not None
+            status = status_of_channels(known, lambda name: _looked_into(known[name])) if is_told else None
+            is_told = status is not None
+            labels = _labels(checkpoint) if is_root else {}
             step = StepCommitted(
                 place.checkpoint_id,
                 place.parent_id,
@@ -253,11 +254,9 @@ class Receiver:
         return missing
 
 
-def _status(checkpoint: StoredCheckpoint, channels: Mapping[str, Known]) -> Status | None:
-    """What a checkpoint says that its thread has come to; None where its channels cannot be seen."""
-    if not channels and checkpoint.core[0] not in (MSGPACK, JSON):
-        return None  # encrypted or pickled in one piece
-    return status_of_channels(channels, lambda name: _looked_into(channels[name]))
+def _is_closed(checkpoint: StoredCheckpoint) -> bool:
+    """Whether a checkpoint is one piece that cannot be taken apart: encrypted or pickled."""
+    return not (checkpoint.channels or checkpoint.unchanged) and checkpoint.core[0] not in (MSGPACK, JSON)
 
 
 def _looked_into(known: Known) -> object:

@@ -280,8 +280,13 @@ def test_what_is_encrypted_has_no_status(tmp_path: Path, log: Log) -> None:
     given = [[("__interrupt__", ("ask",))]]
     path = tmp_path / "encrypted.db"
     with closing(sqlite3.connect(path)) as connection:
-        ends_with(SqliteSaver(connection, serde=serde), given)
+        source = SqliteSaver(connection, serde=serde)
+        ends_with(source, given)
         import_from(path, log)
+        head = source.get_tuple(config("one"))
+        assert head is not None
+        source.put_writes(head.config, [("__error__", "broken")], "another")
+        assert import_from(path, log).writes == 1
     (found,) = StepwellSaver(log).threads()
     assert (found.status, found.metadata) == (None, {"user": "u1"})
     with Log.open(":memory:") as other:
