@@ -41,12 +41,13 @@ class PostgresError(Exception):
 class Server:
     """The server whose files are in this directory.
 
-    The directory must exist, be empty, and lie where `nobody` may go, if we are root.
+    The directory must exist, be empty, and lie where `nobody` may go, if we are root.  Where there are several servers,
+    one that has the extension is taken.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, extension: str | None = None) -> None:
         self._directory = directory
-        self._folder = find()
+        self._folder = find(extension)
         self._process: subprocess.Popen[bytes] | None = None
         if len(str(directory / ".s.PGSQL.5432")) > LONGEST_SOCKET:
             raise PostgresError(f"{directory}: too long a path for a socket")
@@ -107,13 +108,14 @@ class Server:
             raise
 
 
-def find() -> Path:
-    """The folder of an `initdb` and a `postgres` that run.
+def find(extension: str | None = None) -> Path:
+    """The folder of an `initdb` and a `postgres` that run, rather of those that have an extension.
 
     Raises:
         PostgresNotFoundError: There is none.
     """
-    for folder in _folders():
+    control = f"share/postgresql/extension/{extension}.control"
+    for folder in sorted(_folders(), key=lambda folder: not (folder.parent / control).exists()):
         if (folder / "initdb").exists() and _version(folder) is not None:
             return folder
     raise PostgresNotFoundError(f"no PostgreSQL on PATH, in {SYSTEM_FOLDERS} or in the package {WHEEL}")

@@ -13,7 +13,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("cache", "clock", "inspect"),
+    ("cache", "clock", "loops", "inspect"),
     ("paths", "labels"),
     ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
-    ("storage.catalogue",),
+    ("storage.items",),  # what is remembered across threads
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
     ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
@@ -38,6 +38,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("statistics", "measuring"),
     ("writer",),
     ("folding", "following"),
+    ("item_rows",),
+    ("forgetting",),
+    ("items",),
     ("audit",),
     ("salvage",),
     ("repairing",),

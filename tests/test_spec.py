@@ -21,6 +21,9 @@ import pytest
 import zstandard
 
 from stepwell import (
+    ItemDeleted,
+    ItemPut,
+    ItemTouched,
     Log,
     Sequence,
     Status,
@@ -41,6 +44,7 @@ from stepwell.storage import segments, tables
 from stepwell.storage.checksums import with_checksum
 from stepwell.storage.datafile import LogFormat
 from stepwell.storage.index import IndexRow
+from stepwell.storage.items import ItemRow
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")
@@ -170,7 +174,24 @@ def example() -> dict[str, bytes]:
     found["bundle-record"] = len(carried).to_bytes(4) + covered + carried
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
+    found.update(example_of_items())
     return found
+
+
+def example_of_items() -> dict[str, bytes]:
+    """The bytes behind the hex examples of items."""
+    place = ("users", "ada"), "tea"
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "agents.stepwell"
+        with Log.open(path) as log:
+            log.items.submit([ItemPut(*place, parse("json", b'"black"'), created_at=NOON)]).result()
+            log.items.submit([ItemPut(*place, parse("json", b'"green"'), NOON + 10**9, created_at=NOON + 1)]).result()
+        rows = read_rows(path)
+    item = fmt.item_key(*place)
+    names = {"items": item, "versions": fmt.versions_key(item, 1), "expiries": fmt.expiry_key(NOON + 10**9, item)}
+    assert rows["expiries"] == {names["expiries"]: b""}
+    found = {f"{table}-key": key for table, key in names.items()}
+    return found | {f"{table}-value": rows[table][names[table]] for table in ("items", "versions")}
 
 
 def plainly(rows: dict[str, dict[bytes, bytes]]) -> None:
@@ -235,6 +256,7 @@ def test_byte_table(title: str) -> None:
 # --- names and numbers ---
 
 
+ADAPTER = ("translate", "weight", "values", "store", "embedding", "nearest", "collection")
 CONSTANTS = re.findall(r"`([a-z_.]+)\.([A-Z_]+) = ([^`]+)`", SPEC)
 
 
@@ -246,9 +268,9 @@ def test_constants_are_quoted() -> None:
 @pytest.mark.parametrize(("module", "name", "value"), CONSTANTS, ids=[".".join(found[:2]) for found in CONSTANTS])
 def test_constant(module: str, name: str, value: str) -> None:
     """The code has the number that the page says."""
-    package = "stepwell_langgraph" if module in ("translate", "weight") else "stepwell"
+    package = "stepwell_langgraph" if module in ADAPTER else "stepwell"
     owner = vars(importlib.import_module(f"{package}.{module}"))
-    factors = [int(factor) for factor in value.split(" << ")]
+    factors = [ast.literal_eval(factor) for factor in value.split(" << ")]
     expected = factors[0] << factors[1] if len(factors) == 2 else factors[0]
     assert owner.get(name, owner.get(f"_{name}")) == expected
 
@@ -307,6 +329,7 @@ def test_layouts_are_complete() -> None:
         ("5.3 `threads`: catalogue row", storage.ThreadRow),
         ("5.5 `lanes`: lane row", storage.LaneRow),
         ("5.6 `index`: values", IndexRow),
+        ("5.11 `items`: value", ItemRow),
     ],
 )
 def test_row(title: str, row: type[msgspec.Struct]) -> None:
@@ -771,3 +794,95 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
             assert stranger.writes(lane, step_id) == [
                 (task_id, channel, patch.payload_of(value, lambda ref: b"")) for task_id, channel, value in expected
             ]
+
+
+# --- items, read from the page alone ---
+
+
+def text_in_key(text: bytes) -> bytes:
+    """Section 4.6."""
+    return bytes((len(text),)) + text if len(text) < 64 else b"\x40" + blake2b(text, digest_size=16).digest()
+
+
+def item_in_key(namespace: tuple[str, ...], key: str) -> bytes:
+    """Section 4.6."""
+    parts = [part.encode() for part in namespace]
+    found = b"".join(text_in_key(part) for part in parts[:6])
+    if parts[6:]:
+        rest = b"".join(len(part).to_bytes(4) + part for part in parts[6:])
+        found += b"\x41" + blake2b(rest, digest_size=16).digest()
+    return found + b"\x7f" + text_in_key(key.encode())
+
+
+class StrangeItems(Stranger):
+    """Reads items with nothing but the page."""
+
+    def value(self, sequence: int) -> tuple[str, bytes]:
+        event = self.event(sequence)[0]
+        assert event[0] == 9
+        value = absolute(event[3], sequence)
+        return value[1], self.payload(value)
+
+    def commit(self, sequence: int) -> int:
+        event = self.event(sequence)[0]
+        return event[{9: 7, 10: 5}[event[0]]] or int.from_bytes(self.record(sequence)[0][8:16])
+
+    def past(self, item: bytes) -> list[tuple[int, int, bool]]:
+        """Section 5.12: commit, sequence and whether it is a deletion, of all versions but the one in `items`."""
+        found: list[tuple[int, int, bool]] = []
+        for key in sorted(key for key in self.rows["versions"] if key[:-8] == item):
+            commit = ahead = 0
+            _, *numbers = msgspec.msgpack.decode(self.rows["versions"][key])
+            for index in range(0, len(numbers), 2):
+                commit, ahead = commit + numbers[index], ahead + numbers[index + 1] // 2
+                found.append((commit, commit + ahead, bool(numbers[index + 1] & 1)))
+                assert self.commit(commit + ahead) == commit
+            assert len(numbers) <= 128 or len({commit for commit, *_ in found[63 - len(numbers) // 2 :]}) == 1
+            assert int.from_bytes(key[-8:]) == numbers[0]
+        return found
+
+    def item(self, item: bytes, at: int) -> tuple[str, bytes] | None:
+        """Section 9: what an item was after a commit."""
+        stored = self.rows["items"].get(item)
+        if stored is not None:
+            sequence, commit, *_, value, _ = msgspec.msgpack.decode(stored)
+            if commit <= at:
+                assert value is None or tuple(value) == self.value(sequence)
+                return self.value(sequence)
+        for commit, sequence, deleted in reversed(self.past(item)):
+            if commit <= at:
+                return None if deleted else self.value(sequence)
+        return None
+
+
+@pytest.mark.parametrize("form", ["as written", "sealed", "pruned", "pruned and sealed"])
+def test_a_stranger_reads_the_same_items(form: str, tmp_path: Path) -> None:
+    """A reader that knows only the page finds the same items at every moment as the library."""
+    path = tmp_path / "agents.stepwell"
+    chance = random.Random(form)
+    places = [(("a",), "k"), (("a", "b"), "k" * 64), (tuple("abcdefgh"), ""), ((), "x")]
+    commits = []
+    with Log.open(path, seal_after_events=40) as log:
+        for _ in range(60):
+            changes_: list[events.ItemEvent] = []
+            for _ in range(chance.choice((1, 1, 1, 20))):
+                place, time = chance.choice(places), chance.choice((None, chance.randrange(1, 99)))
+                put = ItemPut(*place, parse(*random_payload(chance)), time, {"v": parse("f", chance.randbytes(70))})
+                touch = ItemTouched(*place, Sequence(chance.randrange(1, 99)), 50)
+                changes_.append(chance.choice((put, put, put, put, ItemDeleted(*place, time), touch)))
+            commits.append(log.items.submit(changes_).result().commit)
+        if "pruned" in form:
+            commits = commits[30:]
+            log.items.prune(commits[0])
+        if "sealed" in form:
+            log.seal()
+        assert log.audit().breaches == []
+        shown = {at: log.items.get_many(places, at=at) for at in commits}
+        number = log.storage.event_threads()[0]
+
+    stranger = StrangeItems(path, fmt.ITEMS_THREAD_ID)
+    assert stranger.thread == number
+    stranger.check_chain()
+    for at, items in shown.items():
+        found = [stranger.item(item_in_key(*place), at) for place in places]
+        assert found == [None if item is None else item.value for item in items]

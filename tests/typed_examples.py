@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_type
 
@@ -53,7 +54,7 @@ from stepwell import (
     repair,
 )
 from stepwell.patch import Array, Blob, Map, Merge, Splice
-from stepwell_langgraph import StepwellSaver
+from stepwell_langgraph import StepwellCache, StepwellSaver, StepwellStore, Version
 
 
 def open_a_log(path: os.PathLike[str]) -> None:
@@ -210,3 +211,18 @@ def look_into_a_run(thread: Thread) -> None:
     assert_type(thread.tree(), Tree)
     assert_type(thread.fork("17", as_="another", patch={"plan.a": 1}), Step)
     thread.resolve(1.5)  # type: ignore[arg-type]
+
+
+def remember(path: os.PathLike[str]) -> None:
+    """A store and a cache are used as LangGraph's, and asked for the past."""
+    with StepwellStore.from_conn_string(path, ttl={"default_ttl": 60.0}) as store:
+        assert_type(store, StepwellStore)
+        store.put(("users", "ada"), "likes", {"drink": "tea"})
+        item = store.get(("users", "ada"), "likes", as_of=datetime.now(UTC))
+        assert item is not None
+        assert_type(store.history(("users", "ada"), "likes"), list[Version])
+        assert_type([found.score for found in store.search(("users",), as_of=7)], list[float | None])
+        store.get(("users", "ada"), "likes", as_of=("thread", "checkpoint"))
+        store.get(("users", "ada"), "likes", as_of={"configurable": {"thread_id": "thread"}})
+        cache: StepwellCache[int] = StepwellCache(store.log)
+        assert_type(cache.get([(("node",), "key")]), dict[tuple[tuple[str, ...], str], int])

@@ -21,7 +21,7 @@ from stepwell import reader
 from stepwell.errors import UsageError
 from stepwell.events import WritesRecorded
 from stepwell.format import id_key
-from stepwell.log import IN_MEMORY, Log
+from stepwell.log import IN_MEMORY, Log, Thread
 from stepwell.storage import Found
 from stepwell_langgraph.importing import Problem, disk_bytes
 from stepwell_langgraph.saver import StepwellSaver
@@ -163,7 +163,8 @@ class _Export:
     def run(self, target: Target, wanted: Iterable[str] | None) -> ExportReport:
         began = time.monotonic()
         report = self._report = ExportReport(self._log.path, target.label, before_bytes=disk_bytes(self._log))
-        found = {summary.thread_id: summary.steps for summary in self._log.threads(newest_first=False)}
+        summaries = map(Thread.summary, map(self._log.thread, self._log.all_threads()))
+        found = {summary.thread_id: summary.steps for summary in summaries if summary is not None}
         for thread_id in dict.fromkeys(wanted or ()):
             if thread_id not in found:
                 report.problems.append(Problem(thread_id, None, None, "there is no such thread in the log"))

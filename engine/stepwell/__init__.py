@@ -24,6 +24,9 @@ from stepwell.errors import (
 from stepwell.events import (
     Commit,
     Event,
+    ItemDeleted,
+    ItemPut,
+    ItemTouched,
     Label,
     LaneOpened,
     Sequence,
@@ -31,6 +34,7 @@ from stepwell.events import (
     StepCommitted,
     ThreadCopied,
     ThreadDeleted,
+    ThreadLabelled,
     ThreadOpened,
     ThreadPruned,
     Write,
@@ -39,6 +43,7 @@ from stepwell.events import (
 from stepwell.fold import PendingWrite
 from stepwell.following import FeedEntry, Following
 from stepwell.history import LaneSummary, Step, TaskWrites, View
+from stepwell.items import Items
 from stepwell.log import Log, Snapshot, Thread, ThreadSummary, changes, compact, repair
 from stepwell.measuring import Compression, ContentSize, KindSize, Measurement, ThreadSize
 from stepwell.observing import Observer
@@ -48,7 +53,7 @@ from stepwell.repairing import Loss, RepairReport, ThreadRepair
 from stepwell.replaying import Replayed
 from stepwell.searching import Hit
 from stepwell.statistics import CacheStats, Histogram, LogStats, WriterStats
-from stepwell.storage import Compaction
+from stepwell.storage import Compaction, Deletion, Item
 from stepwell.storage.occupancy import FileRoom, Reader, TableSize
 
 __all__ = [
@@ -65,6 +70,7 @@ __all__ = [
     "ConflictError",
     "ContentSize",
     "CorruptionError",
+    "Deletion",
     "Difference",
     "DiskFullError",
     "Divergence",
@@ -77,6 +83,11 @@ __all__ = [
     "FormatError",
     "Histogram",
     "Hit",
+    "Item",
+    "ItemDeleted",
+    "ItemPut",
+    "ItemTouched",
+    "Items",
     "KindSize",
     "Label",
     "LaneOpened",
@@ -107,6 +118,7 @@ __all__ = [
     "Thread",
     "ThreadCopied",
     "ThreadDeleted",
+    "ThreadLabelled",
     "ThreadOpened",
     "ThreadPruned",
     "ThreadRepair",

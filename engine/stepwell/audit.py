@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from stepwell import codec
+from stepwell import codec, reader
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
 from stepwell.events import (
     Event,
+    ItemEvent,
+    ItemPut,
+    ItemTouched,
     LaneOpened,
     Sequence,
     StepCommitted,
@@ -27,6 +30,7 @@ from stepwell.events import (
     WritesRecorded,
 )
 from stepwell.fold import EMPTY, State, fold
+from stepwell.item_rows import ItemRows
 from stepwell.labels import facet_of
 from stepwell.patch import Patch, PatchError, references
 from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_name, pack_row
@@ -158,6 +162,8 @@ class _Thread:
         self._states: dict[int, State] = {0: EMPTY}
         self._followers: Counter[int] = Counter()
         self._first_of_id: dict[tuple[int, str], int] = {}
+        self._items = ItemRows()
+        self._item_commit = 0
         self._id: str | None = None
         self._deleted = False
         self._row = ThreadRow(number, b"", 0)
@@ -267,6 +273,23 @@ class _Thread:
                 entry.said.append(status)
                 if entry.shown and entry.shown[-1] == self._lanes[header.lane].head:
                     self._judge(entry)
+        if isinstance(event, ItemEvent):
+            self._item(header, event, sequence)
+        elif self._id == fmt.ITEMS_THREAD_ID and sequence != row.first:
+            self._breach("I11", sequence, "it stands in the thread of items, and changes none")
+
+    def _item(self, header: fmt.Header, event: ItemEvent, sequence: int) -> None:
+        if self._id != fmt.ITEMS_THREAD_ID:
+            self._breach("I11", sequence, "an item is changed outside of the thread of items")
+        if isinstance(event, ItemPut):
+            for value in (event.value, *event.attachments.values()):
+                self._references(value, sequence)
+        if not isinstance(event, ItemTouched):
+            commit = event.commit or header.commit
+            if not self._item_commit <= commit <= header.commit:
+                self._breach("I11", sequence, f"the change of an item came with commit {commit}, out of order")
+            self._item_commit = commit
+        self._items.add(sequence, header, event)
 
     def _entry(self, lane: int, step_id: str) -> _Entry:
         return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], [], []))
@@ -370,6 +393,7 @@ class _Thread:
             name_key = fmt.name_key(0, name)
             row.name_hash = name_key[8:]
             rows[NAMES, name_key] = pack_name(number, name)
+        if self._id not in (None, fmt.ITEMS_THREAD_ID):
             rows[IDS, fmt.sorted_key(name, number)] = b""
             facets = [fmt.status_facet(row.status), *(facet_of(label, value) for label, value in row.labels.items())]
             place = fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), number
@@ -389,4 +413,7 @@ class _Thread:
             for start in range(WRITES_IN_ROW, len(entry.writes), WRITES_IN_FURTHER_ROW):
                 further = tuple(entry.writes[start : start + WRITES_IN_FURTHER_ROW])
                 rows[INDEX, fmt.index_further_key(number, lane, step_key, further[0])] = pack_further(further)
+        if self._id == fmt.ITEMS_THREAD_ID and not self.breaches:
+            payloads = reader.Payloads(self._storage, number)
+            rows.update({(table, key): value for table, key, value in self._items.rows(payloads.read)})
         return rows

@@ -19,7 +19,7 @@ from stepwell.history import (
     Step,
     TaskWrites,
     View,
-    first_index,
+    at_index,
     is_match,
     locate,
     near,
@@ -31,7 +31,8 @@ from stepwell.patch import Array, Blob, Keep, Map, Merge, Splice, Value, referen
 from stepwell.paths import ABSENT, Index, Match, Name, Part, Path
 
 _FIRST_WINDOW: Final = 64
-_LARGEST_WINDOW: Final = 2048
+_LARGEST_WINDOW: Final = 8192
+_GROWTH: Final = 8  # each window begins with a state, which takes longer to read than a few steps
 
 
 class Change:
@@ -124,8 +125,8 @@ class _Found:
         self._history = history
         self._sequence = sequence
         self._path = path
-        self.index = first_index(value, path.inside, history.payloads)
-        self.spot, self.rest = locate(value, path.inside, history.payloads)
+        self.index, inside = at_index(value, path.inside, history.payloads)
+        self.spot, self.rest = locate(value, inside, history.payloads)
         self.is_kept_in_parts = isinstance(self.spot, Array | Map)
 
     def places(self) -> set[int]:
@@ -170,7 +171,7 @@ def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change
                 # The oldest is where this window begins, and the newest of the next.
                 yield from _changes(history, window, path, whole=False)
                 window = [link]
-                size = min(size * 2, _LARGEST_WINDOW)
+                size = min(size * _GROWTH, _LARGEST_WINDOW)
     yield from _changes(history, window, path, whole=True)
 
 
@@ -192,14 +193,19 @@ def _changes(history: History, window: list[Link], path: Path, *, whole: bool) -
         value = history.channel(last, path.channel)
     found = _Found(history, last, value, path)
     changes: list[Change] = []
+    owed: list[Link] = []  # what leaves the path alone is folded only where something does not
     for link in links:
-        patch = link.event.channels
         follows = link.event.base == last
-        base = value if follows else history.channel(link.event.base, path.channel)
-        value = history.patched(link, path.channel, base)
         last = link.sequence
-        if follows and _leaves_alone(history, patch, path, found.index):
+        owed.append(link)
+        if follows and _leaves_alone(history, link.event.channels, path, found.index):
             continue
+        if not follows:
+            owed = [link]
+            value = history.channel(link.event.base, path.channel)
+        for each in owed:
+            value = history.patched(each, path.channel, value)
+        owed.clear()
         now = _Found(history, last, value, path)
         if now.differs(found):
             changes.append(Change(history, path, link, found, now))

@@ -21,7 +21,17 @@ import zstandard
 from stepwell import dictionary, nesting
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
-from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded, status_of
+from stepwell.events import (
+    Event,
+    ItemEvent,
+    ItemPut,
+    LaneOpened,
+    Sequence,
+    StepCommitted,
+    Write,
+    WritesRecorded,
+    status_of,
+)
 from stepwell.fold import State
 from stepwell.patch import (
     Array,
@@ -120,6 +130,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    elif isinstance(event, ItemEvent):
+        skeleton = msgspec.structs.replace(with_values(event, packer.value), created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -154,6 +166,9 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, relative))) for w in event.writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
+    elif isinstance(event, ItemEvent):
+        event = with_values(event, lambda value: _value(map_references(value, relative)))
+        event = msgspec.structs.replace(event, created_at=0)
     head = _encoder.encode(event)
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, record.payload))
     data, form = compress_body(body)
@@ -345,6 +360,10 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
             header.created_at,
             status_of(fmt.read_status(header.flags)),
         )
+    elif isinstance(event, ItemEvent):
+        if payload:
+            event = with_values(event, lambda value: _value(map_references(value, absolute)))
+        event = msgspec.structs.replace(event, created_at=header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
     else:
@@ -383,6 +402,14 @@ def with_patches(event: StepCommitted, channels: Merge, fields: Merge) -> StepCo
 def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecorded:
     """The same event with other writes."""
     return msgspec.structs.replace(event, writes=writes)
+
+
+def with_values(event: ItemEvent, change: Callable[[Value], Value]) -> ItemEvent:
+    """The same event with its value and attachments changed, if it has any."""
+    if not isinstance(event, ItemPut):
+        return event
+    attachments = {name: change(value) for name, value in event.attachments.items()}
+    return msgspec.structs.replace(event, value=change(event.value), attachments=attachments)
 
 
 def resolve(patch: Patch, read: Callable[[Ref], bytes]) -> Patch:

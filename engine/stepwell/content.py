@@ -24,11 +24,21 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
-from stepwell.errors import StepwellError
-from stepwell.events import Event, StepCommitted, ThreadLabelled, WritesRecorded, status_number
+from stepwell.errors import StepwellError, UsageError
+from stepwell.events import (
+    Event,
+    ItemEvent,
+    ItemPut,
+    ItemTouched,
+    StepCommitted,
+    ThreadLabelled,
+    WritesRecorded,
+    status_number,
+)
 from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
-from stepwell.storage import Committed, Entry, Storage
+from stepwell.storage import Committed, Entry, ItemChange, Storage
+from stepwell.storage.items import value_in_row
 
 _CONTENT_BYTES: Final = 300  # what remembering a content takes, roughly
 _RECALLED_BYTES: Final = 100  # and that a thread was recalled
@@ -266,4 +276,20 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
         status = status_number(event.status)
         return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key, status=status)
     labels = event.labels if isinstance(event, ThreadLabelled) else None
-    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, labels=labels)
+    change = _change(event) if isinstance(event, ItemEvent) else None
+    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, labels=labels, item=change)
+
+
+def _change(event: ItemEvent) -> ItemChange:
+    name = None if fmt.is_literal(event.namespace, event.key) else (event.namespace, event.key)
+    key = fmt.item_key(event.namespace, event.key)
+    if isinstance(event, ItemPut):
+        stored = value_in_row(event.value, _unreadable)
+        return ItemChange(key, name, stored, event.expires_at or 0, commit=event.commit, born_at=event.born_at)
+    if isinstance(event, ItemTouched):
+        return ItemChange(key, name, None, event.expires_at, event.sequence)
+    return ItemChange(key, name, expired_by=event.expired_by or 0, commit=event.commit)
+
+
+def _unreadable(ref: Ref) -> bytes:
+    raise UsageError(f"the value refers to event {ref.sequence}; values of items hold their content as bytes")

@@ -144,6 +144,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
         chain: The hash chain after that event, from which this one goes on.
         pruned_at: Unix time in nanoseconds of the pruning; `created_at` stays the thread's first time.
         lost: If it was a repair that rewrote the thread: what could not be read of it, as first and last sequences.
+        since: Of the thread of items, the commit from which on their past is known; 0 for all of it.
     """
 
     thread_id: str
@@ -152,6 +153,7 @@ class ThreadPruned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=f
     pruned_at: int
     created_at: int = 0
     lost: tuple[tuple[Sequence, Sequence], ...] = ()
+    since: int = 0
 
 
 class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_DELETED):
@@ -178,6 +180,68 @@ class ThreadLabelled(msgspec.Struct, array_like=True, frozen=True, gc=False, tag
     created_at: int = 0
 
 
+class ItemPut(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_ITEM_PUT):
+    """An item of the store got a value, whether or not it had one before.
+
+    Attributes:
+        namespace: Where it is filed: any texts, from the outermost.
+        key: Its key there.
+        value: Its value.
+        expires_at: Unix time in nanoseconds from which it may be removed; None for never.
+        attachments: What an adapter keeps beside this value (such as its vectors), each by its name.
+        created_at: Unix time in nanoseconds; 0 lets the log set it.
+        commit: The commit that it came with, if the event was moved by a pruning; else 0.
+        born_at: Unix time in nanoseconds at which the item was created, if the event that created it is gone; else 0.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    value: Value
+    expires_at: int | None = None
+    attachments: dict[str, Value] = {}
+    created_at: int = 0
+    commit: int = 0
+    born_at: int = 0
+
+
+class ItemDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_ITEM_DELETED):
+    """An item of the store was deleted; what it was can still be read.  One that is not there is no error.
+
+    Attributes:
+        namespace: Where it was filed.
+        key: Its key there.
+        expired_by: Unix time in nanoseconds: it is deleted only if it expires by then.  None deletes it at once.
+        created_at: Unix time in nanoseconds; 0 lets the log set it.
+        commit: The commit that it came with, if the event was moved by a pruning; else 0.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    expired_by: int | None = None
+    created_at: int = 0
+    commit: int = 0
+
+
+class ItemTouched(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_ITEM_TOUCHED):
+    """An item's value is kept for longer; nothing happens if it is not that value any more.
+
+    Attributes:
+        namespace: Where it is filed.
+        key: Its key there.
+        sequence: Where the value was put.
+        expires_at: Unix time in nanoseconds from which it may be removed.
+        created_at: Unix time in nanoseconds; 0 lets the log set it.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    sequence: Sequence
+    expires_at: int
+    created_at: int = 0
+
+
+ItemEvent: TypeAlias = ItemPut | ItemDeleted | ItemTouched
+
 Event: TypeAlias = (
     StepCommitted
     | WritesRecorded
@@ -187,4 +251,7 @@ Event: TypeAlias = (
     | ThreadPruned
     | ThreadDeleted
     | ThreadLabelled
+    | ItemPut
+    | ItemDeleted
+    | ItemTouched
 )

@@ -18,14 +18,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
+from stepwell import format as fmt
 from stepwell import reader
 from stepwell.errors import ClosedError, ConflictError, StepwellError, UsageError
 from stepwell.events import Commit, Event, Sequence, ThreadDeleted
-from stepwell.storage import Storage
+from stepwell.storage import FeedRow, Storage
 
 SHORTEST_PAUSE_SECONDS: Final = 0.001
 LONGEST_PAUSE_SECONDS: Final = 0.025
@@ -289,16 +290,36 @@ class Following(Generic[_Item]):
 # --- what is followed ---
 
 
-def feed_page(storage: Storage, limit: int, after: int) -> list[FeedEntry]:
-    """Up to `limit` appends after a commit number, over all threads, in commit order."""
-    names: dict[int, str] = {}
-    entries: list[FeedEntry] = []
-    for row in storage.feed(after, limit):
-        if row.thread not in names:
-            names.update({found.number: name for name, found in storage.threads(row.thread - 1, 1)})
-        thread_id = names.get(row.thread)
-        entries.append(FeedEntry(Commit(row.commit), thread_id, Sequence(row.first), Sequence(row.last), row.thread))
-    return entries
+class Appends:
+    """The appends to all threads of a log, in commit order.
+
+    Args:
+        storage: Where the log is kept.
+        limit: How many commits to look at in one go.
+    """
+
+    def __init__(self, storage: Storage, limit: int) -> None:
+        self._storage = storage
+        self._limit = limit
+        self._passed = 0  # up to this commit number there is nothing to give after what was asked for last
+
+    def read(self, after: int) -> list[FeedEntry]:
+        """The next appends after a commit number; none if there are no more.  Changes of items are passed over."""
+        after = max(after, self._passed)
+        while rows := self._storage.feed(after, self._limit):
+            if entries := [*self._entries(rows)]:
+                return entries
+            self._passed = after = rows[-1].commit
+        return []
+
+    def _entries(self, rows: list[FeedRow]) -> Iterator[FeedEntry]:
+        names: dict[int, str] = {}
+        for row in rows:
+            if row.thread not in names:
+                names.update({found.number: name for name, found in self._storage.threads(row.thread - 1, 1)})
+            name = names.get(row.thread)
+            if name is None or not name.startswith(fmt.OWN_THREADS):
+                yield FeedEntry(Commit(row.commit), name, Sequence(row.first), Sequence(row.last), row.thread)
 
 
 class ThreadEvents:

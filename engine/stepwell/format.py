@@ -8,6 +8,7 @@ key of one thread can be a prefix of another's.  Names of any length and charact
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence as Several
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -23,6 +24,9 @@ KIND_THREAD_COPIED: Final = 5
 KIND_THREAD_PRUNED: Final = 6
 KIND_THREAD_DELETED: Final = 7
 KIND_THREAD_LABELLED: Final = 8
+KIND_ITEM_PUT: Final = 9
+KIND_ITEM_DELETED: Final = 10
+KIND_ITEM_TOUCHED: Final = 11
 
 FLAG_REPLACES: Final = 1  # the step's id was committed before in this lane; `previous` names the first time
 FLAG_HIDDEN: Final = 2  # the step is kept for what descends from it, and shown to nobody
@@ -187,6 +191,18 @@ _THREAD_AND_LANE = struct.Struct(">QI")
 ID_KEY_BYTES: Final = 1 + 16  # form, UUID or hash
 INDEX_KEY_BYTES: Final = 8 + 4 + ID_KEY_BYTES  # thread, lane, id
 
+# Ids that begin so are the log's own: nobody else can open a thread under one.
+OWN_THREADS: Final = "\0stepwell."
+ITEMS_THREAD_ID: Final = OWN_THREADS + "items"
+
+# A text in the key of an item: its length and itself; or, if it is longer, one of these bytes and a hash.
+LONGEST_TEXT_IN_KEY_BYTES: Final = 63
+PARTS_IN_KEY: Final = 6  # of a namespace; those that follow stand there as one hash
+_TEXT_HASHED: Final = b"\x40"
+_REST_HASHED: Final = b"\x41"
+_NAMESPACE_ENDS: Final = b"\x7f"
+
+_HASH_BYTES: Final = 16
 _FORM_UUID: Final = b"\x00"
 _FORM_HASHED: Final = b"\x01"
 
@@ -315,3 +331,91 @@ def read_recent(key: bytes) -> tuple[bytes, int, int, int]:
 def sorted_key(name: bytes, thread: int) -> bytes:
     """Key of `ids`: keeps the order of ids, as far as they stand in it."""
     return name[:MOST_SORTED_BYTES] + _NUMBER.pack(thread)
+
+
+def item_key(namespace: Several[str], key: str) -> bytes:
+    """Key of `items`, and what those of `versions` and `expiries` are made with.
+
+    Each text is preceded by its length, so no key of one item is a prefix of another's, and all items whose
+    namespaces begin with the same parts stand together.
+    """
+    return _path(namespace) + _NAMESPACE_ENDS + _text(key.encode())
+
+
+def items_prefix(parts: Several[str]) -> bytes:
+    """What all keys of items begin with whose namespaces begin with these parts.
+
+    Keys of others can begin so too if there are more than `PARTS_IN_KEY` parts.
+    """
+    return b"".join(_text(part.encode()) for part in parts[:PARTS_IN_KEY]) + _REST_HASHED * (len(parts) > PARTS_IN_KEY)
+
+
+def namespace_prefix(namespace: Several[str]) -> bytes:
+    """What all keys of items of one namespace begin with."""
+    return _path(namespace) + _NAMESPACE_ENDS
+
+
+def namespace_bytes(item: bytes) -> int:
+    """How many bytes of an item's key its namespace takes; raises ValueError if it is no such key."""
+    place = 0
+    while (head := item[place : place + 1]) != _NAMESPACE_ENDS:
+        if not head or head > _REST_HASHED:
+            raise ValueError("it is no key of an item")
+        place += 1 + (head[0] if head < _TEXT_HASHED else _HASH_BYTES)
+    return place + 1
+
+
+def read_item_key(item: bytes) -> tuple[tuple[str, ...], str] | None:
+    """Namespace and key of an item; None if a hash stands for a part of them.  Raises ValueError if it is no key."""
+    end = namespace_bytes(item)
+    parts: list[str] = []
+    place = 0
+    while place < len(item):
+        head = item[place]
+        if place == end - 1:
+            place = end
+            continue
+        if head > LONGEST_TEXT_IN_KEY_BYTES:
+            return None
+        parts.append(item[place + 1 : place + 1 + head].decode())
+        place += 1 + head
+    if place != len(item) or not parts:
+        raise ValueError("it is no key of an item")
+    return tuple(parts[:-1]), parts[-1]
+
+
+def is_literal(namespace: Several[str], key: str) -> bool:
+    """Whether an item's key says its namespace and key in full."""
+    texts = (*namespace, key)
+    return len(namespace) <= PARTS_IN_KEY and all(len(text.encode()) <= LONGEST_TEXT_IN_KEY_BYTES for text in texts)
+
+
+def versions_key(item: bytes, commit: int) -> bytes:
+    """Key of `versions`: the item, and the commit of the first version that the row names."""
+    return item + _NUMBER.pack(commit)
+
+
+def expiry_key(expires_at: int, item: bytes) -> bytes:
+    """Key of `expiries`: the time, and the item."""
+    return _NUMBER.pack(expires_at) + item
+
+
+def read_expiry_key(key: bytes) -> tuple[int, bytes]:
+    """Inverse of `expiry_key`."""
+    return read_number(key[:8]), key[8:]
+
+
+def _path(namespace: Several[str]) -> bytes:
+    path = b"".join(_text(part.encode()) for part in namespace[:PARTS_IN_KEY])
+    if len(namespace) <= PARTS_IN_KEY:
+        return path
+    rest = b"".join(
+        struct.pack(">I", len(part)) + part for part in (part.encode() for part in namespace[PARTS_IN_KEY:])
+    )
+    return path + _REST_HASHED + blake2b(rest, digest_size=_HASH_BYTES).digest()
+
+
+def _text(text: bytes) -> bytes:
+    if len(text) <= LONGEST_TEXT_IN_KEY_BYTES:
+        return bytes((len(text),)) + text
+    return _TEXT_HASHED + blake2b(text, digest_size=_HASH_BYTES).digest()

@@ -615,15 +615,23 @@ def locate(
     return value, inside
 
 
-def first_index(value: Value | None, inside: tuple[paths.Part, ...], payloads: reader.Payloads) -> int | None:
-    """The place in the first array that a way leads through; None if it leads through none, or to nothing in it."""
-    for part in inside:
+def at_index(
+    value: Value | None, inside: tuple[paths.Part, ...], payloads: reader.Payloads
+) -> tuple[int | None, tuple[paths.Part, ...]]:
+    """The place in the first array that a way leads through, and the way with that place in it.
+
+    There is no place where it leads through no array, or to nothing in it.
+    """
+    for number, part in enumerate(inside):
         if isinstance(value, Map) and isinstance(part, paths.Name):
             value = value.entries.get(part.name)
+        elif isinstance(value, Array) and not isinstance(part, paths.Name):
+            index = index_of(value, part, payloads)
+            place = paths.Index(value.count if index is None else index)
+            return index, (*inside[:number], place, *inside[number + 1 :])
         else:
-            is_element = isinstance(value, Array) and not isinstance(part, paths.Name)
-            return index_of(value, part, payloads) if is_element else None  # type: ignore[arg-type]
-    return None
+            break
+    return None, inside
 
 
 def index_of(value: Array, part: paths.Part, payloads: reader.Payloads) -> int | None:

@@ -21,6 +21,7 @@ from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
 from stepwell.events import (
+    Commit,
     Event,
     Label,
     Sequence,
@@ -32,8 +33,9 @@ from stepwell.events import (
 )
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
-from stepwell.following import FeedEntry, Following, ThreadEvents, Watch, feed_page, is_deletion
+from stepwell.following import Appends, FeedEntry, Following, ThreadEvents, Watch, is_deletion
 from stepwell.history import History, LaneSummary, Link, Step, TaskWrites, View
+from stepwell.items import Items
 from stepwell.labels import check_labels
 from stepwell.measuring import Measurement, measure
 from stepwell.observing import Observer
@@ -212,6 +214,11 @@ class Log:
         """A handle on a thread, which need not exist yet: its first append opens it."""
         return Thread(self, thread_id)
 
+    @property
+    def items(self) -> Items:
+        """What is remembered across threads."""
+        return Items(self.storage, self.content, self.submit)
+
     def threads(
         self,
         *,
@@ -267,19 +274,18 @@ class Log:
         """The ids of all threads, in the order in which they were opened: each once, whatever happens meanwhile."""
         after = 0
         while page := self.storage.threads(after, _PAGE_ROWS):
-            yield from (thread_id for thread_id, _ in page)
+            yield from (thread_id for thread_id, _ in page if not thread_id.startswith(fmt.OWN_THREADS))
             after = page[-1][1].number
 
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
         """Every append after a commit number, over all threads, in commit order, up to now.
 
-        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.
+        Appends whose events were pruned or deleted are left out, and so are changes of items; a deletion shows as an
+        append of its own.
         """
-        while True:
-            page = feed_page(self.storage, _PAGE_ROWS, after)
+        appends = Appends(self.storage, _PAGE_ROWS)
+        while page := appends.read(after):
             yield from page
-            if len(page) < _PAGE_ROWS:
-                return
             after = page[-1].commit
 
     def follow(self, *, after: int | None = 0, timeout_seconds: float | None = None) -> Following[FeedEntry]:
@@ -300,7 +306,7 @@ class Log:
         if after is None:
             after = self.storage.newest()
         check_sequence("commit number", after)
-        return Following(self, self._watch, partial(feed_page, self.storage, _PAGE_ROWS), after, timeout_seconds)
+        return Following(self, self._watch, Appends(self.storage, _PAGE_ROWS).read, after, timeout_seconds)
 
     def seal(self, thread_id: str | None = None, *, progress: Progress = _untold) -> int:
         """Put all loose events of one thread, or of all, into segments now.
@@ -320,6 +326,8 @@ class Log:
         for done, name in enumerate(thread_ids):
             progress("sealing threads", done, len(thread_ids))
             sealed += self._folding.seal(Thread(self, name).id)
+        if thread_id is None:
+            sealed += self._folding.seal(fmt.ITEMS_THREAD_ID)
         self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         return sealed
 
@@ -442,6 +450,8 @@ class Thread:
                 f"a thread id is a str, not {type(thread_id).__name__}: {thread_id!r}; pass str(...) of it"
             )
         check_text("thread id", thread_id)
+        if thread_id.startswith(fmt.OWN_THREADS):
+            raise UsageError(f"thread ids that begin with {fmt.OWN_THREADS!r} are the log's own; choose another one")
         self.log = log
         self.id = thread_id
 
@@ -656,6 +666,17 @@ class Thread:
             reader.typed(state.fields, payloads),
             {name: reader.resolved_value(value, payloads.read) for name, value in state.channels.items()},
         )
+
+    def commit_of(self, at: int | str | None = None, *, lane: str = "") -> Commit | None:
+        """The commit of a step, which names its moment in the whole log; arguments as for `state`."""
+        row = self.row()
+        sequence = None if row is None else self._locate(row, at, lane)
+        if row is None or sequence is None:
+            return None
+        record = self.log.storage.read(row.number, [sequence]).get(sequence)
+        if record is None:
+            raise reader.missing(self.log.storage, row.number, sequence)
+        return Commit(record.header.commit)
 
     def _locate(self, row: ThreadRow, at: int | str | None, lane: str) -> int | None:
         storage = self.log.storage
@@ -983,7 +1004,8 @@ def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progre
         report = repairing.fill(log.storage, remains, target, progress)
         for thread in report.repaired:
             if thread.rewritten and thread.thread_id is not None:
-                log.seal(thread.thread_id)
+                log._folding.seal(thread.thread_id)
+        log.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
     return report
 
 

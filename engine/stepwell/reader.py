@@ -15,7 +15,7 @@ from stepwell import codec
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError
-from stepwell.events import Event, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import Event, ItemPut, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import EMPTY, PendingWrite, State, fold, fold_writes
 from stepwell.observing import Observer, Span, tell
 from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of, references
@@ -263,6 +263,8 @@ def resolved(event: Event, read: Callable[[Ref], bytes]) -> Event:
         return codec.with_patches(event, channels, fields)
     if isinstance(event, WritesRecorded):
         return codec.with_writes(event, tuple(resolved_write(write, read) for write in event.writes))
+    if isinstance(event, ItemPut):
+        return codec.with_values(event, lambda value: resolved_value(value, read))
     return event
 
 

@@ -26,7 +26,19 @@ from stepwell.audit import derive, feed_rows
 from stepwell.codec import Record
 from stepwell.content import entry
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, StepwellError
-from stepwell.events import NOWHERE, LaneOpened, Sequence, StepCommitted, ThreadLabelled, ThreadPruned, WritesRecorded
+from stepwell.events import (
+    NOWHERE,
+    ItemEvent,
+    ItemPut,
+    ItemTouched,
+    LaneOpened,
+    Sequence,
+    StepCommitted,
+    ThreadLabelled,
+    ThreadPruned,
+    WritesRecorded,
+)
+from stepwell.forgetting import moved
 from stepwell.patch import Merge, Patch, Ref, references
 from stepwell.salvage import Progress, Salvage, StoredRow, put
 from stepwell.storage import Append, Delete, Entry, FeedRow, Operation, RawStorage, ThreadRow, pack_name, pack_row
@@ -34,6 +46,7 @@ from stepwell.storage.remains import Remains
 from stepwell.storage.tables import EVENTS, IDS, NAMES, SEGMENTS, THREAD_NAMES, THREADS
 
 _PAGE_EVENTS: Final = 128
+_ITEM_KINDS: Final = (fmt.KIND_ITEM_PUT, fmt.KIND_ITEM_DELETED, fmt.KIND_ITEM_TOUCHED)
 _GROUP_OPERATIONS: Final = 64
 _GROUP_BYTES: Final = 1 << 22
 _MOST_TOLD: Final = 20  # of what is wrong with the file, in a report as text
@@ -239,7 +252,7 @@ class _New:
         lost = [Loss(*loss) for loss in self._salvage.losses(number)]
         last = max(self._salvage.end(number), held.last)
         chain = held.chain if held.last == last and held.chain else row.chain if row is not None else fmt.CHAIN_SEED
-        thread_id = self._salvage.name(number)
+        thread_id = fmt.ITEMS_THREAD_ID if self._holds_items(number) else self._salvage.name(number)
         name = self._free_name(number) if thread_id is None or thread_id in self._ids else thread_id
         self._ids.add(name)
         name_key = fmt.name_key(THREAD_NAMES, name.encode())
@@ -270,6 +283,14 @@ class _New:
         new_names = [name] if name != thread_id else []
         new_names += rewriting.lost_lanes
         self._tell(number, name, lost, rewriting.left_out, rewritten=True, lost_names=new_names)
+
+    def _holds_items(self, number: int) -> bool:
+        """Whether it is the thread of items, whatever is lost of it."""
+        for first, _ in self._salvage.held[number].ranges:
+            for record in self._storage.scan(number, first - 1, first + 2, 2, reverse=False):
+                if record.header.kind in _ITEM_KINDS:
+                    return True
+        return False
 
     def _free_name(self, number: int) -> str:
         name = f"lost-name-{number}"
@@ -337,6 +358,7 @@ class _Rewriting:
     def entries(self, first: ThreadPruned) -> Iterator[Entry]:
         """Its beginning, then all that was kept."""
         self.last += 1
+        first = msgspec.structs.replace(first, since=self._past_begins())
         yield entry(first, codec.encode(first), first.pruned_at)
         for record in self._records():
             event = codec.decode(self._number, record)
@@ -355,6 +377,31 @@ class _Rewriting:
                     self.left_out.append(Loss(record.sequence, record.sequence, missing))
                 else:
                     yield self._entry(record, event)
+            elif isinstance(event, ItemEvent):
+                yield from self._item(record, event)
+
+    def _past_begins(self) -> int:
+        """The commit from which on the past of items was known."""
+        event = next((codec.decode(self._number, record) for record in self._records()), None)
+        return event.since if isinstance(event, ThreadPruned) else 0
+
+    def _item(self, record: Record, event: ItemEvent) -> Iterator[Entry]:
+        """A change of an item, unless content of it is lost."""
+        event = moved(record.header, event)
+        if isinstance(event, ItemPut):
+            missing = self._missing((event.value, *event.attachments.values()))
+            if missing:
+                self.left_out.append(Loss(record.sequence, record.sequence, missing))
+                return
+        elif isinstance(event, ItemTouched):
+            sequence = self._placed.get(event.sequence)
+            if sequence is None:
+                return  # the value that it is about is lost, and is told of
+            event = msgspec.structs.replace(event, sequence=sequence)
+        body = codec.moved(record, event, self._moved)
+        self.last += 1
+        self._placed[record.sequence] = Sequence(self.last)
+        yield entry(reader.resolved(event, self._payloads.read), body, record.header.created_at)
 
     def _records(self) -> Iterator[Record]:
         for first, last in self._held.ranges:

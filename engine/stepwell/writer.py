@@ -15,20 +15,18 @@ import copy
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
+from stepwell.loops import Loops, Waiter
 from stepwell.observing import Member, Observer, Span, tell
 from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
-
-if TYPE_CHECKING:
-    import asyncio  # a third of the time that importing the engine takes: it is left to who awaits
 
 _ENDING_SECONDS: Final = 1.0
 _LARGEST_GROUP: Final = 1024  # bounds one transaction, and with it the pages that LMDB holds in memory
@@ -40,16 +38,17 @@ class Ticket:
     Giving up the wait does not take the operation back: it may still be committed.
     """
 
-    __slots__ = ("_done", "_outcome", "_places", "_waiters", "mark", "operation")
+    __slots__ = ("_done", "_hurry", "_outcome", "_places", "_waiters", "mark", "operation")
 
-    def __init__(self, operation: Operation, places: Sequence[Place] = ()) -> None:
+    def __init__(self, operation: Operation, places: Sequence[Place], hurry: Callable[[], None]) -> None:
         self.operation = operation
+        self._hurry = hurry
         self.mark: object = None
         self._places = places
         self._outcome: Outcome | BaseException | None = None
         self._done = threading.Lock()
         self._done.acquire()
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiters: list[Waiter] = []
 
     @property
     def done(self) -> bool:
@@ -73,6 +72,7 @@ class Ticket:
             StepwellError: It was refused or could not be carried out; nothing of it is in the log.
         """
         if self._outcome is None:
+            self._hurry()  # an event loop that waits here will not come to the end of its turn
             with self._done:
                 pass
         return self._taken()
@@ -96,7 +96,7 @@ class Ticket:
             raise outcome
         return outcome
 
-    def resolve(self, outcome: Outcome | BaseException) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+    def resolve(self, outcome: Outcome | BaseException) -> list[Waiter]:
         """Make the outcome known to threads; returns the coroutines that are still to be told."""
         settle(self._places, durable=isinstance(outcome, Committed))
         self._outcome = outcome
@@ -117,7 +117,9 @@ class Writer:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._queue: deque[Ticket | None] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # not empty: there may be something in the queue
+        self._loops = Loops(self._ring)
         # Reentrant: a signal handler or a finalizer may submit or close in the midst of a submission.
         self._lock = threading.RLock()
         self._started = False
@@ -162,7 +164,7 @@ class Writer:
                 f"a call that changes the log {self._storage.path!r} was made by the thread that writes it, from a "
                 "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
-        ticket = Ticket(operation, places)
+        ticket = Ticket(operation, places, self._ring)
         if (observer := self.observer) is not None:
             ticket.mark = tell(observer.submitted, operation)
         with self._lock:
@@ -173,7 +175,11 @@ class Writer:
                 threading.Thread(target=self._run, name="stepwell-writer", daemon=True).start()
                 _running.add(self)
                 self._started = True
-            self._queue.put(ticket)
+            # First that the writer will be told: an interruption after it leaves nothing in the queue unseen.
+            rings = self._loops.ring_later()
+            self._queue.append(ticket)
+            if not rings:
+                self._ring()
         # failpoint: operation-queued
         return ticket
 
@@ -210,7 +216,13 @@ class Writer:
     def _end(self) -> None:
         with self._lock:
             self._closed = True  # first: nothing may be queued behind the end
-            self._queue.put(None)
+            self._queue.append(None)
+            self._ring()
+
+    def _ring(self) -> None:
+        """Have the writer look at the queue.  One that has not looked yet need not be told again."""
+        if self._bell.empty():
+            self._bell.put(None)
 
     def _finish(self) -> None:
         """Call what is to be called last, once."""
@@ -233,7 +245,7 @@ class Writer:
             # Whatever ends this thread must reach those who wait for it.
             with self._lock:
                 self._closed = True
-            _resolve(group + self._drain(), error)
+            self._resolve(group + self._drain(), error)
             raise
         finally:
             _running.discard(self)
@@ -241,29 +253,25 @@ class Writer:
             self._finish()  # for who abandoned this writer a moment ago, and saw it still run
 
     def _gather(self) -> list[Ticket]:
+        while not self._queue:
+            self._bell.get()
         group: list[Ticket] = []
-        ticket = self._queue.get()
-        while ticket is not None:
+        while self._queue and len(group) < _LARGEST_GROUP:
+            ticket = self._queue.popleft()
+            if ticket is None:
+                if group:
+                    self._queue.appendleft(None)  # the end was met behind this group: meet it again after it
+                break
             group.append(ticket)
-            if len(group) == _LARGEST_GROUP:
-                return group
-            try:
-                ticket = self._queue.get_nowait()
-            except Empty:
-                return group
-        if group:
-            self._queue.put(None)  # the end was met behind this group: meet it again after it
         return group
 
     def _drain(self) -> list[Ticket]:
         rest: list[Ticket] = []
-        while True:
-            try:
-                ticket = self._queue.get_nowait()
-            except Empty:
-                return rest
+        while self._queue:
+            ticket = self._queue.popleft()
             if ticket is not None:
                 rest.append(ticket)
+        return rest
 
     def _commit(self, group: list[Ticket]) -> None:
         began = perf_counter()
@@ -272,7 +280,7 @@ class Writer:
         except Exception as error:
             self.tally.failed_groups += 1
             if len(group) == 1:
-                _resolve(group, error)
+                self._resolve(group, error)
                 if (observer := self.observer) is not None:
                     _observe(observer, group, [error], perf_counter() - began)
             else:
@@ -285,16 +293,15 @@ class Writer:
             return
         seconds = perf_counter() - began
         self.tally.group(seconds, len(group))
-        waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        waiters: list[Waiter] = []
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append) and not ticket.operation.restart:
                 # What was acknowledged was counted before.  What a pruning keeps is put again, and is nothing new.
                 self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
-            for loop, future in ticket.resolve(outcome):
-                waiting.setdefault(loop, []).append(future)
+            waiters += ticket.resolve(outcome)
             # failpoint: ticket-resolved
-        _tell(waiting)
+        self._loops.wake(waiters)
         # failpoint: group-acknowledged
         self.ring()
         for ticket, outcome in zip(group, outcomes, strict=True):
@@ -302,6 +309,14 @@ class Writer:
                 self.notice(ticket.operation.thread_id, outcome)
         if (observer := self.observer) is not None:
             _observe(observer, group, outcomes, seconds)
+
+    def _resolve(self, tickets: list[Ticket], error: BaseException) -> None:
+        waiters: list[Waiter] = []
+        for ticket in tickets:
+            if not ticket.done:
+                # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
+                waiters += ticket.resolve(_copy_of(error))
+        self._loops.wake(waiters)
 
 
 _running: set[Writer] = set()
@@ -338,31 +353,8 @@ def _observe(observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome
     tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
-def _resolve(tickets: list[Ticket], error: BaseException) -> None:
-    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for ticket in tickets:
-        if not ticket.done:
-            # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
-            for loop, future in ticket.resolve(_copy_of(error)):
-                waiting.setdefault(loop, []).append(future)
-    _tell(waiting)
-
-
 def _copy_of(error: BaseException) -> BaseException:
     try:
         return copy.copy(error)
     except Exception:  # an exception that cannot be copied is still one that can be raised
         return error
-
-
-def _tell(waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:
-    """Wake the coroutines: one call into each loop, however many of its coroutines waited."""
-    for loop, futures in waiting.items():
-        with suppress(RuntimeError):  # the loop was closed; nobody waits any more
-            loop.call_soon_threadsafe(_wake, futures)
-
-
-def _wake(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)

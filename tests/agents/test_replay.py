@@ -46,13 +46,27 @@ def recorded(name: str, path: Path, durability: str) -> tuple[Pregel[Any, Any, A
     return drive(live(), False), file.path
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pregel[Any, Any, Any, Any], Path]]:
+    """The runs that were recorded; each is recorded once."""
+    return {}
+
+
 @pytest.fixture
-def reading(tmp_path: Path) -> Iterator[Callable[..., Recorded]]:
-    """Records a scenario and opens what it left."""
+def reading(
+    runs: dict[str, tuple[Pregel[Any, Any, Any, Any], Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Recorded]]:
+    """Records a scenario, and opens what it left; the graph may be changed."""
     logs: list[Log] = []
 
-    def record(name: str, durability: str = "sync") -> Recorded:
-        graph, path = recorded(name, tmp_path, durability)
+    def record(name: str, durability: str = "sync", variant: str = "") -> Recorded:
+        key = f"{name}-{durability}{variant}"
+        if key not in runs:
+            runs[key] = recorded(name, tmp_path_factory.mktemp("runs"), durability)
+        graph, path = runs[key]
+        graph = graph.copy()
+        graph.channels = dict(graph.channels)
+        graph.nodes = dict(graph.nodes)
         logs.append(Log.open(path, read_only=True))
         return graph, logs[-1].thread("thread-1")
 
@@ -165,7 +179,7 @@ def test_a_changed_reducer_of_a_deep_agent_is_found(
         return graph
 
     monkeypatch.setattr(agents, "build_deep_agent", often)
-    graph, thread = reading("deep_agent")
+    graph, thread = reading("deep_agent", variant=" with snapshots")
     assert replay(graph, thread).divergence is None
     broken(graph, "messages", 6)
     result = replay(graph, thread)
@@ -178,8 +192,10 @@ def test_sub_graphs_are_made_again_too(reading: Callable[..., Recorded]) -> None
     graph, thread = reading("tree_inherited")
     inner = dict(graph.get_subgraphs(recurse=True))["branch"]
     assert isinstance(inner, Pregel)
-    broken(inner, "path", 2)
-    result = replay(graph, thread)
+    changed = inner.copy()
+    changed.channels = dict(inner.channels)
+    broken(changed, "path", 2)
+    result = replay(graph, thread, graphs={"branch": changed})
     assert result.divergence is not None
     assert result.divergence.step.lane.startswith("branch:")
     deep, thread = reading("deep_agent")
@@ -218,7 +234,7 @@ def test_nothing_is_called_and_nothing_is_stored(reading: Callable[..., Recorded
     """No node, model or tool runs, and the log, which is open for reading only, stays as it is."""
     graph, thread = reading("tool_agent")
     row = thread.row()
-    for node in graph.nodes.values():
-        node.bound = None  # type: ignore[assignment]
+    for name, node in graph.nodes.items():
+        graph.nodes[name] = node.copy({"bound": None})
     assert replay(graph, thread).divergence is None
     assert thread.row() == row

@@ -1,7 +1,7 @@
 """Damaged derived rows: whatever they say, nothing but the library's own errors comes out, and the audit names them.
 
-Rows of derived tables have no checksum: a read may believe one that was changed.  What it never does is to take
-the process down, or to hide the damage from `audit`.
+In memory rows of derived tables have no checksum: a read may believe one that was changed.  What it never does is to
+take the process down, or to hide the damage from `audit`.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ def test_other_values(table: str, damaged: Callable[[Place, bytes | None], None]
             ]
         if table == INDEX:
             rows += [msgspec.msgpack.encode([*row[:3], [value] * many]) for value in values for many in (1, 16)]
-    for data in rows:
+    for number, data in enumerate(rows):
         if data != SOUND[place]:
             damaged(place, data)
             print(place, data.hex())
-            asked(QUESTIONS)
+            asked(QUESTIONS[number % 4 :: 4])
             assert names(table)
 
 

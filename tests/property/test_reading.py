@@ -13,7 +13,7 @@ from stepwell import Log, inspect, paths
 from stepwell.inspect import Typed
 from stepwell.paths import ABSENT, Path
 
-EXAMPLES = int(os.environ.get("STEPWELL_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("STEPWELL_EXAMPLES", "20"))
 
 PATHS = [
     "messages",

@@ -28,7 +28,16 @@ from building import (
 from stepwell import CorruptionError, Log, codec, pruning
 from stepwell import format as fmt
 from stepwell.audit import Report, audit
-from stepwell.events import Event, LaneOpened, Sequence, StepCommitted, ThreadDeleted, ThreadPruned, WritesRecorded
+from stepwell.events import (
+    Event,
+    ItemPut,
+    LaneOpened,
+    Sequence,
+    StepCommitted,
+    ThreadDeleted,
+    ThreadPruned,
+    WritesRecorded,
+)
 from stepwell.patch import Blob, Keep, Merge, Ref, Splice
 from stepwell.reader import Reader
 from stepwell.storage import (
@@ -359,6 +368,7 @@ def rebuilt() -> MemoryStorage:
     for thread in ("t", "u"):
         storage.commit([append(thread, step("s0"), step("s1", parent="s0"), wrote("s1"), step("s0", lane="sub"))])
     storage.commit([Copy("t", "v", 1), Delete("u", 1)])
+    storage.commit([append(fmt.ITEMS_THREAD_ID, item("k"), item("k"), item("x" * 99, b"y" * 2000))] * 3)
     row = storage.thread("v")
     assert row is not None
     storage.commit([pruning.plan(storage, "v", row, pruning.Kept(frozenset([4])))])
@@ -690,6 +700,49 @@ def test_bases_may_be_missing(sealed: MemoryStorage) -> None:
 
 
 # --- several at once ---
+
+
+# --- I11: items ---
+
+
+def item(key: str, value: bytes = b"v", *, commit: int = 0) -> ItemPut:
+    """A put that expires."""
+    return ItemPut(("a",), key, Blob("text", value), 5, {}, 0, commit)
+
+
+def test_i11_item_in_another_thread(broken: MemoryStorage) -> None:
+    """I11: a change of an item that stands in a thread of somebody's is named."""
+    broken.commit([append("t", item("k"))])
+    assert named(broken, "I11", 11)
+
+
+def test_i11_step_among_items() -> None:
+    """I11: what is no change of an item is named in their thread."""
+    storage = MemoryStorage()
+    storage.commit([append(fmt.ITEMS_THREAD_ID, item("k"), step("s0"))])
+    assert [named(storage, "I11", sequence) for sequence in range(1, 5)] == [False, False, True, True]
+
+
+def test_i11_commits_out_of_order() -> None:
+    """I11: a change that says to have come with an earlier commit than the one before it, or a later, is named."""
+    storage = MemoryStorage()
+    storage.commit([append(fmt.ITEMS_THREAD_ID, item("k"), item("k"), item("k")) for _ in range(3)])
+    assert audit(storage).breaches == []
+    with_event(storage, 6, item("k", commit=1))
+    assert named(storage, "I11", 6)
+    with_event(storage, 6, item("k", commit=3))
+    assert named(storage, "I11", 6)
+
+
+@pytest.mark.parametrize("place", [Ref(9, 0, 5), Ref(2, 0, 101), Ref(4, 0, 5)])
+def test_i8_references_of_items(place: Ref) -> None:
+    """I8: a value or an attachment that refers to bytes which are not there is named."""
+    storage = MemoryStorage()
+    storage.commit([append(fmt.ITEMS_THREAD_ID, item("k", noise(100)), item("k"), item("k"))])
+    with_event(storage, 3, msgspec.structs.replace(item("k"), value=Blob("text", place)))
+    assert named(storage, "I8", 3)
+    with_event(storage, 3, msgspec.structs.replace(item("k"), attachments={"a": Blob("text", place)}))
+    assert named(storage, "I8", 3)
 
 
 def test_breaches_of_several_threads(broken: MemoryStorage) -> None:

@@ -243,7 +243,7 @@ def test_chosen_threads(database: Path, log: Log) -> None:
     report = import_from(database, log, threads=["two", "three", "two"])
     assert [(problem.thread_id, problem.checkpoint_id) for problem in report.problems] == [("three", None)]
     assert (report.threads, report.checkpoints) == (1, 1)
-    assert [summary.thread_id for summary in log.threads()] == ["two"]
+    assert [*log.all_threads()] == ["two"]
 
 
 def test_forms_of_a_source(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,7 +488,7 @@ def test_comparing_appends_nothing(database: Path, log: Log) -> None:
         report = Import(source, ahead, log, append=False).run(None)
     assert {problem.reason for problem in report.problems} == {"the log does not have it"}
     assert report.verified == 1
-    assert [summary.thread_id for summary in log.threads()] == ["two"]
+    assert [*log.all_threads()] == ["two"]
 
 
 # --- a source is only read ---

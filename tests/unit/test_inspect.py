@@ -152,7 +152,9 @@ def test_data_are_stored_again_as_they_were(value: Any) -> None:
     assert encode(decode(type_, payload)) == (type_, payload)
 
 
-@pytest.mark.parametrize("value", [Opaque("x", 1, "y"), Typed("a.B", {"x": 1}), [object()], 1 << 70], ids=repr)
+@pytest.mark.parametrize(
+    "value", [Opaque("x", 1, "y"), Typed("a.B", {"x": 1}), pytest.param([object()], id="an object"), 1 << 70], ids=repr
+)
 def test_what_cannot_be_stored_is_refused(value: Any) -> None:
     """What was never decoded, or cannot be made again, is an error and not a guess."""
     with pytest.raises(ValueError, match=r"stored|made"):

@@ -594,6 +594,7 @@ def test_use_after_close(tmp_path: Path) -> None:
         "resolve": thread.resolve,
         "lanes": lambda: list(thread.lanes()),
         "view": thread.view,
+        "commit_of": thread.commit_of,
         "pending": thread.pending,
         "replay": lambda: list(thread.replay()),
         "diff": lambda: thread.diff(None),

@@ -123,6 +123,12 @@ def test_empty(storage: TableStorage) -> None:
     assert storage.find(1, 1, [KEYS["s0"]]) == [Found(0, 0, False, ())]
     assert storage.ancestry(1, 1, KEYS["s0"], 9) == []
     assert storage.feed(0, 10) == []
+    assert storage.items([(("a",), "k")], None, attachments=False) == [None]
+    assert storage.scan_items((), None, None, 10, attachments=False) == []
+    assert storage.namespaces((), None, 10) == []
+    assert storage.item_versions((("a",), "k"), 1 << 62, 10, attachments=False) == []
+    assert storage.expired_items(1 << 62, 10) == []
+    assert storage.item_commit_by(1 << 62) == 0
     assert list(storage.derived()) == []
     assert storage.event_threads() == []
     assert storage.segments(1) == []

@@ -123,7 +123,7 @@ def test_a_group(seen: Seen) -> None:
         with telemetry.instrument(grouped, tracer_provider=seen.tracers, meter_provider=seen.meters):
             with storage.gate:
                 tickets = [grouped.thread("first").begin_append([step("a")])]
-                while not grouped._writer._queue.empty():
+                while grouped._writer._queue:
                     pass
                 tickets += [grouped.thread(f"t{number}").begin_append([step("a")]) for number in range(5)]
                 tickets += [grouped.thread("t0").begin_append([step("b")], expected_head=77)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
+from types import MappingProxyType
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -21,8 +22,80 @@ import msgspec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
-from stepwell.events import Label
+from stepwell.events import Commit, Label, Sequence
 from stepwell.storage.occupancy import Occupancy
+
+
+class ItemChange(NamedTuple):
+    """What an event says of an item, as storage needs it.
+
+    Attributes:
+        key: Namespace and key, as `item_key` makes them.
+        name: Namespace and key themselves, if `key` does not say them in full.
+        value: Type and payload, if they are small.
+        expires_at: Unix time in nanoseconds; 0 for never.
+        sequence: Of a touch, the version that it is about.
+        expired_by: Of a deletion, the time by which it must expire; 0 for any.
+        commit: The commit that the event came with first; 0 for the one that it comes with now.
+        born_at: When the item was created; 0 if that is now, or known.
+    """
+
+    key: bytes
+    name: tuple[tuple[str, ...], str] | None = None
+    value: tuple[str, bytes] | None = None
+    expires_at: int = 0
+    sequence: int = 0
+    expired_by: int = 0
+    commit: int = 0
+    born_at: int = 0
+
+
+class Item(NamedTuple):
+    """What stood under a key at some moment.
+
+    Attributes:
+        namespace: Where it is filed.
+        key: Its key there.
+        value: Type and payload.
+        created_at: Unix time in nanoseconds of the put that created it.
+        updated_at: Unix time in nanoseconds of the put of this value.
+        commit: The commit of that put.
+        sequence: Where it stands among all changes of items.
+        expires_at: Unix time in nanoseconds from which it may be removed; None for never.
+        attachments: What was put beside the value, type and payload by name; empty unless it was asked for.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    value: tuple[str, bytes]
+    created_at: int
+    updated_at: int
+    commit: Commit
+    sequence: Sequence
+    expires_at: int | None
+    attachments: Mapping[str, tuple[str, bytes]] = MappingProxyType({})
+
+
+ItemName: TypeAlias = tuple[tuple[str, ...], str]
+"""Namespace and key of an item."""
+
+
+class Deletion(NamedTuple):
+    """That an item was deleted.
+
+    Attributes:
+        namespace: Where it was filed.
+        key: Its key there.
+        deleted_at: Unix time in nanoseconds.
+        commit: The commit of the deletion.
+        sequence: Where it stands among all changes of items.
+    """
+
+    namespace: tuple[str, ...]
+    key: str
+    deleted_at: int
+    commit: Commit
+    sequence: Sequence
 
 
 class Entry(NamedTuple):
@@ -40,6 +113,7 @@ class Entry(NamedTuple):
         hidden: For a step, that lists pass over it.
         status: For a step and for writes, what the thread has come to, as a number; 0 says nothing.
         labels: For a change of labels, what is changed.
+        item: For an event about an item, what it says of it.
     """
 
     lane: str | None
@@ -53,6 +127,7 @@ class Entry(NamedTuple):
     hidden: bool = False
     status: int = fmt.STATUS_UNKNOWN
     labels: Mapping[str, Label | None] | None = None
+    item: ItemChange | None = None
 
 
 class Committed(NamedTuple):
@@ -429,6 +504,29 @@ class Storage(Protocol):
 
     def occupancy(self) -> Occupancy:
         """What the log takes, and who reads it; for any size of log in about the same time."""
+
+    def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
+        """Some items, as they are or as they were after a commit."""
+
+    def scan_items(
+        self, prefix: tuple[str, ...], after: ItemName | None, at: int | None, limit: int, *, attachments: bool
+    ) -> list[Item]:
+        """Up to `limit` items whose namespaces begin with some parts, in the order of keys; none only at the end."""
+
+    def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None, limit: int) -> list[tuple[str, ...]]:
+        """Up to `limit` namespaces that hold items and begin with some parts, in the order of keys."""
+
+    def item_versions(self, name: ItemName, before: int, limit: int, *, attachments: bool) -> list[Item | Deletion]:
+        """Up to `limit` versions of an item with sequences below `before`, newest first."""
+
+    def item_version(self) -> int:
+        """Sequence of the last change of any item; 0 if there was none."""
+
+    def expired_items(self, by: int, limit: int) -> list[ItemName]:
+        """Up to `limit` items that expire by a time, those first that expire first."""
+
+    def item_commit_by(self, time: int) -> int:
+        """The commit of the last change of an item by a time; 0 if there is none."""
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every row of every derived table: table, key, value; for audit."""

@@ -31,6 +31,7 @@ from stepwell.storage.feed import read_feed, row_number
 from stepwell.storage.tables import (
     FEED,
     IDS,
+    ITEMS_OWNER,
     RECENT,
     THREAD_NAMES,
     THREADS,
@@ -59,8 +60,8 @@ class Standing(NamedTuple):
 
 
 def standing_of(row: ThreadRow) -> Standing | None:
-    """Where a thread stands; None if it was deleted."""
-    if row.deleted:
+    """Where a thread stands; None if it was deleted, or is in no list."""
+    if row.deleted or row.name_hash == ITEMS_OWNER:
         return None
     facets = {fmt.status_facet(row.status), *(facet_of(name, value) for name, value in row.labels.items())}
     return Standing(row.number, fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), frozenset(facets))
@@ -115,7 +116,7 @@ def _matching(tables: Tables, query: Query, rows: Iterable[ThreadRow]) -> Iterat
             and all(row.labels.get(name) == value for name, value in query.labels.items())
         ):
             thread_id = load_name(tables, THREAD_NAMES, row.name_hash)
-            if thread_id.startswith(query.prefix):
+            if thread_id.startswith(query.prefix) and not thread_id.startswith(fmt.OWN_THREADS):
                 yield thread_id, row
 
 

@@ -36,6 +36,7 @@ from stepwell.storage import (
     Seal,
     ThreadRow,
     catalogue,
+    items,
     pack_name,
     pack_row,
 )
@@ -43,13 +44,14 @@ from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
-from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
+from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
 from stepwell.storage.records import Records
 from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
     EVENTS,
     IDS,
     INDEX,
+    ITEMS_OWNER,
     LANES,
     NAMES,
     PAGE_ROWS,
@@ -132,6 +134,9 @@ class Commit:
         for entry in entries:
             self._check_base(operation, row, entry)
         # failpoint: append-checked
+        # What is moved says with which commit it came: those that follow it have higher numbers, also where a repair
+        # found nothing else of them.
+        self._commit = max(self._commit, *(entry.item.commit for entry in entries if entry.item is not None), 0)
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
@@ -191,7 +196,10 @@ class Commit:
         if entry.labels is not None:
             return self._label(row, entry, entry.labels)
         if entry.lane is None:
-            return self._record(row, 0, entry)
+            sequence = self._record(row, 0, entry)
+            if entry.item is not None:
+                items.change(self._tables, entry, entry.item, sequence, self._commit)
+            return sequence
         lane = self._lane_number(row.number, entry.lane)
         if lane is None:
             row.lanes += 1
@@ -221,25 +229,24 @@ class Commit:
     def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
         lane_row = self._lane_row(row.number, lane)
         flags = fmt.status_flags(entry.status)
+        before = find_row(self._tables, row.number, lane, entry.step_key)
         if entry.hidden:
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
+        elif before.step and not before.hidden:
+            sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
+            lane_row.replaced += 1
+            if before.original == lane_row.tip:
+                lane_row.head = sequence
         else:
-            before = find_step(self._tables, row.number, lane, entry.step_key)
-            if before.step and not before.hidden:
-                sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
-                lane_row.replaced += 1
-                if before.original == lane_row.tip:
-                    lane_row.head = sequence
-            else:
-                sequence = self._record(row, lane, entry, flags, lane_row.tip)
-                lane_row.head = lane_row.tip = sequence
-                lane_row.steps += 1
-                row.steps += 1
-            if lane_row.head == sequence:
-                # Those who ran on this step may be heard before the step is.
-                row.status = _status(entry.status, before.status) or row.status
+            sequence = self._record(row, lane, entry, flags, lane_row.tip)
+            lane_row.head = lane_row.tip = sequence
+            lane_row.steps += 1
+            row.steps += 1
+        if lane_row.head == sequence:
+            # Those who ran on this step may be heard before the step is.
+            row.status = _status(entry.status, before.status) or row.status
         found = IndexRow(sequence, sequence, entry.hidden)
-        add_step(self._tables, row.number, lane, entry.step_key, found)
+        add_step(self._tables, row.number, lane, entry.step_key, before, found)
         return sequence
 
     def _record(
@@ -412,6 +419,8 @@ class Commit:
         for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
+        if row.name_hash == ITEMS_OWNER:
+            items.clear(self._tables)
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
@@ -437,7 +446,8 @@ class Commit:
         name = thread_id.encode()
         name_key = fmt.name_key(THREAD_NAMES, name)
         self._tables.put(NAMES, name_key, pack_name(number, name))
-        self._tables.put(IDS, fmt.sorted_key(name, number), b"")
+        if name_key[8:] != ITEMS_OWNER:
+            self._tables.put(IDS, fmt.sorted_key(name, number), b"")
         row = ThreadRow(number, name_key[8:])
         self._threads[thread_id] = row
         self._changed[number] = row

@@ -60,22 +60,25 @@ def _unpack_further(thread: int, data: bytes) -> tuple[int, ...]:
     return decode_row(_sequences, data, INDEX, thread)
 
 
+def find_row(tables: Tables, thread: int, lane: int, step_key: bytes) -> IndexRow:
+    """A step id's own row; one that names nothing if it has none."""
+    data = tables.get(INDEX, fmt.index_key(thread, lane, step_key))
+    return IndexRow() if data is None else _unpack(thread, data)
+
+
 def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
     """Where the events of a step id stand."""
-    key = fmt.index_key(thread, lane, step_key)
-    data = tables.get(INDEX, key)
-    if data is None:
-        return Found(0, 0, False, ())
-    row = _unpack(thread, data)
+    row = find_row(tables, thread, lane, step_key)
     writes = row.writes
     if len(writes) == WRITES_IN_ROW:
         # The id's own row comes first, and has been read.
+        key = fmt.index_key(thread, lane, step_key)
         for _, more in tables.scan(INDEX, key + b"\0", prefix_end(key)):
             writes += _unpack_further(thread, more)
     return Found(row.step, row.original, row.hidden, writes, row.status)
 
 
-def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: IndexRow) -> None:
+def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, before: IndexRow, found: IndexRow) -> None:
     """Note an event that commits a step id.
 
     Args:
@@ -83,31 +86,26 @@ def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, found: Ind
         thread: Number of the thread.
         lane: Number of the lane.
         step_key: The id in fixed-width form.
+        before: Its row.
         found: The event as `step` and `original`, and whether it is hidden.
     """
-    key = fmt.index_key(thread, lane, step_key)
-    data = tables.get(INDEX, key)
-    row = found
-    if data is not None:
-        before = _unpack(thread, data)
-        if before.step and found.hidden and not before.hidden:
-            return
-        same_sort = before.step and before.hidden == found.hidden
-        row = IndexRow(
-            before.original if same_sort else found.original,
-            found.step,
-            found.hidden,
-            before.writes,
-            before.status,
-        )
-    tables.put(INDEX, key, pack_index(row))
+    if before.step and found.hidden and not before.hidden:
+        return
+    same_sort = before.step and before.hidden == found.hidden
+    row = IndexRow(
+        before.original if same_sort else found.original,
+        found.step,
+        found.hidden,
+        before.writes,
+        before.status,
+    )
+    tables.put(INDEX, fmt.index_key(thread, lane, step_key), pack_index(row))
 
 
 def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int, status: int) -> IndexRow:
     """Note an event that records writes for a step id, which may be committed later; returns the id's row."""
+    row = find_row(tables, thread, lane, step_key)
     key = fmt.index_key(thread, lane, step_key)
-    data = tables.get(INDEX, key)
-    row = IndexRow() if data is None else _unpack(thread, data)
     row.status = status or row.status
     is_full = len(row.writes) == WRITES_IN_ROW
     if not is_full:

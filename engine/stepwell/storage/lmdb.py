@@ -58,7 +58,7 @@ from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
 from stepwell.storage.room import LockFile, Reserve
 from stepwell.storage.structure import UnsoundError, check
-from stepwell.storage.tables import ALL, META, Tables
+from stepwell.storage.tables import ALL, META, Tables, find_thread
 
 _T = TypeVar("_T")
 _Identity: TypeAlias = tuple[int, int]  # device and inode
@@ -119,6 +119,7 @@ class LmdbStorage(TableStorage):
         self._closers: set[int] = set()
         self._is_own: Callable[[], bool] = bool
         self._environment: _Environment | None
+        self._item_version = -1, 0  # a transaction, and what it found
         self._environment = _acquire(self.path, self._handle, read_only, network_file_system, verify)
         self.log_id = self._environment.log_id
 
@@ -168,6 +169,18 @@ class LmdbStorage(TableStorage):
 
     def occupancy(self) -> Occupancy:
         return self._open_environment().occupancy()
+
+    def item_version(self) -> int:
+        # Asked for by every read of what is held in memory: while nothing was committed, it need not be read again.
+        environment = self._open_environment()
+        with environment.transaction(write=False) as transaction:
+            moment, version = self._item_version
+            if moment == transaction.id():
+                return version
+            row = find_thread(CheckedTables(_LmdbTables(transaction, environment.tables)), fmt.ITEMS_THREAD_ID)
+            version = 0 if row is None else row.last
+            self._item_version = transaction.id(), version
+            return version
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()

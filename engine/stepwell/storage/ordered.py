@@ -17,9 +17,12 @@ from stepwell.errors import ConflictError, CorruptionError
 from stepwell.storage import (
     Append,
     Branches,
+    Deletion,
     FeedRow,
     Found,
     Group,
+    Item,
+    ItemName,
     LaneRow,
     Operation,
     Outcome,
@@ -34,6 +37,7 @@ from stepwell.storage import feed as feeding
 from stepwell.storage.commit import Commit
 from stepwell.storage.held import Held
 from stepwell.storage.index import find_step
+from stepwell.storage.items import Items
 from stepwell.storage.records import Records
 from stepwell.storage.tables import (
     AFTER_ALL,
@@ -260,6 +264,47 @@ class TableStorage(ABC):
     def newest(self) -> int:
         with self._reading() as tables:
             return feeding.Feed(tables).last
+
+    def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
+        with self._reading() as tables:
+            items = Items(tables, Records(tables, self._held), attachments=attachments)
+            return [items.get(name, at) for name in names]
+
+    def scan_items(
+        self, prefix: tuple[str, ...], after: ItemName | None, at: int | None, limit: int, *, attachments: bool
+    ) -> list[Item]:
+        found: list[Item] = []
+        size = 0
+        with self._reading() as tables:
+            items = Items(tables, Records(tables, self._held), attachments=attachments)
+            for item in islice(items.scan(prefix, after, at), limit):
+                found.append(item)
+                size += len(item.value[1])
+                if size > PAGE_BYTES:
+                    break
+        return found
+
+    def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None, limit: int) -> list[tuple[str, ...]]:
+        with self._reading() as tables:
+            return [*islice(Items(tables, Records(tables, self._held)).namespaces(prefix, after), limit)]
+
+    def item_versions(self, name: ItemName, before: int, limit: int, *, attachments: bool) -> list[Item | Deletion]:
+        with self._reading() as tables:
+            items = Items(tables, Records(tables, self._held), attachments=attachments)
+            return [*islice(items.versions(name, before), limit)]
+
+    def item_version(self) -> int:
+        with self._reading() as tables:
+            row = find_thread(tables, fmt.ITEMS_THREAD_ID)
+            return 0 if row is None else row.last
+
+    def expired_items(self, by: int, limit: int) -> list[ItemName]:
+        with self._reading() as tables:
+            return [*islice(Items(tables, Records(tables, self._held)).expired(by), limit)]
+
+    def item_commit_by(self, time: int) -> int:
+        with self._reading() as tables:
+            return Items(tables, Records(tables, self._held)).commit_by(time)
 
     def derived(self) -> Iterator[tuple[str, bytes, bytes]]:
         for table in DERIVED:

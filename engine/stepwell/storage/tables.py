@@ -7,6 +7,9 @@
              part
     lanes    thread, lane               LaneRow
     index    thread, lane, step id      IndexRow; a further row, with the first sequence that it names, more writes
+    items    item                       ItemRow: where the newest version stands, and often what it is
+    versions item, commit               up to 64 older versions of the item, or more of one commit
+    expiries time, item                 nothing: when an item expires
     feed     commit number over 64      place, thread, first sequence and length of each of these appends
     recent   facet, epoch, span, thread nothing: what lists of threads begin with (`catalogue.py`)
     ids      thread id, thread number   nothing: the ids in order
@@ -35,10 +38,14 @@ INDEX: Final = "index"
 FEED: Final = "feed"
 RECENT: Final = "recent"
 IDS: Final = "ids"
-DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, RECENT, IDS)
+ITEMS: Final = "items"
+VERSIONS: Final = "versions"
+EXPIRIES: Final = "expiries"
+DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, RECENT, IDS, ITEMS, VERSIONS, EXPIRIES)
 ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
+ITEMS_OWNER: Final = fmt.name_key(THREAD_NAMES, fmt.ITEMS_THREAD_ID.encode())[8:]  # `name_hash` of the thread of items
 PAGE_ROWS: Final = 512  # rows held at once
 PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
 AFTER_ALL: Final = b"\xff" * 64

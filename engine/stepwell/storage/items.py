@@ -1,0 +1,463 @@
+"""Items: what stands under each namespace and key now, what stood there before, and what expires when.
+
+    items     item             where the newest version stands, and its value if that is small
+    versions  item, commit     the versions before it, deletions too: 64 to a row, or more of one commit
+    expiries  time, item       nothing
+
+What there is now is one row away.  What there was after some commit is two: the row of versions that begins with
+that commit or before it, and the record of the version.  An item that was put once has no row of versions.
+
+All of it follows from the events of the items' thread, in their order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+import msgspec
+
+from stepwell import codec
+from stepwell import format as fmt
+from stepwell.codec import Record
+from stepwell.errors import CorruptionError
+from stepwell.events import Commit, Event, ItemDeleted, ItemEvent, ItemPut, Sequence
+from stepwell.patch import Ref, Value, payload_of, references, size_of
+from stepwell.storage import Deletion, Entry, Item, ItemChange, ItemName, Number, decode_row
+from stepwell.storage.records import Records
+from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS, Tables, find_thread, prefix_end
+
+# On disk: audit and foreign readers count on these.
+VERSIONS_IN_ROW: Final = 64
+LARGEST_VALUE_IN_ROW_BYTES: Final = 1024
+
+_AFTER_ALL_COMMITS: Final = (1 << 63) - 1
+
+
+class ItemRow(msgspec.Struct, array_like=True, gc=False):
+    """An item as it is.
+
+    Attributes:
+        sequence: Where its value was put.
+        commit: The commit of that.
+        updated_at: Unix time in nanoseconds of that.
+        born: Where the item was created.
+        created_at: Unix time in nanoseconds of that.
+        versions: The commit in the key of its newest row of versions; 0 if there is none since it was created.
+        expires_at: Unix time in nanoseconds from which it may be removed; 0 for never.
+        value: Type and payload; None if they are too large to stand here.
+        name: Namespace and key, if hashes stand for parts of them in the row's key.
+    """
+
+    sequence: Number
+    commit: Number
+    updated_at: Number
+    born: Number
+    created_at: Number
+    versions: Number = 0
+    expires_at: Number = 0
+    value: tuple[str, bytes] | None = None
+    name: tuple[tuple[str, ...], str] | None = None
+
+
+class Version(NamedTuple):
+    """One version of an item.
+
+    Attributes:
+        commit: The commit that it came with.
+        sequence: Where it stands.
+        deleted: Whether it is a deletion.
+    """
+
+    commit: int
+    sequence: int
+    deleted: bool
+
+
+_encoder = msgspec.msgpack.Encoder()
+_item_row = msgspec.msgpack.Decoder(ItemRow)
+_numbers = msgspec.msgpack.Decoder(list[int])
+
+
+def pack_item(row: ItemRow) -> bytes:
+    """An item's row as bytes."""
+    return _encoder.encode(row)
+
+
+def pack_versions(born: int, versions: Iterable[Version]) -> bytes:
+    """A row of versions as bytes.
+
+    Args:
+        born: Where the item was created that the first of them is a version of.
+        versions: In their order.
+    """
+    row = [born]
+    commit, lead = 0, 0
+    for version in versions:
+        row += _differences(version, commit, lead)
+        commit, lead = version.commit, version.sequence - version.commit
+    return _encoder.encode(row)
+
+
+def value_in_row(value: Value, read: Callable[[Ref], bytes]) -> tuple[str, bytes] | None:
+    """Type and payload of a value that is small enough to stand in its item's row."""
+    if size_of(value) > LARGEST_VALUE_IN_ROW_BYTES:
+        return None
+    payload = payload_of(value, read)
+    return (value.type, payload) if len(payload) <= LARGEST_VALUE_IN_ROW_BYTES else None
+
+
+def _differences(version: Version, commit: int, lead: int) -> tuple[int, int]:
+    """A version by how it differs from the one before it: commit, and how far its sequence is ahead of that.
+
+    Most changes come alone in their commit, and so keep that distance while nobody else commits.
+    """
+    return version.commit - commit, (version.sequence - version.commit - lead) << 1 | version.deleted
+
+
+def _unpack_item(data: bytes) -> ItemRow:
+    return decode_row(_item_row, data, ITEMS)
+
+
+def _unpack_versions(data: bytes) -> tuple[int, list[Version]]:
+    born, *rest = decode_row(_numbers, data, VERSIONS) or [0]
+    commits = list(accumulate(rest[::2]))
+    leads = accumulate(each >> 1 for each in rest[1::2])
+    versions = [
+        Version(commit, commit + lead, bool(flagged & 1))
+        for commit, lead, flagged in zip(commits, leads, rest[1::2], strict=False)
+    ]
+    if not versions or min(rest[::2]) < 0 or born < 0:
+        raise CorruptionError("a row of the table versions cannot be decoded: it names no versions")
+    return born, versions
+
+
+# --- changing ---
+
+
+def change(tables: Tables, entry: Entry, said: ItemChange, sequence: int, commit: int) -> None:
+    """Do what an event says of an item.
+
+    Args:
+        tables: The tables.
+        entry: The event.
+        said: What it says.
+        sequence: Where it was put.
+        commit: Its commit.
+    """
+    data = tables.get(ITEMS, said.key)
+    before = None if data is None else _unpack_item(data)
+    if before is not None and before.name != said.name:
+        raise CorruptionError(f"two items have one hash: {before.name!r} and {said.name!r}")
+    if entry.kind == fmt.KIND_ITEM_PUT:
+        _put(tables, entry, said, before, sequence, said.commit or commit)
+    elif before is not None and entry.kind == fmt.KIND_ITEM_DELETED:
+        if not said.expired_by or 0 < before.expires_at <= said.expired_by:
+            _delete(tables, said.key, before, sequence, said.commit or commit)
+    elif before is not None and before.sequence == said.sequence:
+        _set_expiry(tables, said.key, before.expires_at, said.expires_at)
+        before.expires_at = said.expires_at
+        tables.put(ITEMS, said.key, pack_item(before))
+
+
+def clear(tables: Tables) -> None:
+    """Remove what is derived of all items."""
+    for table in (ITEMS, VERSIONS, EXPIRIES):
+        while (doomed := tables.next_key(table, b"", b"\xff")) is not None:
+            tables.delete(table, doomed)
+
+
+def _put(tables: Tables, entry: Entry, said: ItemChange, before: ItemRow | None, sequence: int, commit: int) -> None:
+    at = entry.created_at
+    row = ItemRow(sequence, commit, at, sequence, said.born_at or at, 0, said.expires_at, said.value, said.name)
+    if before is not None:
+        row.born, row.created_at = before.born, before.created_at
+        row.versions = _archive(tables, said.key, before)
+    _set_expiry(tables, said.key, before.expires_at if before else 0, row.expires_at)
+    tables.put(ITEMS, said.key, pack_item(row))
+
+
+def _delete(tables: Tables, key: bytes, before: ItemRow, sequence: int, commit: int) -> None:
+    before.versions = _archive(tables, key, before)
+    before.sequence, before.commit = sequence, commit
+    _archive(tables, key, before, deleted=True)
+    _set_expiry(tables, key, before.expires_at, 0)
+    tables.delete(ITEMS, key)
+
+
+def _archive(tables: Tables, key: bytes, row: ItemRow, *, deleted: bool = False) -> int:
+    """Note a version among those that were; returns the commit in the key of the row."""
+    version = Version(row.commit, row.sequence, deleted)
+    first = row.versions or _newest_row(tables, key)
+    place = fmt.versions_key(key, first)
+    data = tables.get(VERSIONS, place) if first else None
+    if first and data is None:
+        raise CorruptionError("a row of the table versions is missing")
+    if data is not None:
+        numbers = decode_row(_numbers, data, VERSIONS)
+        last = sum(numbers[1::2])
+        if len(numbers) <= 2 * VERSIONS_IN_ROW or last == version.commit:
+            numbers += _differences(version, last, sum(each >> 1 for each in numbers[2::2]))
+            tables.put(VERSIONS, place, _encoder.encode(numbers))
+            return first
+    tables.put(VERSIONS, fmt.versions_key(key, version.commit), pack_versions(row.born, [version]))
+    return version.commit
+
+
+def _newest_row(tables: Tables, key: bytes) -> int:
+    last = tables.previous_key(VERSIONS, key, prefix_end(key))
+    return 0 if last is None else fmt.read_number(last[-8:])
+
+
+def _set_expiry(tables: Tables, key: bytes, before: int, after: int) -> None:
+    if before == after:
+        return
+    if before:
+        tables.delete(EXPIRIES, fmt.expiry_key(before, key))
+    if after:
+        tables.put(EXPIRIES, fmt.expiry_key(after, key), b"")
+
+
+# --- reading ---
+
+
+class Items:
+    """The items within one transaction.
+
+    Args:
+        tables: The tables.
+        records: Reads the events.
+        attachments: Whether to give what was put beside the values.
+    """
+
+    def __init__(self, tables: Tables, records: Records, *, attachments: bool = False) -> None:
+        self._tables = tables
+        self._records = records
+        self._attachments = attachments
+        self._number = 0
+
+    def get(self, name: ItemName, at: int | None = None) -> Item | None:
+        """An item, as it is or as it was after a commit."""
+        key = fmt.item_key(*name)
+        data = self._tables.get(ITEMS, key)
+        if data is not None:
+            row = _unpack_item(data)
+            if row.name is not None and row.name != name:
+                return None
+            if at is None or row.commit <= at:
+                return self._now(name, row)
+        item = None if at is None else self._then(key, at)
+        return item if item is None or (item.namespace, item.key) == name else None
+
+    def scan(self, prefix: tuple[str, ...], after: ItemName | None, at: int | None) -> Iterator[Item]:
+        """The items whose namespaces begin with some parts, as they are or as they were after a commit."""
+        if at is None:
+            return self._scan_now(prefix, after)
+        return self._scan_then(prefix, after, at)
+
+    def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None) -> Iterator[tuple[str, ...]]:
+        """The namespaces that hold items and begin with some parts."""
+        begin = fmt.items_prefix(prefix)
+        start, stop = begin, prefix_end(begin)
+        if after is not None:
+            start = prefix_end(fmt.namespace_prefix(after))
+        while True:
+            found = next(self._tables.scan(ITEMS, start, stop), None)
+            if found is None:
+                return
+            key, data = found
+            namespace = _name(key, data)[0]
+            if namespace[: len(prefix)] == prefix:
+                yield namespace
+            start = prefix_end(key[: fmt.namespace_bytes(key)])
+
+    def versions(self, name: ItemName, before: int) -> Iterator[Item | Deletion]:
+        """The versions of an item with sequences below `before`, newest first."""
+        key = fmt.item_key(*name)
+        data = self._tables.get(ITEMS, key)
+        if data is not None:
+            row = _unpack_item(data)
+            if row.sequence < before and row.name in (None, name):
+                yield self._now(name, row)
+        for _, data in self._tables.scan_back(VERSIONS, key, prefix_end(key)):
+            born, versions = _unpack_versions(data)
+            for index in range(len(versions) - 1, -1, -1):
+                version = versions[index]
+                if version.sequence >= before:
+                    continue
+                if version.deleted:
+                    record, event = self._event(version.sequence)
+                    if not isinstance(event, ItemDeleted):
+                        raise self._misplaced(version.sequence)
+                    at = record.header.created_at
+                    yield Deletion(*name, at, Commit(version.commit), Sequence(version.sequence))
+                else:
+                    yield self._read(version, _born(born, versions, index))
+
+    def expired(self, by: int) -> Iterator[ItemName]:
+        """The items that expire by a time, in the order in which they do."""
+        for place, _ in self._tables.scan(EXPIRIES, b"", fmt.number_key(by + 1)):
+            expires_at, key = fmt.read_expiry_key(place)
+            data = self._tables.get(ITEMS, key)
+            if data is None or _unpack_item(data).expires_at != expires_at:
+                raise CorruptionError(f"the tables {ITEMS} and {EXPIRIES} do not match")
+            yield _name(key, data)
+
+    def commit_by(self, time: int) -> int:
+        """The commit of the last change by a time; 0 if there is none."""
+        row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
+        if row is None:
+            return 0
+        low, high = row.first - 1, row.last  # the last one by then stands at one of these, or between
+        while low < high:
+            middle = (low + high + 1) // 2
+            header = self._records.header(row.number, middle)
+            if header is None:
+                raise CorruptionError("the event is missing", thread=row.number, sequence=middle)
+            if header.created_at <= time:
+                low = middle
+            else:
+                high = middle - 1
+        if low < row.first:
+            return 0
+        record, event = self._event(low)
+        if not isinstance(event, ItemEvent):
+            return 0
+        return (event.commit if isinstance(event, ItemPut | ItemDeleted) else 0) or record.header.commit
+
+    def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
+        begin, stop = self._edges(prefix, after)
+        path = b"\xff"
+        namespace: tuple[str, ...] = ()
+        is_exact = len(prefix) <= fmt.PARTS_IN_KEY
+        for key, data in self._tables.scan(ITEMS, begin, stop):
+            row = _unpack_item(data)
+            if row.name is not None:
+                name = row.name
+            elif key.startswith(path):
+                name = namespace, key[len(path) + 1 :].decode()
+            else:
+                name = _name(key, data)
+                namespace, path = name[0], key[: fmt.namespace_bytes(key)]
+            if is_exact or name[0][: len(prefix)] == prefix:
+                yield self._now(name, row)
+
+    def _scan_then(self, prefix: tuple[str, ...], after: ItemName | None, at: int) -> Iterator[Item]:
+        begin, stop = self._edges(prefix, after)
+        items = self._tables.scan(ITEMS, begin, stop)
+        pending = next(items, None)
+        while True:
+            key = self._tables.next_key(VERSIONS, begin, stop)
+            item = None if key is None else key[:-8]
+            if pending is not None and (item is None or pending[0] <= item):
+                item = pending[0]
+                row = _unpack_item(pending[1])
+                pending = next(items, None)
+                name = row.name or _name(item, b"")
+                found = self._now(name, row) if row.commit <= at else self._then(item, at)
+            elif item is not None:
+                found = self._then(item, at)
+            else:
+                return
+            begin = prefix_end(item)
+            if found is not None and found.namespace[: len(prefix)] == prefix:
+                yield found
+
+    def _edges(self, prefix: tuple[str, ...], after: ItemName | None) -> tuple[bytes, bytes]:
+        begin = fmt.items_prefix(prefix)
+        return begin if after is None else prefix_end(fmt.item_key(*after)), prefix_end(begin)
+
+    def _then(self, key: bytes, at: int) -> Item | None:
+        """What an item was after a commit that came before its row."""
+        last = self._tables.previous_key(VERSIONS, key, fmt.versions_key(key, min(at, _AFTER_ALL_COMMITS) + 1))
+        if last is None:
+            return None
+        born, versions = _unpack_versions(self._tables.get(VERSIONS, last) or b"")
+        index = bisect_right(versions, at, key=lambda version: version.commit) - 1
+        if index < 0 or versions[index].deleted:
+            return None
+        return self._read(versions[index], _born(born, versions, index))
+
+    def _now(self, name: ItemName, row: ItemRow) -> Item:
+        if row.value is None or self._attachments:
+            return self._read(Version(row.commit, row.sequence, deleted=False), row.born, row)
+        return Item(
+            *name,
+            row.value,
+            row.created_at,
+            row.updated_at,
+            Commit(row.commit),
+            Sequence(row.sequence),
+            row.expires_at or None,
+        )
+
+    def _read(self, version: Version, born: int, row: ItemRow | None = None) -> Item:
+        """An item as a version of it was, from its event."""
+        record, event = self._event(version.sequence)
+        if not isinstance(event, ItemPut):
+            raise self._misplaced(version.sequence)
+        if row is not None:
+            created_at, expires_at = row.created_at, row.expires_at or None
+        elif born == version.sequence:
+            created_at, expires_at = event.born_at or record.header.created_at, event.expires_at
+        else:
+            first, birth = self._event(born)
+            if not isinstance(birth, ItemPut):
+                raise self._misplaced(born)
+            created_at, expires_at = birth.born_at or first.header.created_at, event.expires_at
+        wanted = (event.value, *event.attachments.values()) if self._attachments else (event.value,)
+        elsewhere = {ref.sequence for value in wanted for ref in references(value)} - {version.sequence}
+        payloads = self._records.payloads(self._number, elsewhere)
+        payloads[version.sequence] = record.payload
+
+        def read(ref: Ref) -> bytes:
+            payload = payloads.get(ref.sequence)
+            if payload is None:
+                raise CorruptionError("the event is missing", thread=self._number, sequence=ref.sequence)
+            return bytes(codec.slice_payload(payload, ref, self._number))
+
+        value, *attachments = [(each.type, payload_of(each, read)) for each in wanted]
+        return Item(
+            event.namespace,
+            event.key,
+            value,
+            created_at,
+            record.header.created_at,
+            Commit(version.commit),
+            Sequence(version.sequence),
+            expires_at,
+            dict(zip(event.attachments, attachments, strict=False)),
+        )
+
+    def _event(self, sequence: int) -> tuple[Record, Event]:
+        if not self._number:
+            row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
+            if row is None:
+                raise CorruptionError("items have a row, but no thread")
+            self._number = row.number
+        record = self._records.existing(self._number, sequence)
+        return record, codec.decode(self._number, record)
+
+    def _misplaced(self, sequence: int) -> CorruptionError:
+        return CorruptionError("the event is not what the tables of items say", thread=self._number, sequence=sequence)
+
+
+def _born(born: int, versions: list[Version], index: int) -> int:
+    """Where the item was created that a version is one of."""
+    for before in range(index - 1, -1, -1):
+        if versions[before].deleted:
+            return versions[before + 1].sequence
+    return born
+
+
+def _name(key: bytes, data: bytes) -> ItemName:
+    """Namespace and key of an item, from the key of its row or from the row."""
+    try:
+        name = fmt.read_item_key(key) or (_unpack_item(data).name if data else None)
+    except ValueError as error:
+        raise CorruptionError(f"a key of the table {ITEMS} cannot be read: {error}") from error
+    if name is None:
+        raise CorruptionError(f"a row of the table {ITEMS} does not say its name")
+    return name
