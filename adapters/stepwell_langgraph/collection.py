@@ -184,6 +184,10 @@ class Present:
             self._catch_up(MOST_CHANGES)
             return self.get((name,))[0]
 
+    def several(self, names: Several[ItemName]) -> list[Item | None]:
+        """Some items, of one moment."""
+        return self.ask(lambda view: view.get(names))
+
     def ask_now(self, question: Callable[[View], _T]) -> _T | None:
         """The answer if it is in memory and nobody else is asking; else None.  Takes no time to speak of."""
         if not self._lock.acquire(blocking=False):
