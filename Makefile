@@ -14,7 +14,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bench-quick bench-store bench-micro kill crash full signals damage repair agents clean
+.PHONY: help setup demo test check kill crash signals stress damage repair full agents bench bench-agents bench-quick bench-looking bench-micro bench-cli bench-catalogue bench-import imports format clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -45,8 +45,12 @@ crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was 
 signals: $(DEV_READY) ## interrupt every call at every moment, by Ctrl-C and by signal handlers
 	$(PY) tests/crash/moments.py $(ARGS)
 
+stress: $(DEV_READY) ## use one saver from several event loops and threads at once for 5 minutes, against a model
+	PYTHONPATH=tests $(PY) tests/concurrency/stress.py --seconds 300 $(ARGS)
+
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)
+	RECORDS_SEEDS=20 $(PY) -m pytest --numprocesses auto tests/fuzz
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)
@@ -63,14 +67,29 @@ bench: $(DEV_READY) ## measure against other savers for an hour, and put tables 
 	$(PY) bench/plots.py $(BENCH_RESULTS)
 	$(PY) bench/report.py $(BENCH_RESULTS) --write README.md --full bench/results/README.md
 
+bench-agents: $(DEV_READY) ## measure many agents at once, in one process and in several, for 20 minutes, into README.md
+	$(PY) bench/run_agents.py --json bench/results/agents.json $(ARGS)
+	$(PY) bench/report.py bench/results/agents.json --write README.md
+
 bench-quick: $(DEV_READY) ## a short look at the same
 	$(PY) bench/run.py --workload research-300,chat-200 --contenders stepwell,sqlite,memory --rounds 1 --reopenings 1 $(ARGS)
 
-bench-store: $(DEV_READY) ## measure the store of memories against other stores (ARGS='--items 5000 --vectors 1000' for a short look)
-	$(PY) bench/store.py $(ARGS)
+bench-looking: $(DEV_READY) ## time what it takes to look into a thread of 10,000 steps $(PY) bench/looking.py $(ARGS) bench-store: measure the store memories against other stores (ARGS='--items 5000 --vectors 1000' for short look) bench/store.py
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
+
+bench-cli: $(DEV_READY) ## time commands as whole processes, on 100,000 threads and on a thread of 10,000 steps
+	$(PY) bench/command_line.py $(ARGS)
+
+bench-catalogue: $(DEV_READY) ## time lists of threads, among 100,000
+	$(PY) bench/catalogue.py $(ARGS)
+bench-import: $(DEV_READY) ## import databases of SqliteSaver and PostgresSaver: time, memory, sizes
+	$(PY) bench/importing.py --workload research-1000 $(ARGS)
+
+imports: $(DEV_READY) ## import what every agent leaves with other savers, and kill imports 50 times
+	STEPWELL_FULL_MATRIX=1 $(PY) -m pytest tests/agents/test_imports.py $(ARGS)
+	STEPWELL_KILLS=50 $(PY) -m pytest tests/unit/test_importing.py -k kills $(ARGS)
 
 format: $(DEV_READY) ## put the sources in form and mend what the linter can
 	$(PY) -m ruff format .

@@ -4,9 +4,9 @@ Each one is opened the way its documentation says, with its own defaults, in an 
 rival's package is imported only when the rival is opened.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from stat import S_ISREG
@@ -20,6 +20,8 @@ from usage import Usage, usage
 
 LMDB_MAP_BYTES = 256 << 30  # lmdb's default of 10 MB would end any of the workloads
 BLOCK_BYTES = 512  # of st_blocks
+POOL_SIZE = 20  # this and the options are what the documentation of PostgresSaver opens a pool with
+POOL_OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0}
 SERVER_LOG = "pg_wal"  # a folder that keeps up to a gigabyte for reuse, whatever was stored
 
 
@@ -151,6 +153,28 @@ def _postgres_async(directory: Path) -> AbstractContextManager[Store]:
 
 
 @contextmanager
+def _postgres_pool(directory: Path) -> Iterator[Store]:
+    from langgraph.checkpoint.postgres import PostgresSaver
+    from psycopg_pool import ConnectionPool
+
+    with ConnectionPool(postgres.address(directory), max_size=POOL_SIZE, kwargs=POOL_OPTIONS) as pool:
+        yield Store(PostgresSaver(pool))  # type: ignore[arg-type]
+
+
+def _postgres_pool_async(directory: Path) -> AbstractContextManager[Store]:
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+    from psycopg_pool import AsyncConnectionPool
+
+    @asynccontextmanager
+    async def saver() -> AsyncIterator[Saver]:
+        address = postgres.address(directory)
+        async with AsyncConnectionPool(address, max_size=POOL_SIZE, kwargs=POOL_OPTIONS, open=False) as pool:
+            yield AsyncPostgresSaver(pool)  # type: ignore[arg-type]
+
+    return opened_on_loop(saver())
+
+
+@contextmanager
 def _lmdb(directory: Path) -> Iterator[Store]:
     import lmdb
     from langgraph_checkpoint_lmdb import LMDBSaver  # type: ignore[import-untyped]
@@ -256,3 +280,15 @@ CONTENDERS = {
         ),
     )
 }
+
+MANY_CALLERS = {
+    "stepwell": CONTENDERS["stepwell"],
+    "sqlite": CONTENDERS["sqlite"],
+    "postgres": replace(CONTENDERS["postgres"], label="PostgresSaver, pool", opener=_postgres_pool),
+    "stepwell-async": replace(CONTENDERS["stepwell-async"], label="StepwellSaver"),
+    "sqlite-async": CONTENDERS["sqlite-async"],
+    "postgres-async": replace(
+        CONTENDERS["postgres-async"], label="AsyncPostgresSaver, pool", opener=_postgres_pool_async
+    ),
+}
+"""Savers as one opens them for many callers at once."""

@@ -16,14 +16,15 @@ The rules, as recorded from LangGraph:
 4.  A value of `__start__` and `branch:to:*` lives for one superstep, then the channel has no value;
     `__pregel_tasks` holds the Sends of one superstep, then an empty list.
 
-One thread makes all calls and waits for each, as under durability "sync".
+A thread of a graph makes one call at a time and waits for it, as under durability "sync".  The loop only says
+which call comes next; `play` makes the blocking ones, `aplay` the asynchronous ones.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -33,6 +34,39 @@ from script import Round, Script, Turn
 
 TASKS = "__pregel_tasks"
 _RUNTIME = object()  # stands for LangGraph's Runtime: in the config of every call, not serialisable, never stored
+
+
+class Call(NamedTuple):
+    """A call of a saver's method, by its blocking name."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+Calls = Generator[Call, Any, None]
+"""The calls of a loop; each is given what the saver returned."""
+
+
+def play(calls: Calls, saver: BaseCheckpointSaver[Any]) -> None:
+    """Make the blocking calls."""
+    returned = None
+    try:
+        while True:
+            call = calls.send(returned)
+            returned = getattr(saver, call.method)(*call.arguments)
+    except StopIteration:
+        return
+
+
+async def aplay(calls: Calls, saver: BaseCheckpointSaver[Any]) -> None:
+    """Make the asynchronous calls."""
+    returned = None
+    try:
+        while True:
+            call = calls.send(returned)
+            returned = await getattr(saver, f"a{call.method}")(*call.arguments)
+    except StopIteration:
+        return
 
 
 @dataclass(frozen=True)
@@ -70,9 +104,9 @@ class Loop:
             "__pregel_runtime": _RUNTIME,
         }
 
-    def enter(self, turn: Turn) -> None:
+    def enter(self, turn: Turn) -> Calls:
         """Begin an invocation: load the newest state, put the input."""
-        loaded = self._saver.get_tuple(self._config({}))
+        loaded = yield Call("get_tuple", (self._config({}),))
         if loaded is None:
             self._parent: dict[str, str] = {}
             self._step = -1
@@ -88,17 +122,17 @@ class Loop:
             self._seen = dict(checkpoint["versions_seen"])
         self._late_id = turn.question_id
         start = Task("__input__", "", None, [("__start__", {"messages": [turn.question]})])
-        self._apply([start], "input")
+        yield from self._apply([start], "input")
         if not turn.id_comes_late:
             turn.question.id = turn.question_id
 
-    def superstep(self, tasks: Sequence[Task]) -> None:
+    def superstep(self, tasks: Sequence[Task]) -> Calls:
         """Run these tasks: record their writes, then put the state that they lead to."""
         for task in tasks:
-            self._saver.put_writes(self._at(), deque(task.writes), self._script.task_id(), task_path=task.path)
-        self._apply(tasks, "loop")
+            yield Call("put_writes", (self._at(), deque(task.writes), self._script.task_id(), task.path))
+        yield from self._apply(tasks, "loop")
 
-    def _apply(self, tasks: Sequence[Task], source: str) -> None:
+    def _apply(self, tasks: Sequence[Task], source: str) -> Calls:
         for task in tasks:
             seen = self._seen.setdefault(task.name, {})
             if task.trigger is not None:
@@ -115,7 +149,7 @@ class Loop:
         for channel, values in written.items():
             self._write(channel, values)
         self._versions |= moved
-        self._put(source, {c: version for c in self._versions if c in moved}, sorted(written))
+        yield from self._put(source, {c: version for c in self._versions if c in moved}, sorted(written))
 
     def _write(self, channel: str, values: list[Any]) -> None:
         if channel == "messages":
@@ -137,7 +171,7 @@ class Loop:
         del self._values[channel]
         return True
 
-    def _put(self, source: str, moved: dict[str, Any], updated: list[str]) -> None:
+    def _put(self, source: str, moved: dict[str, Any], updated: list[str]) -> Calls:
         checkpoint = Checkpoint(
             v=4,
             ts=datetime.now(UTC).isoformat(),
@@ -148,7 +182,7 @@ class Loop:
             updated_channels=updated,
         )
         metadata: Any = {"source": source, "step": self._step, "parents": {}}
-        self._saver.put(self._at(), checkpoint, metadata, moved)
+        yield Call("put", (self._at(), checkpoint, metadata, moved))
         self._parent = {"checkpoint_id": checkpoint["id"]}
         self._step += 1
 
@@ -162,26 +196,36 @@ class Loop:
 
 def create_agent(script: Script, saver: BaseCheckpointSaver[Any]) -> None:
     """The calls of `langchain.agents.create_agent`: each tool call is a Send to a task of its own."""
+    play(agent_calls(script, saver), saver)
+
+
+def agent_calls(script: Script, saver: BaseCheckpointSaver[Any]) -> Calls:
+    """What `create_agent` makes, one by one."""
     channels = ("messages", "__start__", TASKS, "branch:to:model")
     loop = Loop(saver, script, channels, {"ls_integration": "langchain_create_agent"})
     for turn in script.turns:
-        loop.enter(turn)
-        loop.superstep([start(turn, "model")])
+        yield from loop.enter(turn)
+        yield from loop.superstep([start(turn, "model")])
         for round_ in turn.rounds:
             sends = [(TASKS, Send("tools", [call])) for call in round_.answer.tool_calls]
-            loop.superstep([node("model", [("messages", [round_.answer]), *sends])])
+            yield from loop.superstep([node("model", [("messages", [round_.answer]), *sends])])
             if round_.results:
-                loop.superstep(_tools(round_))
+                yield from loop.superstep(_tools(round_))
 
 
 def message_graph(script: Script, saver: BaseCheckpointSaver[Any]) -> None:
     """The calls of a StateGraph(MessagesState) with one node, `chat`."""
     loop = Loop(saver, script, ("messages", "__start__", "branch:to:chat"), {})
     for turn in script.turns:
-        loop.enter(turn)
-        loop.superstep([start(turn, "chat")])
-        for round_ in turn.rounds:
-            loop.superstep([node("chat", [("messages", [round_.answer])])])
+        play(chat_turn(loop, turn), saver)
+
+
+def chat_turn(loop: Loop, turn: Turn) -> Calls:
+    """What `message_graph` makes of a turn, one by one."""
+    yield from loop.enter(turn)
+    yield from loop.superstep([start(turn, "chat")])
+    for round_ in turn.rounds:
+        yield from loop.superstep([node("chat", [("messages", [round_.answer])])])
 
 
 def start(turn: Turn, first_node: str) -> Task:

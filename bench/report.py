@@ -1,8 +1,10 @@
-"""From results (JSON of `run.py`) to Markdown.
+"""From results (JSON of `run.py` and `run_agents.py`) to Markdown.
 
     python bench/report.py bench/results/*.json                                prints all tables
     python bench/report.py bench/results/*.json --full bench/results/README.md writes them to a page of their own
     python bench/report.py bench/results/*.json --write README.md              puts a short form between marker lines
+
+Results of `run_agents.py` have marker lines of their own, and one form.
 
 A cell is the median over the rounds, then how many times less it is than SqliteSaver's (0.5x: twice as much).
 """
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import report_agents
 
 BASELINE = "sqlite"
 HEADLINE = "research-1000"  # the workload of the short form's table and picture
@@ -206,13 +210,13 @@ def short(results: list[tuple[Path, dict[str, Any]]], page: Path | None, full_pa
     return "\n\n".join(parts)
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, text: str, first: str = START, last: str = END) -> None:
     """Replace what stands between the marker lines of a file."""
-    before, start, rest = path.read_text().partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = path.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not (start and end):
-        raise SystemExit(f"{path}: no lines {START!r} and {END!r}")
-    path.write_text(f"{before}{START}\n{text}\n{END}{after}")
+        raise SystemExit(f"{path}: no lines {first!r} and {last!r}")
+    path.write_text(f"{before}{first}\n{text}\n{last}{after}")
 
 
 def _about(run: dict[str, Any]) -> str:
@@ -296,6 +300,15 @@ def main() -> None:
     parser.add_argument("--full", type=Path, help="a file for all tables, which is replaced")
     arguments = parser.parse_args()
     results = [(path, json.loads(path.read_text())) for path in arguments.results]
+    of_agents = [result for _, result in results if "scenarios" in result]
+    results = [(path, result) for path, result in results if "runs" in result]
+    for result in of_agents:
+        if arguments.write is None:
+            sys.stdout.write(report_agents.tables(result) + "\n")
+        else:
+            write_between_markers(arguments.write, report_agents.tables(result), report_agents.START, report_agents.END)
+    if not results:
+        return
     if arguments.full is not None:
         arguments.full.write_text(f"{FULL_HEAD}\n\n{full(results, arguments.full)}\n")
     if arguments.write is not None:

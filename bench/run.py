@@ -407,7 +407,9 @@ def main() -> int:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     print("\n\n".join(table(run) for run in results["runs"]))
-    return int(any(entry["failed"] for run in results["runs"] for entry in run["contenders"].values()))
+    # That another saver fails is a result, and stands in the tables.
+    entries = [item for run in results["runs"] for item in run["contenders"].items()]
+    return int(any(entry["failed"] for name, entry in entries if name.startswith("stepwell")))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 import script
 from replay import Loop, node, start
+from replay import play as make
 from script import Script
 
 TURNS = 2
@@ -31,8 +32,8 @@ def play(scripts: list[Script], saver: BaseCheckpointSaver[Any]) -> None:
     for number in range(TURNS):
         turns = [said.turns[number] for said in scripts]
         for loop, turn in zip(loops, turns, strict=True):
-            loop.enter(turn)
+            make(loop.enter(turn), saver)
         for loop, turn in zip(loops, turns, strict=True):
-            loop.superstep([start(turn, "chat")])
+            make(loop.superstep([start(turn, "chat")]), saver)
         for loop, turn in zip(loops, turns, strict=True):
-            loop.superstep([node("chat", [("messages", [turn.rounds[0].answer])])])
+            make(loop.superstep([node("chat", [("messages", [turn.rounds[0].answer])])]), saver)

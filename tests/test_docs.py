@@ -18,7 +18,15 @@ import stepwell
 import stepwell_langgraph
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "SPEC.md", "bench/README.md")
+PAGES = (
+    "README.md",
+    "SPEC.md",
+    "bench/README.md",
+    "docs/quick-start.md",
+    "docs/crash-recovery.md",
+    "docs/format.md",
+    "docs/command-line.md",
+)
 # A block that needs what a test cannot have says so: ```python no-run
 _FENCE = re.compile(r"^```python(?P<no_run> no-run)?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 

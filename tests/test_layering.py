@@ -13,10 +13,13 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("cache", "clock"),
+    ("cache", "clock", "loops", "inspect"),
+    ("paths", "labels"),
+    ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
+    ("storage.catalogue",),  # rows that lists of threads go by
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),
     ("storage.records",),  # sealed and loose records alike
@@ -27,10 +30,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
     ("storage.structure", "storage.remains", "storage.room"),
     ("storage.lmdb", "storage.memory"),
+    ("observing",),
     ("reader",),
-    ("content", "pruning"),
+    ("content", "pruning", "history"),
+    ("naming", "replaying", "blaming", "difference", "searching"),  # ways of reading a thread as data
+    ("branching", "forking"),
+    ("statistics", "measuring"),
     ("writer",),
-    ("folding",),
+    ("folding", "following"),
     ("item_rows",),
     ("forgetting",),
     ("items",),
@@ -38,6 +45,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("salvage",),
     ("repairing",),
     ("log",),
+    ("bundle",),  # a thread as a file of its own
+    ("jsonlines",),
+    ("telemetry",),
     ("",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -51,6 +61,11 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
         "the engine knows no framework",
     ),
     (frozenset(RANK) - {"storage.lmdb"}, ("lmdb",), "only storage/lmdb.py speaks to LMDB"),
+    (
+        frozenset(RANK) - {"telemetry"},
+        ("opentelemetry", "stepwell.telemetry"),
+        "who does not ask for telemetry does without it",
+    ),
     (
         frozenset(RANK) - {"log"},
         ("stepwell.storage.lmdb", "stepwell.storage.memory"),

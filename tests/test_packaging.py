@@ -14,7 +14,7 @@ import pytest
 from stepwell import dictionary
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_FOLDERS = ("engine", "adapters")
+SOURCE_FOLDERS = ("engine", "adapters", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]

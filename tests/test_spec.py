@@ -21,11 +21,16 @@ import pytest
 import zstandard
 
 from stepwell import (
+    ItemDeleted,
+    ItemPut,
+    ItemTouched,
     Log,
     Sequence,
+    Status,
     StepCommitted,
     Write,
     WritesRecorded,
+    bundle,
     changes,
     codec,
     dictionary,
@@ -39,6 +44,7 @@ from stepwell.storage import segments, tables
 from stepwell.storage.checksums import with_checksum
 from stepwell.storage.datafile import LogFormat
 from stepwell.storage.index import IndexRow
+from stepwell.storage.items import ItemRow
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")
@@ -125,7 +131,9 @@ def fill_example(log: Log) -> None:
     head = thread.state()
     assert head is not None
     more = changes({"todo": ("msgpack", b"\x93" + b"".join((*TODO, MORE)))}, head.values)
-    thread.append([StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2)])
+    done = StepCommitted("s2", FIRST_ID, more, changes({}), base=head.sequence, created_at=NOON + 2, status=Status.DONE)
+    thread.append([done])
+    log.submit(storage.Append("trip", lambda number, first: [], labels={"user": "ada"}, created_at=NOON + 3)).result()
 
 
 @cache
@@ -144,9 +152,13 @@ def example() -> dict[str, bytes]:
         "lanes": fmt.lane_key(1, 1),
         "index": fmt.index_key(1, 1, fmt.id_key("s2")),
         "feed": fmt.number_key(0),
+        "recent": fmt.recent_key(fmt.status_facet(fmt.STATUS_DONE), 0, fmt.span_of(NOON), 1),
+        "ids": fmt.sorted_key(b"trip", 1),
     }
     found = {f"{table}-key": key for table, key in names.items()}
-    found.update({f"{table}-value": rows[table][key] for table, key in names.items()})
+    assert rows["recent"].pop(names["recent"]) == rows["ids"].pop(names["ids"]) == b""
+    assert len(rows["recent"]) == 1  # of the label
+    found.update({f"{table}-value": rows[table][key] for table, key in names.items() if table not in ("recent", "ids")})
     found["body"] = rows["events"][fmt.event_key(1, 4)][fmt.HEADER_BYTES :]
     record = codec.open_record(1, 5, rows["events"][fmt.event_key(1, 5)])
     segment, group = segments.pack(1, [record], {}, storage.Group())
@@ -156,9 +168,30 @@ def example() -> dict[str, bytes]:
     found["segments-plain"] = group.plain
     found["index-further-key"] = fmt.index_further_key(1, 1, fmt.id_key("s2"), 99)
     found["stored-row"] = with_checksum("lanes", names["lanes"], found["lanes-value"])
+    described = msgspec.msgpack.encode(bundle.Description("trip", 1, 6))
+    found["bundle-head"] = bundle.MAGIC + bytes((bundle.VERSION, 0, 0, 0)) + len(described).to_bytes(4) + described
+    covered, carried = bundle.portable(record, "trip", is_first=False)
+    found["bundle-record"] = len(carried).to_bytes(4) + covered + carried
     found["meta-value"] = msgspec.msgpack.encode(LogFormat(1, 1, bytes(range(16))))
     assert rows["meta"].keys() == {b"format"}
+    found.update(example_of_items())
     return found
+
+
+def example_of_items() -> dict[str, bytes]:
+    """The bytes behind the hex examples of items."""
+    place = ("users", "ada"), "tea"
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "agents.stepwell"
+        with Log.open(path) as log:
+            log.items.submit([ItemPut(*place, parse("json", b'"black"'), created_at=NOON)]).result()
+            log.items.submit([ItemPut(*place, parse("json", b'"green"'), NOON + 10**9, created_at=NOON + 1)]).result()
+        rows = read_rows(path)
+    item = fmt.item_key(*place)
+    names = {"items": item, "versions": fmt.versions_key(item, 1), "expiries": fmt.expiry_key(NOON + 10**9, item)}
+    assert rows["expiries"] == {names["expiries"]: b""}
+    found = {f"{table}-key": key for table, key in names.items()}
+    return found | {f"{table}-value": rows[table][names[table]] for table in ("items", "versions")}
 
 
 def plainly(rows: dict[str, dict[bytes, bytes]]) -> None:
@@ -296,6 +329,7 @@ def test_layouts_are_complete() -> None:
         ("5.3 `threads`: catalogue row", storage.ThreadRow),
         ("5.5 `lanes`: lane row", storage.LaneRow),
         ("5.6 `index`: values", IndexRow),
+        ("5.11 `items`: value", ItemRow),
     ],
 )
 def test_row(title: str, row: type[msgspec.Struct]) -> None:
@@ -304,12 +338,13 @@ def test_row(title: str, row: type[msgspec.Struct]) -> None:
     assert [cells[0] for cells in table] == [str(index) for index in range(len(row.__struct_fields__))]
     assert [cells[1] for cells in table] == list(row.__struct_fields__)
     for cells, field in zip(table, msgspec.structs.fields(row), strict=True):
-        if field.default is msgspec.NODEFAULT:
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if default is msgspec.NODEFAULT:
             assert cells[3] == ""
-        elif isinstance(field.default, bytes):
-            assert (cells[3], field.default) in {("16 zeros", bytes(16)), ("empty", b"")}
+        elif isinstance(default, bytes):
+            assert (cells[3], default) in {("16 zeros", bytes(16)), ("empty", b"")}
         else:
-            assert json.loads(cells[3]) == json.loads(msgspec.json.encode(field.default))
+            assert json.loads(cells[3]) == json.loads(msgspec.json.encode(default))
 
 
 def test_meta_keys() -> None:
@@ -483,12 +518,38 @@ class Stranger:
     def of_id(self, lane: str, step_id: str) -> tuple[int, list[int]]:
         """Sections 4.5 and 5.6: the newest step and the writes of an id, which here is no UUID."""
         key = u64(self.thread) + self.lanes[lane].to_bytes(4) + b"\x01" + hashed(step_id)
-        _, step, hidden, writes = msgspec.msgpack.decode(self.rows["index"][key])
+        _, step, hidden, writes, _ = msgspec.msgpack.decode(self.rows["index"][key])
         for further in sorted(key_ for key_ in self.rows["index"] if key_.startswith(key) and key_ != key):
             more = msgspec.msgpack.decode(self.rows["index"][further])
             assert further[29:] == u64(more[0])
             writes += more
         return 0 if hidden else step, writes
+
+    def found_by(self, facet: bytes) -> bool:
+        """Section 4.6: whether the thread stands under a facet, in the epoch and the span that its row says."""
+        row = msgspec.msgpack.decode(self.rows["threads"][u64(self.thread)])
+        return facet + u64(row[15] // 1024) + (row[12] >> 36).to_bytes(4) + u64(self.thread) in self.rows["recent"]
+
+    def status(self) -> int:
+        """Sections 5.1 and 5.3, of a thread in which every step and all writes say something."""
+        status = 0
+        heads: dict[bytes, tuple[str, int]] = {}
+        said: dict[tuple[bytes, str], int] = {}
+        loose = {int.from_bytes(key[8:]) for key in self.rows["events"] if key[:8] == u64(self.thread)}
+        for sequence in sorted(loose | self.sealed.keys()):
+            covered, event = self.record(sequence)[0], self.event(sequence)[0]
+            lane, says = covered[4:8], (covered[2] & 28) >> 2
+            if event[0] == 4:
+                said[lane, event[1]] = says
+            elif event[0] != 3 or covered[2] & 2:
+                continue
+            elif not covered[2] & 1 or heads[lane][0] == event[1]:
+                heads[lane] = (event[1], says)
+            step_id, own = heads.get(lane, ("", 0))
+            if step_id == event[1]:
+                told = said.get((lane, step_id), 1)
+                status = own if told == 1 else told
+        return status
 
     def listed(self, lane: str) -> list[str]:
         """Section 5.1: the ids that lists show, newest first."""
@@ -668,11 +729,15 @@ def fill_at_random(log: Log, chance: random.Random) -> None:
             changes({}),
             lane,
             before.sequence if before else Sequence(0),
+            status=chance.choice([*Status]),
         )
-        writes = WritesRecorded(f"step {chance.randrange(60)}", f"task {number % 3}", f"~{number % 2}", recorded, lane)
+        awaited = step_id if chance.random() < 0.3 else f"step {chance.randrange(60)}"
+        writes = WritesRecorded(
+            awaited, f"task {number % 3}", f"~{number % 2}", recorded, lane, status=chance.choice([*Status])
+        )
         both: list[events.Event] = [step, writes]
         chance.shuffle(both)
-        thread.append(both)
+        thread.append(both, labels={"turn": number, "user": "ada" if number % 3 else None})
 
 
 @pytest.mark.parametrize(
@@ -704,10 +769,18 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
             for lane in ("", "tools:1")
         }
         heads = {lane: thread.state(lane=lane) for lane in shown}
+        summary = thread.summary()
+        assert summary is not None
+        assert summary.labels == {"turn": 59, "user": "ada"}
 
     stranger = Stranger(path, thread.id)
     stranger.check_chain()
     assert stranger.lanes.keys() == shown.keys()
+    assert summary.status == ("", *Status)[stranger.status()]
+    label = blake2b(b"\0\0\0\x04user\xa3ada", digest_size=8).digest()
+    assert stranger.found_by(u64(stranger.status()))
+    assert stranger.found_by(label)
+    assert not stranger.found_by(u64(stranger.status() % 4 + 1))
     for lane, steps in shown.items():
         assert stranger.listed(lane) == list(steps)
         head = heads[lane]
@@ -721,3 +794,95 @@ def test_a_stranger_reads_the_same(seed: int, form: str, tmp_path: Path) -> None
             assert stranger.writes(lane, step_id) == [
                 (task_id, channel, patch.payload_of(value, lambda ref: b"")) for task_id, channel, value in expected
             ]
+
+
+# --- items, read from the page alone ---
+
+
+def text_in_key(text: bytes) -> bytes:
+    """Section 4.6."""
+    return bytes((len(text),)) + text if len(text) < 64 else b"\x40" + blake2b(text, digest_size=16).digest()
+
+
+def item_in_key(namespace: tuple[str, ...], key: str) -> bytes:
+    """Section 4.6."""
+    parts = [part.encode() for part in namespace]
+    found = b"".join(text_in_key(part) for part in parts[:6])
+    if parts[6:]:
+        rest = b"".join(len(part).to_bytes(4) + part for part in parts[6:])
+        found += b"\x41" + blake2b(rest, digest_size=16).digest()
+    return found + b"\x7f" + text_in_key(key.encode())
+
+
+class StrangeItems(Stranger):
+    """Reads items with nothing but the page."""
+
+    def value(self, sequence: int) -> tuple[str, bytes]:
+        event = self.event(sequence)[0]
+        assert event[0] == 9
+        value = absolute(event[3], sequence)
+        return value[1], self.payload(value)
+
+    def commit(self, sequence: int) -> int:
+        event = self.event(sequence)[0]
+        return event[{9: 7, 10: 5}[event[0]]] or int.from_bytes(self.record(sequence)[0][8:16])
+
+    def past(self, item: bytes) -> list[tuple[int, int, bool]]:
+        """Section 5.12: commit, sequence and whether it is a deletion, of all versions but the one in `items`."""
+        found: list[tuple[int, int, bool]] = []
+        for key in sorted(key for key in self.rows["versions"] if key[:-8] == item):
+            commit = ahead = 0
+            _, *numbers = msgspec.msgpack.decode(self.rows["versions"][key])
+            for index in range(0, len(numbers), 2):
+                commit, ahead = commit + numbers[index], ahead + numbers[index + 1] // 2
+                found.append((commit, commit + ahead, bool(numbers[index + 1] & 1)))
+                assert self.commit(commit + ahead) == commit
+            assert len(numbers) <= 128 or len({commit for commit, *_ in found[63 - len(numbers) // 2 :]}) == 1
+            assert int.from_bytes(key[-8:]) == numbers[0]
+        return found
+
+    def item(self, item: bytes, at: int) -> tuple[str, bytes] | None:
+        """Section 9: what an item was after a commit."""
+        stored = self.rows["items"].get(item)
+        if stored is not None:
+            sequence, commit, *_, value, _ = msgspec.msgpack.decode(stored)
+            if commit <= at:
+                assert value is None or tuple(value) == self.value(sequence)
+                return self.value(sequence)
+        for commit, sequence, deleted in reversed(self.past(item)):
+            if commit <= at:
+                return None if deleted else self.value(sequence)
+        return None
+
+
+@pytest.mark.parametrize("form", ["as written", "sealed", "pruned", "pruned and sealed"])
+def test_a_stranger_reads_the_same_items(form: str, tmp_path: Path) -> None:
+    """A reader that knows only the page finds the same items at every moment as the library."""
+    path = tmp_path / "agents.stepwell"
+    chance = random.Random(form)
+    places = [(("a",), "k"), (("a", "b"), "k" * 64), (tuple("abcdefgh"), ""), ((), "x")]
+    commits = []
+    with Log.open(path, seal_after_events=40) as log:
+        for _ in range(60):
+            changes_: list[events.ItemEvent] = []
+            for _ in range(chance.choice((1, 1, 1, 20))):
+                place, time = chance.choice(places), chance.choice((None, chance.randrange(1, 99)))
+                put = ItemPut(*place, parse(*random_payload(chance)), time, {"v": parse("f", chance.randbytes(70))})
+                touch = ItemTouched(*place, Sequence(chance.randrange(1, 99)), 50)
+                changes_.append(chance.choice((put, put, put, put, ItemDeleted(*place, time), touch)))
+            commits.append(log.items.submit(changes_).result().commit)
+        if "pruned" in form:
+            commits = commits[30:]
+            log.items.prune(commits[0])
+        if "sealed" in form:
+            log.seal()
+        assert log.audit().breaches == []
+        shown = {at: log.items.get_many(places, at=at) for at in commits}
+        number = log.storage.event_threads()[0]
+
+    stranger = StrangeItems(path, fmt.ITEMS_THREAD_ID)
+    assert stranger.thread == number
+    stranger.check_chain()
+    for at, items in shown.items():
+        found = [stranger.item(item_in_key(*place), at) for place in places]
+        assert found == [None if item is None else item.value for item in items]

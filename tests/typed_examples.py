@@ -13,24 +13,36 @@ from typing import assert_type
 
 from stepwell import (
     Breach,
+    Change,
     Commit,
     Compaction,
     ConflictError,
+    ContentSize,
     CorruptionError,
+    Difference,
+    Divergence,
     Event,
     FeedEntry,
+    Following,
+    Histogram,
+    Hit,
     Log,
+    LogStats,
     Loss,
     PendingWrite,
     RepairReport,
+    Replayed,
     Report,
     Sequence,
     Snapshot,
     Step,
     StepCommitted,
+    TaskWrites,
     Thread,
     ThreadRepair,
     ThreadSummary,
+    Tree,
+    View,
     Write,
     WritesRecorded,
     apply,
@@ -105,6 +117,8 @@ def iterate(log: Log) -> None:
     """Lists come as iterators."""
     assert_type(log.threads(prefix="t"), Iterator[ThreadSummary])
     assert_type(log.feed(after=5), Iterator[FeedEntry])
+    assert_type(log.follow(after=None, timeout_seconds=1), Following[FeedEntry])
+    assert_type(next(log.thread("t").follow()), tuple[Sequence, Event])
     assert_type(log.thread("t").steps(), Iterator[Step])
     for sequence, event in log.thread("t").events(reverse=True):
         assert_type(sequence, Sequence)
@@ -112,6 +126,24 @@ def iterate(log: Log) -> None:
     for entry in log.feed():
         assert_type(entry.commit, Commit)
         assert_type(entry.thread_id, str | None)
+
+
+async def follow(log: Log) -> None:
+    """Who follows is given what lists give."""
+    async for entry in log.follow(after=None):
+        assert_type(entry, FeedEntry)
+    async for sequence, event in log.thread("t").follow():
+        assert_type((sequence, event), tuple[Sequence, Event])
+    log.follow(0)  # type: ignore[call-arg]
+
+
+def look(log: Log) -> None:
+    """A log tells about itself; one in memory has no file."""
+    stats = log.stats()
+    assert_type(stats, LogStats)
+    assert_type(stats.writer.commit_seconds, Histogram)
+    print(stats.file.disk_bytes)  # type: ignore[union-attr]
+    assert_type(log.measure("t", largest=3).channels, dict[str, ContentSize])
 
 
 def check(log: Log) -> None:
@@ -162,6 +194,23 @@ def save(path: str) -> None:
     with StepwellSaver.from_conn_string(path) as saver:
         assert_type(saver, StepwellSaver)
         assert_type(saver.log, Log)
+
+
+def look_into_a_run(thread: Thread) -> None:
+    """A run is read as data."""
+    for step in thread.replay(since="-1", until="head~1"):
+        assert_type(step, Replayed)
+        assert_type(step.state, View)
+        assert_type(step.writes, list[TaskWrites])
+        assert_type(step.elapsed_seconds, float | None)
+    assert_type(thread.blame("messages[-1]"), Change)
+    assert_type(thread.watch("plan"), Iterator[Change])
+    assert_type(thread.diff("0", 12), list[Difference])
+    assert_type(thread.first_divergence("0", other=thread), Divergence)
+    assert_type(thread.grep("text"), Iterator[Hit])
+    assert_type(thread.tree(), Tree)
+    assert_type(thread.fork("17", as_="another", patch={"plan.a": 1}), Step)
+    thread.resolve(1.5)  # type: ignore[arg-type]
 
 
 def remember(path: os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""What of an item is embedded, and by whom: LangGraph's `index` (SPEC.md, section 17.6).
+"""What of an item is embedded, and by whom: LangGraph's `index` (SPEC.md, section 17.8).
 
 One call embeds all texts of a batch that have no vector yet.  A text that was embedded before keeps its vector: one
 that this process has embedded lately is remembered by its hash; and the texts of the value that is replaced have theirs

@@ -1,4 +1,4 @@
-"""What a search keeps: LangGraph's filters as predicates over values (SPEC.md, section 17.5).
+"""What a search keeps: LangGraph's filters as predicates over values (SPEC.md, section 17.7).
 
 A filter is data.  Its keys are keys of the value as they are written, whatever characters they hold.  Many values are
 looked at together, and of each only the fields that the filter names are decoded.

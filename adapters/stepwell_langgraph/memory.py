@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from stepwell import reader
 from stepwell.cache import Cache, Shelf
-from stepwell.events import Sequence
+from stepwell.events import Sequence, Status
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
@@ -50,6 +50,7 @@ class LaneMemory:
         metadata: Its metadata.
         fresh: Whether the objects were handed out since the last put: the next one begins an invocation.
         turn: Number of puts so far.
+        status: What the step said that its thread has come to, if it was put.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class LaneMemory:
         "metadata",
         "parent_id",
         "sequence",
+        "status",
         "turn",
         "versions",
     )
@@ -74,6 +76,7 @@ class LaneMemory:
         self.metadata = Fields()
         self.fresh = True
         self.turn = 0
+        self.status: Status | None = None
 
     def knows(self, values: Mapping[str, Any]) -> bool:
         """Whether some of these values hold objects that this memory knows."""

@@ -1,4 +1,4 @@
-"""The vectors of one namespace's items, and those nearest to a query (SPEC.md, section 17.6).
+"""The vectors of one namespace's items, and those nearest to a query (SPEC.md, section 17.8).
 
 The rows of a matrix are vectors of length one, so that one product gives the cosine of the angle to each.  What is
 found so in single precision is measured once more in double precision before it is put in order.

@@ -1,4 +1,4 @@
-"""StepwellCache: LangGraph's cache of node results on a log (SPEC.md, section 17.7).
+"""StepwellCache: LangGraph's cache of node results on a log (SPEC.md, section 17.9).
 
 An entry is an item in a namespace that begins with a part that no store can name.  Nothing is ever unpickled.
 """

@@ -16,6 +16,7 @@ from stepwell.patch import Merge, Patch, size_of
 from stepwell.storage import Committed
 from stepwell.writer import Ticket
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, check_id, read_address, to_config
+from stepwell_langgraph.catalogue import labels_of, status_of_checkpoint
 from stepwell_langgraph.memory import Announced, LaneKey, LaneMemory, Memories, recall_parent, value_along_branch
 from stepwell_langgraph.translate import Channel, Checks, PlainChannel, to_encode, update
 from stepwell_langgraph.weight import LIGHT_BYTES, is_light
@@ -86,7 +87,11 @@ class Put:
         if self._step is None:
             self._step = self._encoded(may_read=may_read)
         thread = self._log.thread(self.address.thread_id)
-        ticket = thread.begin_append([self._step], incarnation=self._memory.incarnation, may_read=may_read)
+        # Of a thread the root graph tells what it is about, and what it has come to.
+        labels = {} if self.address.lane else labels_of(self._metadata)
+        ticket = thread.begin_append(
+            [self._step], incarnation=self._memory.incarnation, may_read=may_read, labels=labels
+        )
         self._step = None  # another attempt encodes it anew
         return ticket
 
@@ -99,6 +104,7 @@ class Put:
                 raise NotRecalled  # it was forgotten a moment ago
             memory = LaneMemory() if parent_id is None else recall_parent(self._log, self._serde, self.address)
         self._memory = memory
+        memory.status = None if self.address.lane else status_of_checkpoint(self._checkpoint)
         return StepCommitted(
             self._id,
             parent_id,
@@ -106,6 +112,7 @@ class Put:
             self._fields(memory),
             self.address.lane,
             memory.sequence,
+            status=memory.status,
         )
 
     def finish(self, committed: Committed) -> RunnableConfig:

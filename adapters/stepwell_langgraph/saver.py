@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -37,12 +38,13 @@ from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
-from stepwell.patch import Merge, Patch, Value, parse
+from stepwell.patch import Blob, Merge, Patch, Value, parse
 from stepwell.pruning import Kept
 from stepwell.storage import Found, ThreadRow
 from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
+from stepwell_langgraph.catalogue import SavedThread, saved_threads, status_of_writes
 from stepwell_langgraph.collector import paused
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
@@ -238,7 +240,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 Write(WRITES_IDX_MAP.get(channel, index), check_id("channel", channel), self._value(value))
                 for index, (channel, value) in enumerate(writes)
             )
-            event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane)
+            status = None if address.lane else status_of_writes(writes)
+            event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane, status=status)
             return self.log.thread(address.thread_id).begin_append([event], may_read=may_read)
 
         return begin
@@ -268,7 +271,15 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 return True
             changes = self._late_changes(memory)
             if changes:
-                step = StepCommitted(step_id, memory.parent_id, Merge((), changes), Merge(), lane[1], memory.sequence)
+                step = StepCommitted(
+                    step_id,
+                    memory.parent_id,
+                    Merge((), changes),
+                    Merge(),
+                    lane[1],
+                    memory.sequence,
+                    status=memory.status,
+                )
                 ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
                 memory.sequence = Sequence_(ticket.result().sequences[-1])
             return True
@@ -337,7 +348,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
     ) -> CheckpointTuple:
         fields = reader.typed(state.fields, payloads)
         checkpoint: Checkpoint = self.serde.loads_typed(fields[CHECKPOINT])
-        checkpoint["channel_values"] = self._revival.values(state.channels, payloads, often=often)
+        within = self._values_within(state, payloads)
+        checkpoint["channel_values"] = {**within, **self._revival.values(state.channels, payloads, often=often)}
         writes = reader.writes(self.log.storage, payloads.thread, found.writes, namespace)
         return CheckpointTuple(
             config=to_config(thread_id, namespace, state.step_id),
@@ -346,6 +358,14 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             parent_config=None if state.parent_id is None else to_config(thread_id, namespace, state.parent_id),
             pending_writes=[self._pending(pending, payloads) for pending in writes],
         )
+
+    def _values_within(self, state: State, payloads: reader.Payloads) -> dict[str, Any]:
+        """The values of a checkpoint that was imported in one piece, since it was encrypted or pickled."""
+        core = state.fields.get(CHECKPOINT)
+        if state.channels or not isinstance(core, Blob):
+            return {}
+        whole: dict[str, Any] = self.serde.loads_typed((core.type, payloads.payload(core)))
+        return whole.get("channel_values") or {}
 
     def _pending(self, pending: StoredWrite, payloads: reader.Payloads) -> PendingWrite:
         return pending.task_id, pending.write.channel, self._revival.value(pending.write.value, payloads)
@@ -422,8 +442,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         self, address: Address | None, filter_: dict[str, Any], before_id: str | None
     ) -> Iterator[CheckpointTuple]:
         if address is None:
-            for summary in self.log.threads():
-                yield from self._list(Address(summary.thread_id, None, None), filter_, before_id)
+            for thread_id in self.log.all_threads():
+                yield from self._list(Address(thread_id, None, None), filter_, before_id)
             return
         for attempt in range(_ATTEMPTS):
             shown = False
@@ -505,6 +525,76 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 yield lane_number, name, row.head
             after = page[-1][0]
 
+    def threads(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        filter: dict[str, Any] | None = None,
+        prefix: str = "",
+        updated_since: datetime | None = None,
+        updated_before: datetime | None = None,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> Iterator[SavedThread]:
+        """Threads in the order of their newest checkpoints and writes, without reading any of these.
+
+        What a page costs does not grow with the number of threads, and nothing is held between two of them.
+
+        Args:
+            status: What they have come to, or several of these: "running", "interrupted", "failed", "done".  A run that
+                was killed, or stopped before or after a node, is "running": something is left to run.
+            filter: Metadata that must be equal, key by key, as for `list`; None stands for none.  Of a thread those
+                count that its checkpoints had last: texts, numbers and bools that describe the thread, and not its
+                steps (`step`, `source`, `parents`) or runs (`run_id`).
+            prefix: What their ids begin with.
+            updated_since: Only threads in which something was stored since.
+            updated_before: Only threads in which nothing was stored since.
+            newest_first: Whether the thread in which something was stored last comes first; else it comes last.
+            limit: At most so many.
+            before: The `cursor` of a thread: only those that come behind it.
+
+        Raises:
+            UsageError: An argument is not of its kind, or the filter names what threads cannot be found by.
+        """
+        return saved_threads(
+            self.log,
+            status=status,
+            filter=filter,
+            prefix=prefix,
+            updated_since=updated_since,
+            updated_before=updated_before,
+            newest_first=newest_first,
+            limit=limit,
+            before=before,
+        )
+
+    async def athreads(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        filter: dict[str, Any] | None = None,
+        prefix: str = "",
+        updated_since: datetime | None = None,
+        updated_before: datetime | None = None,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> AsyncIterator[SavedThread]:
+        """`threads` for coroutines."""
+        found = self.threads(
+            status=status,
+            filter=filter,
+            prefix=prefix,
+            updated_since=updated_since,
+            updated_before=updated_before,
+            newest_first=newest_first,
+            limit=limit,
+            before=before,
+        )
+        async for thread in offload_iterator(found):
+            yield thread
+
     # --- delta channels ---
 
     def get_delta_channel_history(
@@ -547,6 +637,10 @@ class StepwellSaver(BaseCheckpointSaver[str]):
             for name in remaining & state.channels.keys():
                 history[name]["seed"] = self._revival.value(state.channels[name], payloads)
                 remaining.discard(name)
+            for name, value in self._values_within(state, payloads).items():
+                if name in remaining:
+                    history[name]["seed"] = value
+                    remaining.discard(name)
             if not remaining:
                 break
         for entry in history.values():
@@ -612,8 +706,8 @@ class StepwellSaver(BaseCheckpointSaver[str]):
         runs = {check_id("run_id", run_id) for run_id in run_ids}
         if not runs:
             return
-        for summary in [*self.log.threads()]:
-            self._rewrite(summary.thread_id, lambda number: self._without_runs(number, runs))
+        for thread_id in [*self.log.all_threads()]:
+            self._rewrite(thread_id, lambda number: self._without_runs(number, runs))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """`delete_for_runs` for coroutines."""

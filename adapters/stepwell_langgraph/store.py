@@ -1,4 +1,4 @@
-"""StepwellStore: LangGraph's long-term memory over a log (SPEC.md, section 17.5).
+"""StepwellStore: LangGraph's long-term memory over a log (SPEC.md, section 17.7).
 
 What agents remember are items of the log: each put and each deletion is an event, so everything has a past.  Sync and
 async are one class.  A batch answers its reads first, at one moment, and then makes its writes in one commit.

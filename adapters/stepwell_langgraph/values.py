@@ -1,4 +1,4 @@
-"""Values of the store to and from bytes: what JSON can say, as msgpack (SPEC.md, section 17.5).
+"""Values of the store to and from bytes: what JSON can say, as msgpack (SPEC.md, section 17.7).
 
 What comes back equals what was put, or nothing is put: there are no conversions, but that JSON has one sort of array,
 so a tuple comes back as a list.

@@ -25,32 +25,44 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
     Never looks at more of them than it takes to say no.
     """
     weight = 0
-    left = [*objects]
-    while left:
-        item = left.pop()
+    found = [*objects]
+    for item in found:  # which grows meanwhile
+        kind: type = type(item)
         weight += _OBJECT_BYTES
-        if isinstance(item, _TEXTS):
-            weight += len(item)
-        elif isinstance(item, _SEVERAL):
-            if len(item) * _OBJECT_BYTES > most_bytes:
-                return False
-            left += [*item, *item.values()] if isinstance(item, dict) else item
-        elif type(item) not in IMMUTABLE_TYPES:
-            with suppress(Exception):  # these may be properties, which do what they like
-                weight += int(getattr(item, "nbytes", 0))  # arrays
-                left += vars(item).values()
-            kind: type = type(item)
-            for slot in _slots(kind):
-                with suppress(AttributeError):  # nothing was assigned to it
-                    left.append(slot.__get__(item))
+        if kind not in IMMUTABLE_TYPES or kind in _TEXTS:
+            if isinstance(item, _TEXTS):
+                weight += len(item)
+            elif isinstance(item, _SEVERAL):
+                if len(item) * _OBJECT_BYTES > most_bytes:
+                    return False
+                found += item
+                if isinstance(item, dict):
+                    found += item.values()
+            else:
+                weight += _look_into(item, kind, found)
         if weight > most_bytes:
             return False
     return True
 
 
+def _look_into(item: Any, kind: type, found: list[Any]) -> int:
+    """Add what an object holds; gives the bytes that it says it has beside that."""
+    is_array, slots = _layout(kind)
+    for slot in slots:
+        try:
+            found.append(slot.__get__(item))
+        except AttributeError:  # nothing was assigned to it
+            continue
+    size = 0
+    with suppress(Exception):  # these may be properties, which do what they like
+        size = int(item.nbytes) if is_array else 0
+        found += vars(item).values()
+    return size
+
+
 @lru_cache(maxsize=1024)
-def _slots(kind: type) -> tuple[MemberDescriptorType, ...]:
-    """The attributes that instances of a class keep outside `__dict__`."""
-    return tuple(
-        member for base in kind.__mro__ for member in vars(base).values() if type(member) is MemberDescriptorType
-    )
+def _layout(kind: type) -> tuple[bool, tuple[MemberDescriptorType, ...]]:
+    """Whether instances of a class say how many bytes they have, and what they keep outside `__dict__`."""
+    members = [vars(base) for base in kind.__mro__]
+    slots = (member for names in members for member in names.values() if type(member) is MemberDescriptorType)
+    return any("nbytes" in names for names in members), tuple(slots)

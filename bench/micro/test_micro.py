@@ -21,8 +21,11 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 import script
 from stepwell import Log, Sequence, StepCommitted, codec
 from stepwell import format as fmt
+from stepwell.content import ContentMemory, Encoding
 from stepwell.fold import EMPTY, State, fold
 from stepwell.patch import Array, Blob, Keep, Map, Merge, New, Patch, Splice, apply, compose, diff, parse, payload_of
+from stepwell.storage import Append, Committed
+from stepwell.storage.lmdb import LmdbStorage
 
 SUPERSTEPS = 1000
 SEED = 20_250_601
@@ -197,6 +200,27 @@ def test_append(benchmark: Any, said: Conversation, directory: Path) -> None:
         newest = thread.state()
         assert newest is not None
         assert len(heads) == APPENDS + 1
+
+
+@pytest.mark.benchmark(group="append")
+def test_commit_of_an_encoded_step(benchmark: Any, said: Conversation, directory: Path) -> None:
+    """The same without encoding and without the writer's thread: what the tables of a log cost beside the record."""
+    storage = LmdbStorage(directory / "log.stepwell")
+    memory = ContentMemory()
+    heads = [0]
+
+    def prepare() -> tuple[Any, Any]:
+        encoding = Encoding(memory, "research", [said.step(len(heads) - 1, heads[-1])], len(heads))
+        return (Append("research", encoding.entries, placed=encoding.locate),), {}
+
+    def commit(operation: Append) -> None:
+        (outcome,) = storage.commit([operation])
+        assert isinstance(outcome, Committed)
+        heads.append(outcome.sequences[-1])
+
+    benchmark.pedantic(commit, setup=prepare, rounds=APPENDS)
+    assert len(heads) == APPENDS + 1
+    storage.close()
 
 
 @pytest.mark.benchmark(group="append")

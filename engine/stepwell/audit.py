@@ -7,7 +7,7 @@ shares nothing with the code that wrote it, and compared with what is stored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -24,17 +24,19 @@ from stepwell.events import (
     Sequence,
     StepCommitted,
     ThreadDeleted,
+    ThreadLabelled,
     ThreadOpened,
     ThreadPruned,
     WritesRecorded,
 )
 from stepwell.fold import EMPTY, State, fold
 from stepwell.item_rows import ItemRows
+from stepwell.labels import facet_of
 from stepwell.patch import Patch, PatchError, references
 from stepwell.storage import FeedRow, LaneRow, Storage, Surveyed, ThreadRow, pack_name, pack_row
 from stepwell.storage.feed import pack_feed, row_number
 from stepwell.storage.index import WRITES_IN_FURTHER_ROW, WRITES_IN_ROW, IndexRow, pack_further, pack_index
-from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
+from stepwell.storage.tables import FEED, IDS, INDEX, LANES, NAMES, RECENT, THREADS
 
 _PAGE_EVENTS = 256
 
@@ -69,17 +71,23 @@ class Report(NamedTuple):
     breaches: list[Breach]
 
 
-def audit(storage: Storage) -> Report:
+def audit(storage: Storage, progress: Callable[[str, int, int], None] | None = None) -> Report:
     """Check every invariant of a log.
 
     Appends of other threads and processes may go on meanwhile, but can show as breaches of what is derived.
+
+    Args:
+        storage: Where the log is kept.
+        progress: Called after each thread with what is being done, and how much of how much of it.
     """
     expected: dict[tuple[str, bytes], bytes] = {}
     breaches: list[Breach] = []
     events = 0
     threads = storage.event_threads()
     commits: dict[int, FeedRow] = {}
-    for number in threads:
+    for done, number in enumerate(threads):
+        if progress is not None:
+            progress("checking threads", done, len(threads))
         thread = derive(storage, number)
         breaches += thread.breaches
         events += thread.events
@@ -131,11 +139,12 @@ def feed_rows(commits: Iterable[FeedRow]) -> dict[tuple[str, bytes], bytes]:
 
 
 class _Entry(NamedTuple):
-    """The events of one step id: those that commit it, and those that record writes for it."""
+    """The events of one step id: those that commit it, and those that record writes for it; and what these say."""
 
     shown: list[int]
     hidden: list[int]
     writes: list[int]
+    said: list[int]
 
 
 class _Thread:
@@ -149,6 +158,7 @@ class _Thread:
         self._index: dict[tuple[int, bytes], _Entry] = {}
         self._payload_bytes: dict[int, int] = {}
         self._steps: dict[int, int] = {}
+        self._said: dict[int, int] = {}
         self._states: dict[int, State] = {0: EMPTY}
         self._followers: Counter[int] = Counter()
         self._first_of_id: dict[tuple[int, str], int] = {}
@@ -237,13 +247,19 @@ class _Thread:
         chain = fmt.chain_after(self._number, sequence, header, fmt.body_digest(record.body), row.chain)
         if header.chain not in (b"", chain):
             self._breach("I3", sequence, "the hash chain is broken before this event")
-        if not isinstance(event, StepCommitted) and (header.base or header.previous or header.flags):
+        status = fmt.read_status(header.flags)
+        flags = header.flags & ~fmt.FLAG_STATUS if isinstance(event, WritesRecorded) else header.flags
+        if not isinstance(event, StepCommitted) and (header.base or header.previous or flags):
             self._breach("I5", sequence, "only a step has a base, a step before it, and flags")
         row.last, row.chain, row.updated_at = sequence, header.chain or chain, header.created_at
+        row.commit = header.commit
         self._payload_bytes[sequence] = len(record.payload)
         self._commit(header.commit, sequence)
         if isinstance(event, LaneOpened):
             self._lane(header.lane, event, sequence)
+        elif isinstance(event, ThreadLabelled):
+            labels = {**row.labels, **event.labels}
+            row.labels = {name: value for name in sorted(labels) if (value := labels[name]) is not None}
         elif isinstance(event, StepCommitted):
             self._step(header, event, sequence)
         elif isinstance(event, WritesRecorded):
@@ -251,7 +267,12 @@ class _Thread:
             self._known_lane(header.lane, sequence)
             for write in event.writes:
                 self._references(write.value, sequence)
-            self._entry(header.lane, event.step_id).writes.append(sequence)
+            entry = self._entry(header.lane, event.step_id)
+            entry.writes.append(sequence)
+            if status:
+                entry.said.append(status)
+                if entry.shown and entry.shown[-1] == self._lanes[header.lane].head:
+                    self._judge(entry)
         if isinstance(event, ItemEvent):
             self._item(header, event, sequence)
         elif self._id == fmt.ITEMS_THREAD_ID and sequence != row.first:
@@ -271,7 +292,7 @@ class _Thread:
         self._items.add(sequence, header, event)
 
     def _entry(self, lane: int, step_id: str) -> _Entry:
-        return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], []))
+        return self._index.setdefault((lane, fmt.id_key(step_id)), _Entry([], [], [], []))
 
     def _opening(self, sequence: int, event: Event) -> None:
         """The first event names the thread and says where its hash chain begins."""
@@ -324,6 +345,9 @@ class _Thread:
                 self._row.steps += 1
         entry = self._entry(header.lane, event.step_id)
         (entry.hidden if event.hidden else entry.shown).append(sequence)
+        self._said[sequence] = fmt.read_status(header.flags)
+        if lane.head == sequence:
+            self._judge(entry)
         self._references(event.channels, sequence)
         self._references(event.fields, sequence)
         self._fold(header, event, sequence)
@@ -344,6 +368,14 @@ class _Thread:
             if done and not self._followers[done]:
                 self._states.pop(done, None)
 
+    def _judge(self, entry: _Entry) -> None:
+        """What the thread has come to, when this is the head of its lane."""
+        step, writes = self._said[entry.shown[-1]], (entry.said or [fmt.STATUS_UNKNOWN])[-1]
+        if step and writes in (fmt.STATUS_UNKNOWN, fmt.STATUS_RUNNING):
+            self._row.status = step
+        elif writes:
+            self._row.status = writes
+
     def _references(self, patch: Patch, sequence: int) -> None:
         for ref in references(patch):
             end = ref.start + ref.length
@@ -361,6 +393,11 @@ class _Thread:
             name_key = fmt.name_key(0, name)
             row.name_hash = name_key[8:]
             rows[NAMES, name_key] = pack_name(number, name)
+        if self._id not in (None, fmt.ITEMS_THREAD_ID):
+            rows[IDS, fmt.sorted_key(name, number)] = b""
+            facets = [fmt.status_facet(row.status), *(facet_of(label, value) for label, value in row.labels.items())]
+            place = fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), number
+            rows.update(((RECENT, fmt.recent_key(facet, *place)), b"") for facet in facets)
         rows[THREADS, fmt.number_key(number)] = pack_row(row)
         for lane, lane_row in self._lanes.items():
             rows[LANES, fmt.lane_key(number, lane)] = pack_row(lane_row)
@@ -371,7 +408,7 @@ class _Thread:
             steps = entry.shown or entry.hidden
             original, newest = (steps[0], steps[-1]) if steps else (0, 0)
             hidden = bool(steps) and not entry.shown
-            row_of_id = IndexRow(original, newest, hidden, tuple(entry.writes[:WRITES_IN_ROW]))
+            row_of_id = IndexRow(original, newest, hidden, tuple(entry.writes[:WRITES_IN_ROW]), (entry.said or [0])[-1])
             rows[INDEX, fmt.index_key(number, lane, step_key)] = pack_index(row_of_id)
             for start in range(WRITES_IN_ROW, len(entry.writes), WRITES_IN_FURTHER_ROW):
                 further = tuple(entry.writes[start : start + WRITES_IN_FURTHER_ROW])

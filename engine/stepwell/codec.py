@@ -21,7 +21,17 @@ import zstandard
 from stepwell import dictionary, nesting
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, EventTooLargeError, NewerFormatError
-from stepwell.events import Event, ItemEvent, ItemPut, LaneOpened, Sequence, StepCommitted, Write, WritesRecorded
+from stepwell.events import (
+    Event,
+    ItemEvent,
+    ItemPut,
+    LaneOpened,
+    Sequence,
+    StepCommitted,
+    Write,
+    WritesRecorded,
+    status_of,
+)
 from stepwell.fold import State
 from stepwell.patch import (
     Array,
@@ -335,12 +345,21 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
             Sequence(header.base),
             bool(header.flags & fmt.FLAG_HIDDEN),
             header.created_at,
+            status_of(fmt.read_status(header.flags)),
         )
     elif isinstance(event, WritesRecorded):
         writes = event.writes
         if payload:
             writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, absolute))) for w in writes)
-        event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes, lane, header.created_at)
+        event = WritesRecorded(
+            event.step_id,
+            event.task_id,
+            event.task_path,
+            writes,
+            lane,
+            header.created_at,
+            status_of(fmt.read_status(header.flags)),
+        )
     elif isinstance(event, ItemEvent):
         if payload:
             event = with_values(event, lambda value: _value(map_references(value, absolute)))

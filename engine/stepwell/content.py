@@ -25,7 +25,16 @@ from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
 from stepwell.codec import Fresh
 from stepwell.errors import StepwellError, UsageError
-from stepwell.events import Event, ItemEvent, ItemPut, ItemTouched, StepCommitted, WritesRecorded
+from stepwell.events import (
+    Event,
+    ItemEvent,
+    ItemPut,
+    ItemTouched,
+    StepCommitted,
+    ThreadLabelled,
+    WritesRecorded,
+    status_number,
+)
 from stepwell.patch import Ref, references, runs
 from stepwell.reader import Payloads, Reader
 from stepwell.storage import Committed, Entry, ItemChange, Storage
@@ -175,6 +184,7 @@ class Encoding:
 
     Attributes:
         places: Where each event will stand.
+        stored_bytes: Bytes of the records, as they were encoded last.
 
     Raises:
         NotRecalled: The log would have to be read, and `may_read` is not set.
@@ -184,6 +194,7 @@ class Encoding:
         self, memory: ContentMemory, thread_id: str, events: Several[Event], now: int, *, may_read: bool = True
     ) -> None:
         self.places: list[Place] = []
+        self.stored_bytes = 0
         self._memory = memory
         self._thread_id = thread_id
         self._events = events
@@ -217,7 +228,9 @@ class Encoding:
             codec.encode(event, lambda digest, inside: self._known(digest, incarnation, first, inside=inside))
             for event in self._events
         ]
+        self.stored_bytes = 0
         for place, body in zip(self.places, bodies, strict=True):
+            self.stored_bytes += fmt.HEADER_BYTES + len(body.data)
             self._memory.remember(self._thread_id, place, body.fresh)
         return [entry(event, body, self._now) for event, body in zip(self._events, bodies, strict=True)]
 
@@ -256,12 +269,15 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
             event.base,
             fmt.id_key(event.step_id),
             event.hidden,
+            status_number(event.status),
         )
     if isinstance(event, WritesRecorded):
         key = fmt.id_key(event.step_id)
-        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key)
+        status = status_number(event.status)
+        return Entry(event.lane, body.kind, body.data, body.form, body.digest, created_at, step_key=key, status=status)
+    labels = event.labels if isinstance(event, ThreadLabelled) else None
     change = _change(event) if isinstance(event, ItemEvent) else None
-    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, item=change)
+    return Entry(None, body.kind, body.data, body.form, body.digest, created_at, labels=labels, item=change)
 
 
 def _change(event: ItemEvent) -> ItemChange:

@@ -5,7 +5,7 @@
     ├── ConflictError       read again, then retry    carries thread, expected, actual
     ├── CapacityError       give it room              MapFullError, DiskFullError, EventTooLargeError
     ├── FormatError         upgrade the library       NewerFormatError, NotALogError
-    └── CorruptionError     restore or repair         carries thread, sequence, what was wrong
+    └── CorruptionError     restore or repair         BundleError; carries thread, sequence, what was wrong
 
 A UsageError is a ValueError too, so that code which catches what other savers raise keeps working.
 """
@@ -97,16 +97,23 @@ class CorruptionError(StepwellError):
         reason: What was wrong.
     """
 
+    way_out = "restore the file from a backup, or make a new log of all that is intact: stepwell.repair(path, into)"
+
     def __init__(self, reason: str, *, thread: str | int | None = None, sequence: int | None = None) -> None:
         place = "" if thread is None else f" (thread {thread!r}, sequence {sequence})"
-        way_out = "restore the file from a backup, or make a new log of all that is intact: stepwell.repair(path, into)"
-        super().__init__(f"{reason}{place}; {way_out}")
+        super().__init__(f"{reason}{place}; {self.way_out}")
         self.thread = thread
         self.sequence = sequence
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class BundleError(CorruptionError):
+    """The bundle of a thread is not what was written; nothing was imported."""
+
+    way_out = "export it again, or copy it anew from where it is intact"
 
 
 def _rebuild(kind: type[StepwellError], args: tuple[object, ...], attributes: dict[str, object]) -> StepwellError:

@@ -7,6 +7,7 @@ base) travel in the record's header and come back from there.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final, NewType, TypeAlias
 
 import msgspec
@@ -21,6 +22,32 @@ Commit = NewType("Commit", int)
 """Position of an append in the whole log, from 1, in commit order."""
 
 NOWHERE: Final = Sequence(0)
+
+
+class Status(StrEnum):
+    """What became of a thread, as those who append to it say; equal to its name as a str."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DONE = "done"
+
+
+_STATUSES: Final[tuple[Status | None, ...]] = (None, *Status)
+
+
+def status_number(status: Status | None) -> int:
+    """A status as it stands in headers and rows."""
+    return _STATUSES.index(status)
+
+
+def status_of(number: int) -> Status | None:
+    """Inverse of `status_number`."""
+    return _STATUSES[number]
+
+
+Label: TypeAlias = str | int | float | bool
+"""What a label may be."""
 
 
 class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -50,6 +77,7 @@ class StepCommitted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=
         base: The step whose state the patches apply to; 0 is the empty state.
         hidden: Kept only for what descends from it: no list shows it.
         created_at: Unix time in nanoseconds; 0 lets the log set it.
+        status: What the thread has come to with this step; None says nothing about it.
     """
 
     step_id: str
@@ -60,6 +88,7 @@ class StepCommitted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=
     base: Sequence = NOWHERE
     hidden: bool = False
     created_at: int = 0
+    status: Status | None = None
 
 
 class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_WRITES):
@@ -72,6 +101,7 @@ class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, gc=False, tag
         writes: What it returned, in order.
         lane: Namespace of the graph that ran the task.
         created_at: Unix time in nanoseconds; 0 lets the log set it.
+        status: What the thread has come to with these writes; None says nothing about it.
     """
 
     step_id: str
@@ -80,6 +110,7 @@ class WritesRecorded(msgspec.Struct, array_like=True, frozen=True, gc=False, tag
     writes: tuple[Write, ...]
     lane: str = ""
     created_at: int = 0
+    status: Status | None = None
 
 
 class ThreadOpened(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_OPENED):
@@ -135,6 +166,17 @@ class ThreadDeleted(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=
 
     through: Sequence
     chain: bytes
+    created_at: int = 0
+
+
+class ThreadLabelled(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=fmt.KIND_THREAD_LABELLED):
+    """What changed in the labels of the thread.
+
+    Attributes:
+        labels: The labels that are new or have another value; None takes one away.
+    """
+
+    labels: dict[str, Label | None]
     created_at: int = 0
 
 
@@ -208,6 +250,7 @@ Event: TypeAlias = (
     | ThreadCopied
     | ThreadPruned
     | ThreadDeleted
+    | ThreadLabelled
     | ItemPut
     | ItemDeleted
     | ItemTouched

@@ -29,6 +29,7 @@ from stepwell.codec import Record
 from stepwell.errors import CapacityError, ClosedError, ConflictError, ForkedError, StepwellError
 from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
+from stepwell.observing import Observer, Span, tell
 from stepwell.patch import references
 from stepwell.storage import Committed, Operation, Seal, Storage, ThreadRow
 from stepwell.storage.segments import pack
@@ -48,7 +49,11 @@ _LEAST_GIVEN_BACK_BYTES: Final = 1 << 20
 
 
 class Folding:
-    """Seals the threads of one log as they grow."""
+    """Seals the threads of one log as they grow.
+
+    Attributes:
+        observer: Told of each sealing; None if nobody wants to know.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Folding:
         after_events: int = SEAL_AFTER_EVENTS,
         after_bytes: int = SEAL_AFTER_BYTES,
     ) -> None:
+        self.observer: Observer | None = None
         self._storage = storage
         self._reader = read
         self._submit = submit
@@ -79,7 +85,7 @@ class Folding:
         """Told of each append; starts a sealing if the thread has grown enough."""
         if not self._is_full(committed.loose_events, committed.loose_bytes):
             return
-        if committed.sequences[-1] < self._failed.get(thread_id, 0):
+        if max(committed.sequences, default=0) < self._failed.get(thread_id, 0):
             return
         with self._lock:
             if self._closed or thread_id in self._waiting:
@@ -161,14 +167,22 @@ class Folding:
         """
         sealed = 0
         while True:
+            began = time.time_ns()
             with self.turn:
                 run = self._plan(thread_id, only_full)
                 # failpoint: seal-read
-                if run is None or not self._submit(run.operation()).result().number:
-                    return sealed  # nothing is left, or somebody else was faster
+                if run is None:
+                    return sealed  # nothing is left
+                operation = run.operation()
+                if not self._submit(operation).result().number:
+                    return sealed  # somebody else was faster
                 # failpoint: seal-committed
                 self._carry(thread_id, run.ends())
             sealed += len(run.records)
+            if (observer := self.observer) is not None:
+                plain_bytes = sum(record.size for record in run.records)
+                span = Span(began, time.time_ns())
+                tell(observer.sealed, thread_id, len(run.records), plain_bytes, len(operation.segment), span)
             if only_full and self._closed:
                 return sealed  # others may append for ever, and who closes waits
 

@@ -23,13 +23,23 @@ KIND_WRITES: Final = 4
 KIND_THREAD_COPIED: Final = 5
 KIND_THREAD_PRUNED: Final = 6
 KIND_THREAD_DELETED: Final = 7
-KIND_ITEM_PUT: Final = 8
-KIND_ITEM_DELETED: Final = 9
-KIND_ITEM_TOUCHED: Final = 10
+KIND_THREAD_LABELLED: Final = 8
+KIND_ITEM_PUT: Final = 9
+KIND_ITEM_DELETED: Final = 10
+KIND_ITEM_TOUCHED: Final = 11
 
 FLAG_REPLACES: Final = 1  # the step's id was committed before in this lane; `previous` names the first time
 FLAG_HIDDEN: Final = 2  # the step is kept for what descends from it, and shown to nobody
-KNOWN_FLAGS: Final = FLAG_REPLACES | FLAG_HIDDEN
+FLAG_STATUS: Final = 0x1C  # three bits, a number: what became of the thread, as who appended the event knows it
+KNOWN_FLAGS: Final = FLAG_REPLACES | FLAG_HIDDEN | FLAG_STATUS
+_STATUS_SHIFT: Final = 2
+
+STATUS_UNKNOWN: Final = 0  # the event says nothing about it
+STATUS_RUNNING: Final = 1
+STATUS_INTERRUPTED: Final = 2
+STATUS_FAILED: Final = 3
+STATUS_DONE: Final = 4
+STATUSES: Final = range(STATUS_DONE + 1)
 
 FORM_PLAIN: Final = 0  # the body stands as it is
 FORM_ZSTD: Final = 1  # the body is one zstandard frame
@@ -115,6 +125,16 @@ def read_header(record: bytes | memoryview) -> Header:
     return Header(version, kind, flags, form, lane, commit, created_at, base, previous, checksum, chain)
 
 
+def status_flags(status: int) -> int:
+    """A status as flags of a record."""
+    return status << _STATUS_SHIFT
+
+
+def read_status(flags: int) -> int:
+    """Inverse of `status_flags`; other flags do not matter."""
+    return (flags & FLAG_STATUS) >> _STATUS_SHIFT
+
+
 def pack_covered(header: Header) -> bytes:
     """What the checksum covers of a header: all but the hashes, with the form as plain."""
     return _HEADER.pack(*header[:3], FORM_PLAIN, *header[4:9])
@@ -141,6 +161,8 @@ def verify(thread: int, sequence: int, header: Header, digest: bytes) -> None:
         raise ValueError(f"the record is of format {header.version}, this library reads up to {FORMAT_VERSION}")
     if header.flags & ~KNOWN_FLAGS:
         raise ValueError(f"the record has the unknown flags {header.flags & ~KNOWN_FLAGS:#x}")
+    if read_status(header.flags) not in STATUSES:
+        raise ValueError(f"the record has the unknown status {read_status(header.flags)}")
 
 
 def chain_after(thread: int, sequence: int, header: Header, digest: bytes, chain: bytes) -> bytes:
@@ -258,6 +280,57 @@ def index_key(thread: int, lane: int, step_key: bytes) -> bytes:
 def index_further_key(thread: int, lane: int, step_key: bytes, sequence: int) -> bytes:
     """Key of a further row of a step id, by the first event that it names."""
     return index_key(thread, lane, step_key) + _NUMBER.pack(sequence)
+
+
+# On disk: never change them.
+COMMITS_IN_EPOCH: Final = 1024  # of the table `recent`
+SPAN_BITS: Final = 36  # 2^36 ns are 69 seconds
+MOST_SORTED_BYTES: Final = 448  # of a thread's id in `ids`; with the number behind it within LMDB's 511
+
+_RECENT = struct.Struct(">8sQIQ")
+_STATUS_FACET = struct.Struct(">Q")
+NUMBER_BYTES: Final = _NUMBER.size
+
+
+def status_facet(status: int) -> bytes:
+    """What the threads of a status stand under in `recent`."""
+    return _STATUS_FACET.pack(status)
+
+
+def label_facet(name: bytes, value: bytes) -> bytes:
+    """What the threads with a label stand under in `recent`; another may have the same, and a reader compares.
+
+    Args:
+        name: The label's name.
+        value: Its value in msgpack, the same for values that are equal.
+    """
+    return blake2b(len(name).to_bytes(4) + name + value, digest_size=8).digest()
+
+
+def epoch_of(commit: int) -> int:
+    """The epoch of a commit number."""
+    return commit // COMMITS_IN_EPOCH
+
+
+def span_of(time: int) -> int:
+    """The span of time in which a Unix time in nanoseconds lies."""
+    return time >> SPAN_BITS
+
+
+def recent_key(facet: bytes, epoch: int, span: int, thread: int) -> bytes:
+    """Key of `recent`."""
+    return _RECENT.pack(facet, epoch, span, thread)
+
+
+def read_recent(key: bytes) -> tuple[bytes, int, int, int]:
+    """Inverse of `recent_key`."""
+    facet, epoch, span, thread = _RECENT.unpack(key)
+    return facet, epoch, span, thread
+
+
+def sorted_key(name: bytes, thread: int) -> bytes:
+    """Key of `ids`: keeps the order of ids, as far as they stand in it."""
+    return name[:MOST_SORTED_BYTES] + _NUMBER.pack(thread)
 
 
 def item_key(namespace: Several[str], key: str) -> bytes:

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from stepwell import audit as auditing
+from stepwell import blaming, branching, difference, forking, naming, pruning, reader, repairing, replaying, searching
 from stepwell import format as fmt
-from stepwell import pruning, reader, repairing
 from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place, newest_contents
 from stepwell.errors import ConflictError, ReadOnlyError, StepwellError, UsageError
-from stepwell.events import Commit, Event, Sequence, StepCommitted, WritesRecorded
+from stepwell.events import (
+    Commit,
+    Event,
+    Label,
+    Sequence,
+    Status,
+    StepCommitted,
+    WritesRecorded,
+    status_number,
+    status_of,
+)
 from stepwell.fold import PendingWrite
 from stepwell.folding import SEAL_AFTER_BYTES, SEAL_AFTER_EVENTS, Folding
+from stepwell.following import Appends, FeedEntry, Following, ThreadEvents, Watch, is_deletion
+from stepwell.history import History, LaneSummary, Link, Step, TaskWrites, View
 from stepwell.items import Items
+from stepwell.labels import check_labels
+from stepwell.measuring import Measurement, measure
+from stepwell.observing import Observer
 from stepwell.patch import Merge, Value, diff_entries, parse
+from stepwell.paths import Path
 from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
-from stepwell.storage import Append, Compaction, Copy, Delete, Rewrite, Seal, Storage, ThreadRow
+from stepwell.statistics import LogStats, collect
+from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -70,16 +88,6 @@ class Snapshot(NamedTuple):
     values: dict[str, Value]
 
 
-class Step(NamedTuple):
-    """One step of a thread, without its state."""
-
-    sequence: Sequence
-    step_id: str
-    parent_id: str | None
-    lane: str
-    created_at: int
-
-
 class ThreadSummary(NamedTuple):
     """What the catalogue knows of a thread.
 
@@ -92,6 +100,9 @@ class ThreadSummary(NamedTuple):
         stored_bytes: Bytes of its records.
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
+        status: What it has come to, as those who append to it say; None if nobody has.
+        labels: Its labels.
+        cursor: Where it stands among all threads, for the page behind it (`before`); the commit of its newest append.
     """
 
     thread_id: str
@@ -102,22 +113,9 @@ class ThreadSummary(NamedTuple):
     stored_bytes: int
     created_at: int
     updated_at: int
-
-
-class FeedEntry(NamedTuple):
-    """One append, in the order of the whole log.
-
-    Attributes:
-        commit: Its position in the log.
-        thread_id: The thread that it went to; None if the thread was deleted.
-        first: Sequence of its first event.
-        last: Sequence of its last event.
-    """
-
-    commit: Commit
-    thread_id: str | None
-    first: Sequence
-    last: Sequence
+    status: Status | None
+    labels: dict[str, Label]
+    cursor: int
 
 
 class Log:
@@ -151,9 +149,11 @@ class Log:
         self._writer = Writer(storage)
         self._folding = Folding(storage, self.reader, self._writer.submit, seal_after_events, seal_after_bytes)
         self._writer.notice = self._folding.notice
+        self._watch = Watch(storage.moment)
+        self._writer.ring = self._watch.ring
         _open_logs.add(self)
         # A log that is dropped without being closed gives everything back all the same.
-        self._dropped = weakref.finalize(self, _abandon, self._folding, self._writer, storage)
+        self._dropped = weakref.finalize(self, _abandon, self._watch, self._folding, self._writer, storage)
         self._dropped.atexit = False  # the interpreter's end waits for what was submitted, see below
 
     @classmethod
@@ -162,7 +162,7 @@ class Log:
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        verify: bool | None = None,
+        verify: bool | int | None = None,
         network_file_system: bool = False,
         seal_after_events: int = SEAL_AFTER_EVENTS,
         seal_after_bytes: int = SEAL_AFTER_BYTES,
@@ -175,7 +175,7 @@ class Log:
             read_only: Refuse every change, and do not create the file.
             verify: Whether to make sure of every page of the file before it is used (about 2 s for a gigabyte).  None
                 does so if nobody had the file open on this machine, and otherwise looks at 64 MiB of pages at most;
-                False trusts the file.
+                False trusts the file.  A number is how many bytes to look at, of a file that somebody had open.
             network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
                 them at once destroys it.
             seal_after_events: A thread with so many loose events is sealed, in the background.
@@ -219,57 +219,159 @@ class Log:
         """What is remembered across threads."""
         return Items(self.storage, self.content, self.submit)
 
-    def threads(self, *, prefix: str = "") -> Iterator[ThreadSummary]:
-        """All threads whose id begins with `prefix`, in the order in which they were opened."""
-        after = 0
-        while True:
-            page = self.storage.threads(after, _PAGE_ROWS)
+    def threads(
+        self,
+        *,
+        prefix: str = "",
+        status: str | Iterable[str] | None = None,
+        labels: Mapping[str, Label | None] | None = None,
+        updated_since: int = 0,
+        updated_before: int = _END,
+        newest_first: bool = True,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> Iterator[ThreadSummary]:
+        """Threads in the order of their newest appends, without touching a state.
+
+        What a page costs does not grow with the number of threads (SPEC, section 9).  Nothing is held between two
+        threads, so an iterator may be paused; it shows each thread once at most, and none that was appended to after
+        it began and before it came to it.
+
+        Args:
+            prefix: What their ids begin with.
+            status: What they have come to, or several of these: "running", "interrupted", "failed", "done".
+            labels: Labels that they have, with these values; None stands for none of that name.
+            updated_since: Unix time in nanoseconds: only threads whose newest event is not older.
+            updated_before: Only threads whose newest event is older.
+            newest_first: Whether the thread that was appended to last comes first; else it comes last.
+            limit: At most so many.
+            before: The `cursor` of a summary: only threads that come behind it in this order.
+
+        Raises:
+            UsageError: An argument is not of its kind.
+        """
+        query = _query(prefix, status, labels, updated_since, updated_before, newest_first, before)
+        return self._threads(query, limit)
+
+    def _threads(self, query: Query, limit: int | None) -> Iterator[ThreadSummary]:
+        newest = None if query.newest_first else self._newest_commit()
+        while limit is None or limit > 0:
+            size = _PAGE_ROWS if limit is None else min(limit, _PAGE_ROWS)
+            page = self.storage.catalogue(query._replace(limit=size))
             for thread_id, row in page:
-                if thread_id.startswith(prefix) and not thread_id.startswith(fmt.OWN_THREADS):
-                    yield _summary(thread_id, row)
-            if len(page) < _PAGE_ROWS:
+                if newest is not None and row.commit > newest:
+                    return  # it was appended to meanwhile, and may have been shown
+                yield _summary(thread_id, row)
+            if len(page) < size:
                 return
+            query = query._replace(edge=page[-1][1].commit)
+            limit = None if limit is None else limit - size
+
+    def _newest_commit(self) -> int:
+        return next((row.commit for _, row in self.storage.catalogue(Query(1))), 0)
+
+    def all_threads(self) -> Iterator[str]:
+        """The ids of all threads, in the order in which they were opened: each once, whatever happens meanwhile."""
+        after = 0
+        while page := self.storage.threads(after, _PAGE_ROWS):
+            yield from (thread_id for thread_id, _ in page if not thread_id.startswith(fmt.OWN_THREADS))
             after = page[-1][1].number
 
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:
         """Every append after a commit number, over all threads, in commit order, up to now.
 
-        Appends whose events were pruned or deleted are left out; a deletion shows as an append of its own.  So are
-        changes of items.
+        Appends whose events were pruned or deleted are left out, and so are changes of items; a deletion shows as an
+        append of its own.
         """
-        names: dict[int, str] = {}
-        while True:
-            page = self.storage.feed(after, _PAGE_ROWS)
-            for row in page:
-                if row.thread not in names:
-                    names.update({found.number: name for name, found in self.storage.threads(row.thread - 1, 1)})
-                name = names.get(row.thread)
-                if name is None or not name.startswith(fmt.OWN_THREADS):
-                    yield FeedEntry(Commit(row.commit), name, Sequence(row.first), Sequence(row.last))
-            if len(page) < _PAGE_ROWS:
-                return
+        appends = Appends(self.storage, _PAGE_ROWS)
+        while page := appends.read(after):
+            yield from page
             after = page[-1].commit
 
-    def seal(self, thread_id: str | None = None) -> int:
+    def follow(self, *, after: int | None = 0, timeout_seconds: float | None = None) -> Following[FeedEntry]:
+        """Every append after a commit number, and then each as it is committed, by this process or another.
+
+        An iterator, for `for` and for `async for`.  In commit order, each once, none left out but those that the feed
+        does not have any more when it is read: `feed` says which.  What this log appends is given at once, what others
+        do within 25 ms.  Nothing is held open between two of them, so a follower may be as slow as it likes.
+
+        Args:
+            after: The commit number that was seen last; 0 begins with the oldest, None with what is committed from
+                now on.
+            timeout_seconds: End when nothing was committed for so long; None waits for ever, 0 ends at what there is.
+
+        Returns:
+            The iterator; its `position` is the commit number to go on after, also in another process.
+        """
+        if after is None:
+            after = self.storage.newest()
+        check_sequence("commit number", after)
+        return Following(self, self._watch, Appends(self.storage, _PAGE_ROWS).read, after, timeout_seconds)
+
+    def seal(self, thread_id: str | None = None, *, progress: Progress = _untold) -> int:
         """Put all loose events of one thread, or of all, into segments now.
 
         Appends need not wait for it: what was appended is durable already, this only makes it smaller and
         quicker to read.  Room of the file that is free then goes back to the file system.
 
+        Args:
+            thread_id: The thread; None for all.
+            progress: Called after each thread with what is being done, and how much of how much of it.
+
         Returns:
             How many events were sealed.
         """
-        thread_ids = [summary.thread_id for summary in self.threads()] if thread_id is None else [thread_id]
-        sealed = sum(self._folding.seal(Thread(self, name).id) for name in thread_ids)
+        thread_ids = [*self.all_threads()] if thread_id is None else [thread_id]
+        sealed = 0
+        for done, name in enumerate(thread_ids):
+            progress("sealing threads", done, len(thread_ids))
+            sealed += self._folding.seal(Thread(self, name).id)
         if thread_id is None:
             sealed += self._folding.seal(fmt.ITEMS_THREAD_ID)
         self.storage.give_back(_LEAST_GIVEN_BACK_BYTES)
         return sealed
 
-    def audit(self) -> auditing.Report:
-        """Check every invariant, and rebuild every derived table to compare it with what is stored."""
+    def audit(self, *, progress: Progress = _untold) -> auditing.Report:
+        """Check every invariant, and rebuild every derived table to compare it with what is stored.
+
+        Args:
+            progress: Called after each thread with what is being done, and how much of how much of it.
+        """
         with self._folding.turn:
-            return auditing.audit(self.storage)
+            return auditing.audit(self.storage, progress)
+
+    def stats(self) -> LogStats:
+        """What the log tells about itself: sizes, room, readers, and what this process wrote and how long it took.
+
+        It takes well under a millisecond, whatever the size of the log; `measure` looks at what is stored.
+
+        Raises:
+            UsageError: The file was renamed, replaced or removed.
+        """
+        return collect(self.storage, self.cache, self._writer.tally)
+
+    def measure(self, thread_id: str | None = None, *, largest: int = 10, progress: Progress = _untold) -> Measurement:
+        """What the bytes of the log, or of one thread, are for: by kind, channel and thread; what compression saves.
+
+        Reads and decodes every event (about 30 us each), page by page: the log may be in use, nothing is held open, and
+        the memory that it takes is bounded.  What is committed meanwhile may be counted or not.
+
+        Args:
+            thread_id: Measure one thread; None measures all.
+            largest: How many of the largest threads to name.
+            progress: Called after each page with what is being done, and how much of how much of it.
+
+        Raises:
+            CorruptionError: The catalogue is damaged.  Damaged events are counted.
+        """
+        return measure(self.storage, thread_id, largest, progress)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell an observer from now on what the log does; None tells nobody.
+
+        `stepwell.telemetry.instrument` makes OpenTelemetry's spans and metrics of it.
+        """
+        self._writer.observer = self._folding.observer = self.reader.observer = observer
 
     def repair(self, into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
         """Make a new log of everything in this one that can be proven, and tell what is lost; see `repair`.
@@ -314,9 +416,10 @@ class Log:
         under the call that was interrupted; in one of the log's own threads it does not wait.
         """
         if self._folding.is_here or self._writer.is_here:
-            _abandon(self._folding, self._writer, self.storage)
+            _abandon(self._watch, self._folding, self._writer, self.storage)
             return
         self.storage.begin_closing(lambda: self._folding.is_here or self._writer.is_here)
+        self._watch.close()
         self._folding.close()
         # failpoint: closing-folding-ended
         self._writer.close()
@@ -354,7 +457,13 @@ class Thread:
 
     # --- writing ---
 
-    def append(self, events: Several[Event], *, expected_head: int | None = None) -> Sequence:
+    def append(
+        self,
+        events: Several[Event],
+        *,
+        expected_head: int | None = None,
+        labels: Mapping[str, Label | None] | None = None,
+    ) -> Sequence:
         """Append events to the end of this thread, all or none.
 
         When this returns, the events survive a power cut (SPEC, G1).  When it raises, the thread is as it
@@ -364,15 +473,16 @@ class Thread:
             events: In the order they happened.  An empty list changes nothing.
             expected_head: The last sequence that the thread must have (0: it must not exist); None appends
                 after whatever is there.
+            labels: As for `label`, in the same commit.
 
         Returns:
-            The sequence of the last event appended; 0 if there was none.
+            The sequence of the last of these events; 0 if there was none.
 
         Raises:
             ConflictError: The thread is not at `expected_head`, or a base is not in it.
             CapacityError: There is no room.
         """
-        sequences = self.begin_append(events, expected_head=expected_head).result().sequences
+        sequences = self.begin_append(events, expected_head=expected_head, labels=labels).result().sequences
         return Sequence(sequences[-1] if sequences else 0)
 
     def begin_append(
@@ -382,6 +492,8 @@ class Thread:
         expected_head: int | None = None,
         incarnation: int = 0,
         may_read: bool = True,
+        labels: Mapping[str, Label | None] | None = None,
+        after: Several[Place] = (),
     ) -> Ticket:
         """Start an append; the ticket's `result()`, or awaiting it, ends it.
 
@@ -391,19 +503,61 @@ class Thread:
             incarnation: The number of the thread that bases and references in the events belong to, for a
                 caller who remembers them over a time in which the thread may have been deleted; 0 for any.
             may_read: Whether there is time to read what the thread holds, to look for content in it.
+            labels: As for `append`.
+            after: With `expected_head`: the places of an append that is under way, and is to have led to that head.
+                If it was refused, so is this one, even where somebody else's events have led there.
 
         Raises:
             NotRecalled: There is not, and it has to be done: begin again when there is.
         """
         for event in events:
             _check_event(event)
+        labels = dict(labels or {})
+        check_labels(labels)
+        begun = now()
         try:
-            encoding = Encoding(self.log.content, self.id, events, now(), may_read=may_read)
+            encoding = Encoding(self.log.content, self.id, events, begun, may_read=may_read)
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"an event for thread {self.id!r} holds what cannot be stored: {error}") from error
+        entries = encoding.entries if not after else partial(self._entries_after, after, expected_head, encoding)
         # failpoint: append-encoded
-        operation = Append(self.id, encoding.entries, expected_head, incarnation, placed=encoding.locate)
+        operation = Append(
+            self.id,
+            entries,
+            expected_head,
+            incarnation,
+            placed=encoding.locate,
+            labels=labels,
+            created_at=begun,
+            stored_bytes=lambda: encoding.stored_bytes,
+        )
         return self.log.submit(operation, encoding.places)
+
+    def _entries_after(
+        self, after: Several[Place], expected_head: int | None, encoding: Encoding, number: int, first: int
+    ) -> Several[Entry]:
+        if after[-1].sequence != expected_head:
+            raise ConflictError(
+                f"the append to thread {self.id!r} that this one follows was refused; read the thread again",
+                thread=self.id,
+                expected=expected_head,
+                actual=None,
+            )
+        return encoding.entries(number, first)
+
+    def label(self, labels: Mapping[str, Label | None]) -> None:
+        """Give the thread labels that lists find it by; a thread that does not exist is opened.
+
+        Durable when it returns.  Labels that are not named stay as they are; what changes nothing writes nothing.
+
+        Args:
+            labels: By name; None takes a label away.
+
+        Raises:
+            UsageError: One is no text, finite number or bool, or is larger than 256 bytes, or there are more than 32.
+            CapacityError: There is no room.
+        """
+        self.append([], labels=labels)
 
     def delete(self) -> None:
         """Remove the thread and everything that it holds; its id is free again.
@@ -551,6 +705,29 @@ class Thread:
         for sequence, event in reader.events(self.log.storage, row.number, after, _END, reverse=reverse):
             yield sequence, reader.resolved(event, payloads.read)
 
+    def follow(
+        self, *, after: int | None = 0, timeout_seconds: float | None = None
+    ) -> Following[tuple[Sequence, Event]]:
+        """All events with a sequence above `after`, and then each as it is committed, by this process or another.
+
+        An iterator, for `for` and for `async for`, as of `Log.follow`.  A thread that does not exist yet is waited for.
+        If it is pruned, what was not given by then is gone: a `ThreadPruned` comes, which says up to which sequence,
+        then what was kept, at its new sequences.  If it is deleted, a `ThreadDeleted` is the last that comes, and the
+        iterator ends; a thread that is opened anew with this id is another one.
+
+        Args:
+            after: The sequence that was seen last; 0 begins with the oldest, None with what is committed from now on.
+            timeout_seconds: End when nothing was committed to the thread for so long; None waits for ever, 0 ends at
+                what there is.
+
+        Raises:
+            ConflictError: The thread has not come to that sequence: the one that was read was deleted.
+        """
+        if after is not None:
+            check_sequence("sequence", after)
+        events = ThreadEvents(self.log.storage, self.id, after)
+        return Following(self.log, self.log._watch, events.read, events.after, timeout_seconds, is_deletion)
+
     def steps(self, *, lane: str | None = None) -> Iterator[Step]:
         """The steps of one lane, or of all, newest first; a step that was committed again stands once."""
         check_text("lane", lane or "")
@@ -598,6 +775,197 @@ class Thread:
             )
             for pending in reader.writes(storage, row.number, sequences, lane)
         ]
+
+    # --- understanding: everything as data, without the application ---
+
+    def resolve(self, at: int | str | None = None, *, lane: str = "") -> Step:
+        """The step that is meant.
+
+        Args:
+            at: A sequence (as int, or as text: "#231"), a step's number as LangGraph counts ("17", "-1"; where forks
+                have several, the one on the head's branch), a step id or the beginning or end of one; with "~3", three
+                steps before along the branch.  None is the head.
+            lane: The lane; a sequence brings its own.
+
+        Raises:
+            UsageError: There is no such step, or more than one.
+        """
+        return naming.resolve(self._history(), at, lane).step
+
+    def lanes(self) -> Iterator[LaneSummary]:
+        """The lanes of the thread, in the order in which they were opened."""
+        history = self._history()
+        for _, name, row in history.lanes():
+            yield LaneSummary(name, row.steps, history.link(row.head).step if row.head else None)
+
+    def view(self, at: int | str | None = None, *, lane: str = "") -> View:
+        """What a lane holds after one of its steps, as data; each channel is decoded when it is asked for.
+
+        Args:
+            at: The step, see `resolve`.
+            lane: The lane.
+
+        Raises:
+            UsageError: There is no such step.
+        """
+        history = self._history()
+        return history.view(naming.resolve(history, at, lane).sequence)
+
+    def pending(self, at: int | str | None = None, *, lane: str = "") -> list[TaskWrites]:
+        """What was written on a step, by task: the step after it takes it over.  Arguments and errors as `view`."""
+        history, number, link = self._named(at, lane)
+        (found,) = history.found(number, [link.event.step_id])
+        return history.writes(found.writes, history.states.state(history.number, link.sequence))
+
+    def replay(
+        self, lane: str = "", since: int | str | None = None, until: int | str | None = None
+    ) -> Iterator[replaying.Replayed]:
+        """The steps of a branch, oldest first, each with what it changed, what was written for it, and its state.
+
+        Any number of steps takes the memory of one state and a few words for each.
+
+        Args:
+            lane: The lane.
+            since: Begin after this step, see `resolve`; None begins with the first.
+            until: End with this step; None ends with the head.
+
+        Raises:
+            UsageError: There is no such step, or `since` is not on the branch that ends with `until`.
+        """
+        history, number, link = self._named(until, lane)
+        start = None if since is None else int(naming.resolve(history, since, lane).sequence)
+        return replaying.replay(history, number, link, start)
+
+    def diff(
+        self, a: int | str | None, b: int | str | None = None, *, lane: str = "", other: Thread | None = None
+    ) -> list[difference.Difference]:
+        """What differs between two states: messages by their id, maps by their keys, everything as data.
+
+        Args:
+            a: The one step, see `resolve`.
+            b: The other; they may be on different branches.
+            lane: The lane of both; a sequence brings its own.
+            other: The thread that `b` is of, if it is another.
+
+        Raises:
+            UsageError: There is no such step.
+        """
+        (history, _, one), (history_b, _, another) = self._named(a, lane), (other or self)._named(b, lane)
+        return difference.compare(
+            difference.Side(history.states.state(history.number, one.sequence), history.payloads),
+            difference.Side(history_b.states.state(history_b.number, another.sequence), history_b.payloads),
+        )
+
+    def first_divergence(
+        self, a: int | str | None, b: int | str | None = None, *, lane: str = "", other: Thread | None = None
+    ) -> branching.Divergence:
+        """Where the branches that end with two steps part.  Arguments and errors as `diff`.
+
+        Of two threads without a step id in common, the branches are compared state by state.
+        """
+        (history, _, one), (history_b, _, another) = self._named(a, lane), (other or self)._named(b, lane)
+        return branching.first_divergence((history, one), (history_b, another))
+
+    def watch(self, path: str | Path, *, at: int | str | None = None, lane: str = "") -> Iterator[blaming.Change]:
+        """Every change of what stands at a path, newest first, from one step on backwards.
+
+        Args:
+            path: Such as `messages[12].content`, `messages[id=abc]`, `plan["step 3"]`; see `stepwell.paths`.
+            at: The step to begin with, see `resolve`.
+            lane: The lane.
+
+        Raises:
+            UsageError: There is no such step, or the path is none.
+        """
+        history, number, link = self._named(at, lane)
+        return blaming.watch(history, number, link, Path.parse(path))
+
+    def blame(self, path: str | Path, *, at: int | str | None = None, lane: str = "") -> blaming.Change:
+        """The step, node and task that put there what stands at a path.  Arguments as `watch`.
+
+        Raises:
+            UsageError: There is no such step, or nothing stands at the path.
+        """
+        history, number, link = self._named(at, lane)
+        return blaming.blame(history, number, link, Path.parse(path))
+
+    def grep(
+        self, pattern: str | re.Pattern[str], *, regex: bool = False, ignore_case: bool = False, lane: str | None = None
+    ) -> Iterator[searching.Hit]:
+        """Where a text stands in anything that the thread holds, oldest first.
+
+        What steps repeat is searched once.  Pickles are not looked into, nor the fields beside the channels.
+
+        Args:
+            pattern: The text, or a compiled regular expression.
+            regex: Whether the text is a regular expression.
+            ignore_case: Whether upper and lower case are the same.
+            lane: One lane; None for all.
+
+        Raises:
+            UsageError: The regular expression is none, or there is no such lane.
+        """
+        history = self._history()
+        if lane is not None:
+            history.lane(lane)
+        return searching.grep(history, pattern, regex=regex, ignore_case=ignore_case).hits(lane)
+
+    def tree(self, *, lane: str | None = None) -> branching.Tree:
+        """All steps with their forks, of one lane or of all; `str` of it is a drawing.
+
+        Raises:
+            UsageError: There is no such lane.
+        """
+        return branching.tree(self._history(), lane)
+
+    def fork(
+        self,
+        at: int | str | None = None,
+        *,
+        lane: str = "",
+        as_: str | None = None,
+        patch: Mapping[str, Any] | None = None,
+    ) -> Step:
+        """Begin a new branch at a step, in this thread or in a new one; it becomes the head of its lane.
+
+        Durable when it returns; when it raises, nothing was changed.  Nothing waits for the new step: what ran on the
+        old one runs anew.
+
+        Args:
+            at: The step to go on from, see `resolve`.
+            lane: The lane.
+            as_: Id of a new thread, which gets all that this one held when the step was committed, and the new step;
+                None makes the branch here.
+            patch: What is to be different: values by their paths, such as `{"messages[id=abc].content": "..."}`;
+                `paths.ABSENT` takes something away.
+
+        Returns:
+            The new step.
+
+        Raises:
+            UsageError: There is no such step, or a path leads nowhere.
+            ConflictError: There is a thread with the id `as_`; or this thread was pruned meanwhile.
+        """
+        history, number, link = self._named(at, lane)
+        time = now()
+        step = forking.forked(history, number, link, patch, time)
+        if as_ is None:
+            sequence = self.begin_append([step], incarnation=history.number).result().sequences[-1]
+        else:
+            target = Thread(self.log, as_)
+            operation = forking.into(history, target.id, link, step, time)
+            sequence = self.log.submit(operation).result().sequences[-1]
+        return Step(Sequence(sequence), step.step_id, step.parent_id, step.lane, time)
+
+    def _history(self) -> History:
+        return History(self.log.storage, self.log.reader, self.id)
+
+    def _named(self, at: int | str | None, lane: str) -> tuple[History, int, Link]:
+        """The thread, the number of a step's lane, and the step."""
+        check_text("lane", lane)
+        history = self._history()
+        link = naming.resolve(history, at, lane)
+        return history, history.lane(link.event.lane)[0], link
 
 
 def repair(path: str | os.PathLike[str], into: str | os.PathLike[str], *, progress: Progress = _untold) -> RepairReport:
@@ -698,10 +1066,44 @@ def _check_event(event: Event) -> None:
     else:
         texts.update({"task id": event.task_id, "task path": event.task_path})
     check_sequence("created_at", event.created_at)
+    _check_status(event.status)
     for what, text in texts.items():
         if not isinstance(text, str):
             raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
         check_text(what, text)
+
+
+def _check_status(status: object) -> None:
+    if status is not None and status not in tuple(Status):
+        raise UsageError(f"a status is one of {', '.join(Status)}, not {status!r}")
+
+
+def _query(
+    prefix: str,
+    status: str | Iterable[str] | None,
+    labels: Mapping[str, Label | None] | None,
+    since: int,
+    before: int,
+    newest_first: bool,
+    cursor: int | None,
+) -> Query:
+    """What `Log.threads` asks the storage for, without a limit."""
+    if not isinstance(prefix, str):
+        raise UsageError(f"the prefix is a str, not {type(prefix).__name__}: {prefix!r}")
+    check_text("prefix", prefix)
+    statuses = None if status is None else {status} if isinstance(status, str) else {*status}
+    for each in statuses or ():
+        _check_status(each)
+    check_labels(labels or {})
+    for what, time in (("updated_since", since), ("updated_before", before)):
+        if not isinstance(time, int) or not 0 <= time <= _END:
+            raise UsageError(f"{what} is Unix time in nanoseconds, not {time!r}")
+    edge = cursor
+    if edge is None:
+        edge = _END if newest_first else 0
+    check_sequence("cursor", min(edge, _END - 1))
+    numbers = None if statuses is None else frozenset(status_number(Status(each)) for each in statuses)
+    return Query(0, prefix, numbers, dict(labels or {}), since, before, newest_first, edge)
 
 
 def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | None = None) -> Merge:
@@ -718,11 +1120,13 @@ def changes(new: Mapping[str, tuple[str, bytes]], old: Mapping[str, Value] | Non
 
 def _summary(thread_id: str, row: ThreadRow) -> ThreadSummary:
     events = row.last - row.first + 1
+    counts = events, row.steps, row.writes, row.lanes, row.stored_bytes
     times = row.created_at, row.updated_at
-    return ThreadSummary(thread_id, events, row.steps, row.writes, row.lanes, row.stored_bytes, *times)
+    return ThreadSummary(thread_id, *counts, *times, status_of(row.status), row.labels, row.commit)
 
 
-def _abandon(folding: Folding, writer: Writer, storage: Storage) -> None:
+def _abandon(watch: Watch, folding: Folding, writer: Writer, storage: Storage) -> None:
+    watch.close()
     folding.abandon()
     writer.abandon(storage.close)
 

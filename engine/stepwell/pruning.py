@@ -15,7 +15,7 @@ from stepwell import format as fmt
 from stepwell.clock import now
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Event, Sequence, StepCommitted, ThreadPruned, Write, WritesRecorded
+from stepwell.events import Event, Sequence, StepCommitted, ThreadLabelled, ThreadPruned, Write, WritesRecorded
 from stepwell.fold import State, fold_writes
 from stepwell.patch import Merge, Ref, compose_merges
 from stepwell.storage import Append, Entry, Storage, ThreadRow
@@ -89,6 +89,8 @@ class _Rewriting:
         row = self._row
         head = ThreadPruned(self._thread_id, Sequence(row.last), row.chain, self._now, row.created_at)
         yield self._entry(head)
+        if row.labels:
+            yield self._entry(ThreadLabelled(dict(row.labels)))
         kept = keep | retain.keys()
         states = reader.Reader(self._storage).states(row.number, kept)
         branches, order = self._branches(kept)
@@ -144,7 +146,7 @@ class _Rewriting:
         self, event: StepCommitted, channels: Merge, fields: Merge, base: Sequence, *, hidden: bool
     ) -> StepCommitted:
         return StepCommitted(
-            event.step_id, event.parent_id, channels, fields, event.lane, base, hidden, event.created_at
+            event.step_id, event.parent_id, channels, fields, event.lane, base, hidden, event.created_at, event.status
         )
 
     def _writes(self, kept: dict[tuple[str, str], frozenset[str] | None]) -> Iterator[Entry]:

@@ -6,6 +6,7 @@ answers is plain data.  A branch is folded forward once, however many of its sta
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
@@ -16,6 +17,7 @@ from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError
 from stepwell.events import Event, ItemPut, Sequence, StepCommitted, Write, WritesRecorded
 from stepwell.fold import EMPTY, PendingWrite, State, fold, fold_writes
+from stepwell.observing import Observer, Span, tell
 from stepwell.patch import Array, Blob, Map, Merge, PatchError, Ref, Value, payload_of, references
 from stepwell.storage import Found, Storage
 
@@ -92,9 +94,13 @@ class Reader:
 
     A state never changes once it is committed, so one that is remembered is right for ever; it names its
     content by reference and so costs little to keep.
+
+    Attributes:
+        observer: Told of each reading; None if nobody wants to know.
     """
 
     def __init__(self, storage: Storage, cache: Cache | None = None) -> None:
+        self.observer: Observer | None = None
         self._storage = storage
         self._held: Shelf[int, dict[int, State]] = Shelf(cache or Cache())
 
@@ -113,6 +119,21 @@ class Reader:
 
     def states(self, thread: int, sequences: Iterable[int]) -> dict[int, State]:
         """The states after some steps; 0 is the empty state.  Raises as `state` does."""
+        observer = self.observer
+        if observer is None:
+            return self._states(thread, sequences)
+        failure: BaseException | None = None
+        began = time.time_ns()
+        wanted = list(sequences)
+        try:
+            return self._states(thread, wanted)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            tell(observer.read, thread, len(wanted), Span(began, time.time_ns()), failure)
+
+    def _states(self, thread: int, sequences: Iterable[int]) -> dict[int, State]:
         wanted = sorted(set(sequences) - {0}, reverse=True)
         found = self._remembered(thread)
         missing_ones = [sequence for sequence in wanted if sequence not in found]

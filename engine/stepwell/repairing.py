@@ -34,6 +34,7 @@ from stepwell.events import (
     LaneOpened,
     Sequence,
     StepCommitted,
+    ThreadLabelled,
     ThreadPruned,
     WritesRecorded,
 )
@@ -42,7 +43,7 @@ from stepwell.patch import Merge, Patch, Ref, references
 from stepwell.salvage import Progress, Salvage, StoredRow, put
 from stepwell.storage import Append, Delete, Entry, FeedRow, Operation, RawStorage, ThreadRow, pack_name, pack_row
 from stepwell.storage.remains import Remains
-from stepwell.storage.tables import EVENTS, NAMES, SEGMENTS, THREAD_NAMES, THREADS
+from stepwell.storage.tables import EVENTS, IDS, NAMES, SEGMENTS, THREAD_NAMES, THREADS
 
 _PAGE_EVENTS: Final = 128
 _ITEM_KINDS: Final = (fmt.KIND_ITEM_PUT, fmt.KIND_ITEM_DELETED, fmt.KIND_ITEM_TOUCHED)
@@ -260,6 +261,7 @@ class _New:
         self._storage.restore(
             [
                 (NAMES, name_key, pack_name(number, name.encode())),
+                (IDS, fmt.sorted_key(name.encode(), number), b""),
                 (THREADS, fmt.number_key(number), pack_row(standing)),
             ]
         )
@@ -362,6 +364,9 @@ class _Rewriting:
             event = codec.decode(self._number, record)
             if isinstance(event, LaneOpened):
                 self._opened[record.header.lane] = event.lane
+            elif isinstance(event, ThreadLabelled):
+                self.last += 1
+                yield entry(event, codec.encode(event), record.header.created_at)
             elif isinstance(event, StepCommitted):
                 restated = self._restated(record.sequence, event)
                 if restated is not None:

@@ -34,7 +34,19 @@ from stepwell.storage.checksums import plain_value
 from stepwell.storage.feed import read_feed
 from stepwell.storage.remains import Remains
 from stepwell.storage.segments import cut, pack
-from stepwell.storage.tables import EVENTS, FEED, INDEX, LANES, META, NAMES, SEGMENTS, THREAD_NAMES, THREADS
+from stepwell.storage.tables import (
+    EVENTS,
+    FEED,
+    IDS,
+    INDEX,
+    LANES,
+    META,
+    NAMES,
+    RECENT,
+    SEGMENTS,
+    THREAD_NAMES,
+    THREADS,
+)
 
 _END: Final = 1 << 62
 _PAGE_EVENTS: Final = 128
@@ -287,7 +299,7 @@ class Salvage:
                     self._ends[append.thread] = max(append.last, self._ends.get(append.thread, 0))
             except (CorruptionError, ValueError) as error:
                 self._remains.note(FEED, f"a row of the table {FEED} cannot be read: {error}")
-        for table in (META, NAMES, LANES, INDEX):
+        for table in (META, NAMES, LANES, INDEX, RECENT, IDS):
             # Mostly so that their pages are known not to be strays.
             for key, value in self._remains.rows(table):
                 if (table, key) == (META, _META_FORMAT):

@@ -11,17 +11,21 @@ While a group is synced the next one gathers, so the cost of a sync is shared by
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
+from time import perf_counter
 from typing import Final
 
 from stepwell.content import Place, settle
 from stepwell.errors import ClosedError, ForkedError, UsageError
+from stepwell.loops import Loops, Waiter
+from stepwell.observing import Member, Observer, Span, tell
+from stepwell.statistics import Tally
 from stepwell.storage import Append, Committed, Operation, Outcome, Rewrite, Storage
 
 _ENDING_SECONDS: Final = 1.0
@@ -34,20 +38,27 @@ class Ticket:
     Giving up the wait does not take the operation back: it may still be committed.
     """
 
-    __slots__ = ("_done", "_outcome", "_places", "_waiters", "operation")
+    __slots__ = ("_done", "_hurry", "_outcome", "_places", "_waiters", "mark", "operation")
 
-    def __init__(self, operation: Operation, places: Sequence[Place] = ()) -> None:
+    def __init__(self, operation: Operation, places: Sequence[Place], hurry: Callable[[], None]) -> None:
         self.operation = operation
+        self._hurry = hurry
+        self.mark: object = None
         self._places = places
         self._outcome: Outcome | BaseException | None = None
         self._done = threading.Lock()
         self._done.acquire()
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiters: list[Waiter] = []
 
     @property
     def done(self) -> bool:
         """Whether the outcome is known."""
         return self._outcome is not None
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """Where its events stand; they are told as soon as that is known, and told anew if that changes."""
+        return self._places
 
     @property
     def committed(self) -> Committed | None:
@@ -61,13 +72,16 @@ class Ticket:
             StepwellError: It was refused or could not be carried out; nothing of it is in the log.
         """
         if self._outcome is None:
+            self._hurry()  # an event loop that waits here will not come to the end of its turn
             with self._done:
                 pass
         return self._taken()
 
     def __await__(self) -> Generator[object, None, Committed]:
         if self._outcome is None:
-            loop = asyncio.get_running_loop()
+            from asyncio import get_running_loop
+
+            loop = get_running_loop()
             future = loop.create_future()
             self._waiters.append((loop, future))
             # Without a lock: whoever comes too late to be told finds the outcome.
@@ -82,7 +96,7 @@ class Ticket:
             raise outcome
         return outcome
 
-    def resolve(self, outcome: Outcome | BaseException) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+    def resolve(self, outcome: Outcome | BaseException) -> list[Waiter]:
         """Make the outcome known to threads; returns the coroutines that are still to be told."""
         settle(self._places, durable=isinstance(outcome, Committed))
         self._outcome = outcome
@@ -96,11 +110,16 @@ class Writer:
 
     Attributes:
         notice: Told of every append that was committed: the thread, and what became of it.
+        ring: Called after each group, when all who waited for it know.
+        tally: What was committed since the log was opened.
+        observer: Told of each operation and group; None if nobody wants to know.
     """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._queue: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._queue: deque[Ticket | None] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # not empty: there may be something in the queue
+        self._loops = Loops(self._ring)
         # Reentrant: a signal handler or a finalizer may submit or close in the midst of a submission.
         self._lock = threading.RLock()
         self._started = False
@@ -111,6 +130,9 @@ class Writer:
         self._closed = False
         self._last: Callable[[], None] | None = None
         self.notice: Callable[[str, Committed], None] = _ignore
+        self.ring: Callable[[], None] = _ring_nobody
+        self.tally = Tally()
+        self.observer: Observer | None = None
         self._pid = os.getpid()
 
     @property
@@ -142,7 +164,9 @@ class Writer:
                 f"a call that changes the log {self._storage.path!r} was made by the thread that writes it, from a "
                 "function given to `rewrite` or from a finalizer: it would wait for itself"
             )
-        ticket = Ticket(operation, places)
+        ticket = Ticket(operation, places, self._ring)
+        if (observer := self.observer) is not None:
+            ticket.mark = tell(observer.submitted, operation)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
@@ -151,7 +175,11 @@ class Writer:
                 threading.Thread(target=self._run, name="stepwell-writer", daemon=True).start()
                 _running.add(self)
                 self._started = True
-            self._queue.put(ticket)
+            # First that the writer will be told: an interruption after it leaves nothing in the queue unseen.
+            rings = self._loops.ring_later()
+            self._queue.append(ticket)
+            if not rings:
+                self._ring()
         # failpoint: operation-queued
         return ticket
 
@@ -188,7 +216,13 @@ class Writer:
     def _end(self) -> None:
         with self._lock:
             self._closed = True  # first: nothing may be queued behind the end
-            self._queue.put(None)
+            self._queue.append(None)
+            self._ring()
+
+    def _ring(self) -> None:
+        """Have the writer look at the queue.  One that has not looked yet need not be told again."""
+        if self._bell.empty():
+            self._bell.put(None)
 
     def _finish(self) -> None:
         """Call what is to be called last, once."""
@@ -211,7 +245,7 @@ class Writer:
             # Whatever ends this thread must reach those who wait for it.
             with self._lock:
                 self._closed = True
-            _resolve(group + self._drain(), error)
+            self._resolve(group + self._drain(), error)
             raise
         finally:
             _running.discard(self)
@@ -219,36 +253,36 @@ class Writer:
             self._finish()  # for who abandoned this writer a moment ago, and saw it still run
 
     def _gather(self) -> list[Ticket]:
+        while not self._queue:
+            self._bell.get()
         group: list[Ticket] = []
-        ticket = self._queue.get()
-        while ticket is not None:
+        while self._queue and len(group) < _LARGEST_GROUP:
+            ticket = self._queue.popleft()
+            if ticket is None:
+                if group:
+                    self._queue.appendleft(None)  # the end was met behind this group: meet it again after it
+                break
             group.append(ticket)
-            if len(group) == _LARGEST_GROUP:
-                return group
-            try:
-                ticket = self._queue.get_nowait()
-            except Empty:
-                return group
-        if group:
-            self._queue.put(None)  # the end was met behind this group: meet it again after it
         return group
 
     def _drain(self) -> list[Ticket]:
         rest: list[Ticket] = []
-        while True:
-            try:
-                ticket = self._queue.get_nowait()
-            except Empty:
-                return rest
+        while self._queue:
+            ticket = self._queue.popleft()
             if ticket is not None:
                 rest.append(ticket)
+        return rest
 
     def _commit(self, group: list[Ticket]) -> None:
+        began = perf_counter()
         try:
             outcomes: list[Outcome] = self._storage.commit([ticket.operation for ticket in group])
         except Exception as error:
+            self.tally.failed_groups += 1
             if len(group) == 1:
-                _resolve(group, error)
+                self._resolve(group, error)
+                if (observer := self.observer) is not None:
+                    _observe(observer, group, [error], perf_counter() - began)
             else:
                 for ticket in group:
                     # Nobody may refer to where the failed attempt would have put it.
@@ -257,17 +291,32 @@ class Writer:
                 for ticket in group:
                     self._commit([ticket])
             return
-        waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        seconds = perf_counter() - began
+        self.tally.group(seconds, len(group))
+        waiters: list[Waiter] = []
         # failpoint: group-acknowledging
         for ticket, outcome in zip(group, outcomes, strict=True):
-            for loop, future in ticket.resolve(outcome):
-                waiting.setdefault(loop, []).append(future)
+            if isinstance(outcome, Committed) and isinstance(ticket.operation, Append) and not ticket.operation.restart:
+                # What was acknowledged was counted before.  What a pruning keeps is put again, and is nothing new.
+                self.tally.append(len(outcome.sequences), ticket.operation.stored_bytes())
+            waiters += ticket.resolve(outcome)
             # failpoint: ticket-resolved
-        _tell(waiting)
+        self._loops.wake(waiters)
         # failpoint: group-acknowledged
+        self.ring()
         for ticket, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Committed) and isinstance(ticket.operation, Append):
                 self.notice(ticket.operation.thread_id, outcome)
+        if (observer := self.observer) is not None:
+            _observe(observer, group, outcomes, seconds)
+
+    def _resolve(self, tickets: list[Ticket], error: BaseException) -> None:
+        waiters: list[Waiter] = []
+        for ticket in tickets:
+            if not ticket.done:
+                # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
+                waiters += ticket.resolve(_copy_of(error))
+        self._loops.wake(waiters)
 
 
 _running: set[Writer] = set()
@@ -294,14 +343,14 @@ def _ignore(thread_id: str, committed: Committed) -> None:
     pass
 
 
-def _resolve(tickets: list[Ticket], error: BaseException) -> None:
-    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for ticket in tickets:
-        if not ticket.done:
-            # Each caller gets an exception of its own: tracebacks grow on the one that is raised.
-            for loop, future in ticket.resolve(_copy_of(error)):
-                waiting.setdefault(loop, []).append(future)
-    _tell(waiting)
+def _ring_nobody() -> None:
+    pass
+
+
+def _observe(observer: Observer, group: list[Ticket], outcomes: Sequence[Outcome | Exception], seconds: float) -> None:
+    ended = time.time_ns()
+    members = [Member(ticket.operation, ticket.mark, each) for ticket, each in zip(group, outcomes, strict=True)]
+    tell(observer.committed, members, Span(ended - int(seconds * 1e9), ended))
 
 
 def _copy_of(error: BaseException) -> BaseException:
@@ -309,16 +358,3 @@ def _copy_of(error: BaseException) -> BaseException:
         return copy.copy(error)
     except Exception:  # an exception that cannot be copied is still one that can be raised
         return error
-
-
-def _tell(waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:
-    """Wake the coroutines: one call into each loop, however many of its coroutines waited."""
-    for loop, futures in waiting.items():
-        with suppress(RuntimeError):  # the loop was closed; nobody waits any more
-            loop.call_soon_threadsafe(_wake, futures)
-
-
-def _wake(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)

@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from conformance.calls import Calls, config_of, id_of, ids, new_id, new_version, shown
-from stepwell.errors import ConflictError, StepwellError
+from stepwell.errors import ConflictError, StepwellError, UsageError
 from stepwell_langgraph import StepwellSaver
 
 only_ours = pytest.mark.parametrize("saver", ["file", "memory"], indirect=True)
@@ -536,3 +536,65 @@ async def test_reopened(tmp_path: Path, asynchronous: bool) -> None:
         for thread, expected in before.items():
             assert (await everything(calls, thread), await histories(calls, thread)) == expected
         assert saver.log.audit().breaches == []
+
+
+# --- lists of threads ---
+
+
+async def listed(saver: StepwellSaver, calls: Calls, **asked: Any) -> list[Any]:
+    """What `threads` or `athreads` shows, as the calls are made."""
+    if calls.asynchronous:
+        return [found async for found in saver.athreads(**asked)]
+    return list(saver.threads(**asked))
+
+
+@only_ours
+async def test_threads(saver: StepwellSaver, calls: Calls) -> None:
+    """Threads are found by what their root graph's checkpoints say of them, newest first."""
+    for number in range(6):
+        about = {"user": f"u{number % 2}", "tier": number, "step": number, "run_id": f"r{number}", "tags": ["a"]}
+        await calls.step(None, {"branch:to:a": None}, thread=f"t{number}", metadata=about)
+        await calls.step(None, {"x": number}, thread=f"t{number}", ns="sub:1", metadata={"user": "of the sub-graph"})
+    config = await calls.step(None, {"messages": ["done"]}, thread="t1", metadata={"step": 7})
+    await calls.put_writes(config, [("messages", 1)], "task")
+    failed = await calls.step(None, {"__start__": 1}, thread="t3", metadata={"user": "u9"})
+    await calls.put_writes(failed, [("__error__", "it broke")], "task")
+    asked = await calls.step(None, {"join:a+b:c": {"b", "a"}}, thread="t4")
+    assert [each.status for each in await listed(saver, calls, limit=1)] == ["running"]
+    await calls.put_writes(asked, [("__interrupt__", "who?")], "task")
+    found = await listed(saver, calls)
+    assert [(each.thread_id, each.status) for each in found] == [
+        ("t4", "interrupted"),
+        ("t3", "failed"),
+        ("t1", "done"),
+        ("t5", "running"),
+        ("t2", "running"),
+        ("t0", "running"),
+    ]
+    assert found[2].metadata == {"user": "u1", "tier": 1}
+    assert found[2].config == {"configurable": {"thread_id": "t1"}}
+    assert found[2].checkpoints == 3
+    assert found[2].created_at <= found[2].updated_at <= found[0].updated_at
+    for filter_ in (
+        {"user": "u1"},
+        {"tier": 4.0},
+        {"user": "u1", "tier": True},
+        {"user": "u9", "tier": 3},
+        {"user": None},
+    ):
+        expected = [each for each in found if all(each.metadata.get(key) == value for key, value in filter_.items())]
+        assert await listed(saver, calls, filter=filter_) == expected
+    assert await listed(saver, calls, before=found[2].cursor) == found[3:]
+    assert await listed(saver, calls, newest_first=False, status="running", prefix="t") == found[:2:-1]
+    middle = found[2].updated_at
+    assert await listed(saver, calls, updated_before=middle) == [each for each in found if each.updated_at < middle]
+    await calls.put_writes(asked, [("__resume__", "me")], "task")
+    assert [each.thread_id for each in await listed(saver, calls, status="running")] == ["t4", "t5", "t2", "t0"]
+
+
+@only_ours
+@pytest.mark.parametrize("filter_", [{"step": 1}, {"run_id": "r"}, {"tags": ["a"]}, {"long": "x" * 300}])
+def test_filters_that_find_no_threads(saver: StepwellSaver, filter_: dict[str, Any]) -> None:
+    """What tells of a single checkpoint, or is no label, is refused with the way out."""
+    with pytest.raises(UsageError, match="use list"):
+        saver.threads(filter=filter_)

@@ -1,6 +1,6 @@
 """Damaged records: decoding gives the event or says what is wrong, and a damaged log never tells a lie.
 
-Each test prints the seed that it drew its damage from; RECORDS_SEED=n repeats it.
+Each test prints the seed that it drew its damage from; RECORDS_SEED=n repeats it, RECORDS_SEEDS=n tries n.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ from stepwell.reader import Reader
 from stepwell.storage.memory import MemoryStorage
 
 THREAD, SEQUENCE = 5, 77
-SEEDS = [int(os.environ["RECORDS_SEED"])] if "RECORDS_SEED" in os.environ else list(range(4))
+SEEDS = (
+    [int(os.environ["RECORDS_SEED"])]
+    if "RECORDS_SEED" in os.environ
+    else list(range(int(os.environ.get("RECORDS_SEEDS", 2))))
+)
 
 
 @pytest.fixture(params=SEEDS)

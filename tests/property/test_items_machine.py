@@ -110,8 +110,8 @@ class ItemsMachine(RuleBasedStateMachine):
                 sequence = Sequence(held.sequence if held and choice == 8 else 1)
                 events.append(ItemTouched(*name, sequence, time or 1, self.clock))
         committed = self.log.items.submit(events).result()
-        for event, sequence in zip(events, committed.sequences, strict=True):
-            self.apply(event, sequence, committed.commit)
+        for event, place in zip(events, committed.sequences, strict=True):
+            self.apply(event, place, committed.commit)
         self.moments[committed.commit] = dict(self.now)
 
     def apply(self, event: ItemEvent, sequence: int, commit: int) -> None:
@@ -164,7 +164,7 @@ class ItemsMachine(RuleBasedStateMachine):
         before = sorted(self.moments)[-1 - min(back, len(self.moments) - 1)]
         self.log.items.prune(before)
         newest = max((h.commit if isinstance(h, Held) else h for v in self.versions.values() for h in v), default=0)
-        self.moments = {at: moment for at, moment in self.moments.items() if at >= min(before, newest)}
+        self.moments = {at: moment for at, moment in self.moments.items() if at >= before}
         for name, versions in self.versions.items():
             commits = [each if isinstance(each, int) else each.commit for each in versions]
             shown = [

@@ -369,11 +369,11 @@ def test_body_bytes() -> None:
     content = bytes(range(80))
     body = codec.encode(step("s", {"x": content, "y": b"short"}, parent="r", lane="of the header", base=9))
     assert body.data == (
-        b"\0\0\0\x30"
-        b"\x99\x03\xa1s\xa1r"  # tag, id, parent
+        b"\0\0\0\x31"
+        b"\x9a\x03\xa1s\xa1r"  # tag, id, parent
         b"\x93\x06\x90\x82"  # channels: a merge that drops nothing and has two changes
         b"\xa1x\x93\x01\xa4text\x94\x09\0\0\x50"  # a blob: type, reference to this event's payload
         b"\xa1y\x93\x01\xa4text\xc4\x05short"  # a blob that stays here
         b"\x93\x06\x90\x80"  # fields: nothing
-        b"\xa0\0\xc2\0" + content  # lane, base, hidden and time are in the header
+        b"\xa0\0\xc2\0\xc0" + content  # lane, base, hidden, time and status are in the header
     )

@@ -291,7 +291,7 @@ def queued_behind(storage: FailingStorage, log: Log) -> Ticket:
     """Keep the writer busy with an append to another thread, so that what is submitted next becomes one group."""
     storage.gate.acquire()
     blocker = log.thread("blocker").begin_append([step("b")])
-    while not log._writer._queue.empty():
+    while log._writer._queue:
         pass
     return blocker
 

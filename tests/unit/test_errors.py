@@ -10,7 +10,7 @@ TREE = {
     "ConflictError": [],
     "CapacityError": ["MapFullError", "DiskFullError", "EventTooLargeError"],
     "FormatError": ["NewerFormatError", "NotALogError"],
-    "CorruptionError": [],
+    "CorruptionError": ["BundleError"],
 }
 
 

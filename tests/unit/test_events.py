@@ -19,7 +19,7 @@ def test_kinds() -> None:
     """Each event type has a kind of its own, and each kind a type."""
     kinds = {value for name, value in vars(fmt).items() if name.startswith("KIND_")}
     assert sorted(type_.__struct_config__.tag for type_ in TYPES) == sorted(kinds)
-    assert len(kinds) == len(TYPES) == 10
+    assert len(kinds) == len(TYPES) == 11
 
 
 @pytest.mark.parametrize("type_", TYPES)

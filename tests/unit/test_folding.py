@@ -143,6 +143,15 @@ def test_background(path: str) -> None:
         assert log.audit().breaches == []
 
 
+def test_labels_of_a_thread_with_a_long_tail(memory_log: Log) -> None:
+    """Labels alone may come to a thread that is about to be sealed; appending goes on."""
+    thread = memory_log.thread("thread")
+    thread.append([step(f"s{number}") for number in range(200)])
+    thread.label({"customer": "acme"})
+    thread.append([step("on")])
+    assert memory_log.thread("thread").summary().steps == 201  # type: ignore[union-attr]
+
+
 def test_few_events_are_read(log: Log) -> None:
     """Reading a state of a sealed thread folds few events, however long the history is."""
     write(log, "one", 400)

@@ -13,6 +13,7 @@ import pytest
 from building import noise, set_record, set_row, step
 from stepwell import (
     ClosedError,
+    Commit,
     CorruptionError,
     Deletion,
     Item,
@@ -27,7 +28,7 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.events import ItemEvent
-from stepwell.patch import Array, Blob, New, Ref
+from stepwell.patch import Array, Blob, New, Ref, Value
 from stepwell.storage.items import LARGEST_VALUE_IN_ROW_BYTES, VERSIONS_IN_ROW
 from stepwell.storage.tables import ITEMS, VERSIONS
 
@@ -44,13 +45,19 @@ def put(
     **attachments: bytes,
 ) -> ItemPut:
     """An item with a value."""
-    beside = {name: Blob("f32", payload) for name, payload in attachments.items()}
+    beside: dict[str, Value] = {name: Blob("f32", payload) for name, payload in attachments.items()}
     return ItemPut(at, key, parse("json", value), expires_at, beside, created_at)
 
 
 def done(log: Log, *changes: ItemEvent) -> int:
     """Submit changes; their commit."""
     return log.items.submit(changes).result().commit
+
+
+def placed(log: Log, change: ItemEvent) -> tuple[Commit, Sequence]:
+    """Submit one change; its commit, and where it stands."""
+    committed = log.items.submit([change]).result()
+    return Commit(committed.commit), Sequence(committed.sequences[0])
 
 
 def done_each(log: Log, changes: Iterable[ItemEvent]) -> list[int]:
@@ -78,9 +85,11 @@ def test_nothing(log: Log) -> None:
     """A log without items answers every question with nothing."""
     assert value(log) is None
     assert value(log, at=7) is None
-    assert list(log.items.scan()) == list(log.items.namespaces()) == list(log.items.history(ADA, "k")) == []
+    assert list(log.items.scan()) == []
+    assert list(log.items.namespaces()) == []
+    assert list(log.items.history(ADA, "k")) == []
     assert log.items.expired(1 << 62) == []
-    assert log.items.version() == log.items.commit_at(1 << 62) == 0
+    assert (log.items.version(), log.items.commit_at(1 << 62)) == (0, 0)
     assert list(log.items.changes(0) or "none") == []
     log.items.forget(())
     log.items.prune(1)
@@ -90,10 +99,10 @@ def test_nothing(log: Log) -> None:
 
 def test_put_and_get(log: Log) -> None:
     """A value comes back byte for byte, with when and where it was put; putting again keeps when it was created."""
-    first = log.items.submit([put(value=b"one", expires_at=50, created_at=10)]).result()
-    assert log.items.get(ADA, "k") == Item(ADA, "k", ("json", b"one"), 10, 10, first.commit, first.sequences[0], 50)
-    again = log.items.submit([put(value=b"two", created_at=20)]).result()
-    assert log.items.get(ADA, "k") == Item(ADA, "k", ("json", b"two"), 10, 20, again.commit, again.sequences[0], None)
+    first = placed(log, put(value=b"one", expires_at=50, created_at=10))
+    assert log.items.get(ADA, "k") == Item(ADA, "k", ("json", b"one"), 10, 10, *first, 50)
+    again = placed(log, put(value=b"two", created_at=20))
+    assert log.items.get(ADA, "k") == Item(ADA, "k", ("json", b"two"), 10, 20, *again, None)
     assert value(log, "other") is None
     assert value(log, namespace=("users",)) is None
 
@@ -293,17 +302,17 @@ def test_as_of_every_commit(log: Log, sealed: bool) -> None:
 
 def test_history(log: Log) -> None:
     """All versions of an item come newest first, the deletions between them, each with what it was."""
-    one = log.items.submit([put(value=b"1", created_at=1, expires_at=9)]).result()
+    one = placed(log, put(value=b"1", created_at=1, expires_at=9))
     done(log, put("other"))
     log.items.submit([put(value=b"2", created_at=2)]).result()
-    gone = log.items.submit([ItemDeleted(ADA, "k", created_at=3)]).result()
-    four = log.items.submit([put(value=noise(2000), created_at=4)]).result()
+    gone = placed(log, ItemDeleted(ADA, "k", created_at=3))
+    four = placed(log, put(value=noise(2000), created_at=4))
     found = list(log.items.history(ADA, "k"))
     assert [type(each) for each in found] == [Item, Deletion, Item, Item]
-    assert found[1] == Deletion(ADA, "k", 3, gone.commit, gone.sequences[0])
-    assert found[3] == Item(ADA, "k", ("json", b"1"), 1, 1, one.commit, one.sequences[0], 9)
+    assert found[1] == Deletion(ADA, "k", 3, *gone)
+    assert found[3] == Item(ADA, "k", ("json", b"1"), 1, 1, *one, 9)
     assert [each.created_at for each in found if isinstance(each, Item)] == [4, 1, 1]
-    assert found[0].commit == four.commit
+    assert found[0].commit == four[0]
     done(log, ItemDeleted(ADA, "k"))
     assert len(list(log.items.history(ADA, "k"))) == 5
     assert list(log.items.history(ADA, "never")) == []
@@ -361,7 +370,7 @@ def test_version_and_changes(log: Log) -> None:
     version = log.items.version()
     log.thread("t").append([step("s1")])
     assert log.items.version() == version
-    changes = [put("a", noise(100)), ItemDeleted(ADA, "a"), ItemTouched(ADA, "a", Sequence(2), 5)]
+    changes: list[ItemEvent] = [put("a", noise(100)), ItemDeleted(ADA, "a"), ItemTouched(ADA, "a", Sequence(2), 5)]
     done(log, *changes)
     assert log.items.version() == version + 3
     found = list(log.items.changes(version) or ())
@@ -502,7 +511,8 @@ def test_nobody_else_sees_the_thread_of_items(log: Log) -> None:
     done(log, put())
     log.thread("t").append([step("s1")])
     assert [found.thread_id for found in log.threads()] == ["t"]
-    assert [found.thread_id for found in log.threads(prefix="\0")] == []
+    assert list(log.threads(prefix="\0")) == list(log.threads(newest_first=False, prefix="\0")) == []
+    assert list(log.all_threads()) == ["t"]
     assert [found.thread_id for found in log.feed()] == ["t"]
     for use in (log.thread, log.seal, log.thread("t").copy_to):
         with pytest.raises(UsageError, match="the log's own"):

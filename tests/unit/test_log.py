@@ -193,7 +193,11 @@ def test_hostile_ids(log: Log) -> None:
     names = ["", "1", "12", "1\0", "\0", "x" * 3000, "\U0001f389", "a|b", "\xff", "é", "e\u0301"]
     for name in names:
         taken(log.thread(name), name, lane=name, x=name.encode())
-    assert [found.thread_id for found in log.threads()] == names
+    assert list(log.all_threads()) == names
+    for name in names:
+        assert [found.thread_id for found in log.threads(prefix=name)] == [
+            each for each in names[::-1] if each.startswith(name)
+        ]
     for name in names:
         thread = log.thread(name)
         assert loaded(thread, name, lane=name).channels["x"] == ("text", name.encode())
@@ -378,13 +382,14 @@ def test_writes(log: Log) -> None:
 
 
 def test_threads(log: Log) -> None:
-    """Threads are listed in the order in which they were opened, those with a prefix alone if asked."""
+    """Threads are listed newest first, those with a prefix alone if asked; or as they were opened."""
     names = [f"{letter}{number}" for number in range(150) for letter in "ab"]
     for name in names:
         log.thread(name).begin_append([step("s0")])
     log.thread(names[0]).delete()  # after all that were submitted before
-    assert [found.thread_id for found in log.threads()] == names[1:]
-    assert [found.thread_id for found in log.threads(prefix="a1")] == [n for n in names if n.startswith("a1")]
+    assert list(log.all_threads()) == names[1:]
+    assert [found.thread_id for found in log.threads()] == names[:0:-1]
+    assert [found.thread_id for found in log.threads(prefix="a1")] == [n for n in names[::-1] if n.startswith("a1")]
     assert list(log.threads(prefix="c")) == []
 
 
@@ -499,7 +504,7 @@ def test_copy_to_what_exists(log: Log) -> None:
     log.thread("none").copy_to("new")
     with pytest.raises(UsageError):
         log.thread("t").copy_to("\ud800")
-    assert [found.thread_id for found in log.threads()] == ["t", "u"]
+    assert list(log.all_threads()) == ["t", "u"]
 
 
 # --- iterators and changes meanwhile ---
@@ -566,8 +571,14 @@ def test_use_after_close(tmp_path: Path) -> None:
         "forks": lambda: list(thread.forks()),
         "writes": lambda: thread.writes("s0"),
         "threads": lambda: list(other.threads()),
+        "all_threads": lambda: list(other.all_threads()),
+        "label": lambda: thread.label({"user": "ada"}),
         "feed": lambda: list(other.feed()),
+        "follow": lambda: next(other.follow()),
+        "follow of a thread": lambda: next(thread.follow()),
         "audit": other.audit,
+        "stats": other.stats,
+        "measure": other.measure,
         "seal": other.seal,
         "compact": lambda: other.compact(tmp_path / "new"),
         "repair": lambda: other.repair(tmp_path / "new"),
@@ -580,13 +591,26 @@ def test_use_after_close(tmp_path: Path) -> None:
         "copy_to": lambda: thread.copy_to("u"),
         "prune": lambda: thread.prune([]),
         "rewrite": lambda: thread.rewrite(lambda row: None),
+        "resolve": thread.resolve,
+        "lanes": lambda: list(thread.lanes()),
+        "view": thread.view,
+        "commit_of": thread.commit_of,
+        "pending": thread.pending,
+        "replay": lambda: list(thread.replay()),
+        "diff": lambda: thread.diff(None),
+        "first_divergence": lambda: thread.first_divergence(None),
+        "watch": lambda: list(thread.watch("x")),
+        "blame": lambda: thread.blame("x"),
+        "grep": lambda: list(thread.grep("x")),
+        "tree": thread.tree,
+        "fork": thread.fork,
     }
     for use in uses.values():
         with pytest.raises(ClosedError, match="closed"):
             use()
     public = {name for kind in (Log, Thread) for name, member in vars(kind).items() if inspect.isfunction(member)}
     tried = {name.split()[0] for name in uses}
-    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close"}
+    assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close", "observe"}
     other.close()
     other.close()
 
@@ -671,3 +695,18 @@ def test_operations_of_the_storage_are_seen(log: Log) -> None:
     loaded(log.thread("t"))
     log.storage.commit([append("t", step("s1", {"x": b"1"}))])
     assert loaded(log.thread("t")).step_id == "s1"
+
+
+def test_an_append_follows_another_that_is_under_way(log: Log) -> None:
+    """It may name the head that the other will lead to; if that one is refused so is it, whatever led to that head."""
+    thread = log.thread("t")
+    first = thread.begin_append([step("s0")], expected_head=0)
+    second = thread.begin_append([step("s1", base=3)], expected_head=3, after=first.places)
+    assert second.result().sequences == (4,)
+    thread.append([step("theirs", base=3)])
+    refused = thread.begin_append([step("s2", base=4)], expected_head=4, after=second.places)
+    following = thread.begin_append([step("s3", base=5)], expected_head=5, after=refused.places)
+    for ticket in (refused, following):
+        with pytest.raises(ConflictError):
+            ticket.result()
+    assert [found.step_id for found in thread.steps()] == ["theirs", "s1", "s0"]

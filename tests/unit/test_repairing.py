@@ -19,8 +19,10 @@ from stepwell import (
     NewerFormatError,
     NotALogError,
     RepairReport,
+    Status,
     ThreadRepair,
     UsageError,
+    WritesRecorded,
     repair,
 )
 from stepwell import format as fmt
@@ -265,6 +267,24 @@ def test_lost_tombstone(log: Log, path: Path) -> None:
     repaired(forget(log, path), check)
 
 
+def test_status_and_labels(log: Log, path: Path) -> None:
+    """A thread with a gap keeps its labels, and has come to what its newest intact step and the writes for it say."""
+    for name in ("a", "b"):
+        log.thread(name).label({"user": name, "tier": 1})
+        grow(log, name, 2)
+        log.thread(name).append([WritesRecorded("1", "asks", "", (), status=Status.INTERRUPTED)], labels={"tier": 2})
+    set_record(log.storage, 1, 1, None)
+
+    def check(new: Log, report: RepairReport) -> None:
+        assert [thread.number for thread in report.repaired] == [1]
+        for name in ("a", "b"):
+            (found,) = new.threads(labels={"user": name, "tier": 2}, status="interrupted", prefix=name)
+            assert found.labels == {"tier": 2, "user": name}
+        assert [found.thread_id for found in new.threads()] == ["a", "b"]
+
+    repaired(forget(log, path), check)
+
+
 def test_lost_names(log: Log, path: Path) -> None:
     """Names come from the table of names where their events are lost, and are new where that is lost too."""
     for name in ("a", "b", "c"):
@@ -276,7 +296,7 @@ def test_lost_names(log: Log, path: Path) -> None:
     set_row(log.storage, NAMES, fmt.name_key(3, b""), None)
 
     def check(new: Log, report: RepairReport) -> None:
-        names = [summary.thread_id for summary in new.threads()]
+        names = list(new.all_threads())
         assert names == ["a", "lost-name-2", "c"]
         assert [thread.lost_names for thread in report.repaired] == [(), ("lost-name-2",), ("lost-lane-1",)]
         assert [thread.lost[0][:2] for thread in report.repaired] == [(1, 2)] * 3

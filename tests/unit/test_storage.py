@@ -44,6 +44,7 @@ from stepwell.storage import (
     Group,
     Operation,
     Outcome,
+    Query,
     Rewrite,
     ThreadRow,
     segments,
@@ -109,6 +110,7 @@ def test_empty(storage: TableStorage) -> None:
     """An empty log answers every question with nothing."""
     assert storage.thread("t") is None
     assert storage.threads(0, 10) == []
+    assert storage.catalogue(Query(10)) == []
     assert storage.lane(1, "") is None
     assert storage.lanes(1, 0, 10) == []
     assert storage.lane_names(1, {1, 2}) == {}
@@ -672,6 +674,21 @@ def test_many_writes_are_pruned(log: Log) -> None:
     assert log.thread("u").writes("s1") == pending
 
 
+def test_moment_and_newest(storage: TableStorage) -> None:
+    """The moment is another one after each commit and stays otherwise; the newest commit is the last of the feed."""
+    moments = [storage.moment(), storage.moment()]
+    assert moments[0] == moments[1]
+    assert storage.newest() == 0
+    for operation in (append("t", step("a")), append("t", step("b")), Delete("t", 1), append("t", step("c"))):
+        storage.commit([operation])
+        moments.append(storage.moment())
+    assert len(set(moments)) == 5
+    assert moments == sorted(moments)
+    assert storage.newest() == 4
+    storage.commit([append("t", step("c"), expected_head=9)])
+    assert storage.newest() == 4
+
+
 def test_feed_over_rows(storage: TableStorage) -> None:
     """The feed is the same over the borders of its rows, from any place on, and with any part of it deleted."""
     appended = {}
@@ -1027,6 +1044,7 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.commit([append("t", step("s1"))]),
         lambda: storage.thread("t"),
         lambda: storage.threads(0, 1),
+        lambda: storage.catalogue(Query(1)),
         lambda: storage.lane(1, ""),
         lambda: storage.lanes(1, 0, 1),
         lambda: storage.lane_names(1, {1}),
@@ -1043,6 +1061,8 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.find(1, 1, [KEYS["s0"]]),
         lambda: storage.ancestry(1, 1, KEYS["s0"], 9),
         lambda: storage.feed(0, 1),
+        lambda: storage.newest(),
+        lambda: storage.moment(),
         lambda: list(storage.derived()),
         lambda: storage.event_threads(),
     ]

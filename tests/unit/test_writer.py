@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from itertools import count
+from contextlib import contextmanager
+from itertools import count, pairwise
 
 import pytest
 
 from building import FailingStorage, append, step
 from stepwell import ClosedError, ConflictError, DiskFullError, writer
+from stepwell.loops import WOKEN_AT_ONCE
 from stepwell.storage import Append, Committed, Operation, Rewrite, ThreadRow
 from stepwell.writer import Ticket, Writer
 
@@ -48,7 +50,8 @@ class Held:
     def __enter__(self) -> None:
         self._storage.gate.acquire()
         self._writer.submit(operation("blocker"))
-        while not self._writer._queue.empty():
+        self._writer._ring()  # here an event loop may not come to the end of its turn
+        while self._writer._queue:
             pass
 
     def __exit__(self, *error: object) -> None:
@@ -332,7 +335,7 @@ async def test_one_call_into_the_loop(storage: FailingStorage, pool: Writer, mon
     call_soon_threadsafe = loop.call_soon_threadsafe
 
     def counting(callback: Callable[..., object], *args: object) -> asyncio.Handle:
-        if callback is writer._wake:
+        if callback == pool._loops._wake:
             calls.append(args)
         return call_soon_threadsafe(callback, *args)
 
@@ -396,3 +399,81 @@ def test_a_loop_that_is_gone(storage: FailingStorage, pool: Writer) -> None:
         asyncio.run(give_up(tickets[0]))
     assert [ticket.result().sequences for ticket in tickets] == [(3,), (4,)]
     pool.submit(operation()).result()
+
+
+# --- event loops ---
+
+
+async def test_a_turn_is_one_group(storage: FailingStorage, pool: Writer) -> None:
+    """What coroutines submit in one turn of their loop is one group, and so is what they submit when they are woken."""
+
+    async def two() -> None:
+        await pool.submit(operation())
+        await pool.submit(operation())
+
+    await asyncio.gather(*(two() for _ in range(10 * WOKEN_AT_ONCE)))
+    assert [len(group) for group in storage.groups] == [10 * WOKEN_AT_ONCE] * 2
+
+
+async def test_others_have_their_turn(storage: FailingStorage, pool: Writer) -> None:
+    """Of many coroutines that wait for one group, few are woken before the loop does something else."""
+    woken, seen = 0, []
+
+    async def wait() -> None:
+        nonlocal woken
+        await pool.submit(operation())
+        woken += 1
+
+    async def watch() -> None:
+        while woken < 100:
+            seen.append(woken)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(watch(), *(wait() for _ in range(100)))
+    assert max(after - before for before, after in pairwise([*seen, 100])) <= WOKEN_AT_ONCE
+
+
+async def test_blocking_in_a_loop(pool: Writer) -> None:
+    """Whoever waits in an event loop as in a thread is not kept waiting for the end of the loop's turn."""
+    assert pool.submit(operation()).result().sequences == (3,)
+    first, second = pool.submit(operation()), pool.submit(operation())
+    assert second.result().sequences == (5,)
+    assert first.done
+
+
+def test_a_loop_that_ends_before_its_turn(storage: FailingStorage, pool: Writer) -> None:
+    """What was submitted in a loop that ended there and then comes with what is submitted next, and before it."""
+
+    async def submit() -> Ticket:
+        return pool.submit(operation())
+
+    loop = asyncio.new_event_loop()
+    coroutine = submit()
+    with pytest.raises(StopIteration) as returned, running(loop):
+        coroutine.send(None)
+    loop.close()
+    left: Ticket = returned.value.value
+    assert pool.submit(operation()).result().sequences == (4,)
+    assert left.result().sequences == (3,)
+
+
+def test_close_in_a_turn(storage: FailingStorage) -> None:
+    """Closing waits for what a coroutine submitted in the same turn."""
+    closing = Writer(storage)
+
+    async def submit_and_close() -> bool:
+        ticket = closing.submit(operation())
+        closing.close()
+        return ticket.done
+
+    assert asyncio.run(submit_and_close())
+
+
+@contextmanager
+def running(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """The loop is taken to run in this thread."""
+    asyncio._set_running_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(None)

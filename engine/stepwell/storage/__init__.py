@@ -22,7 +22,8 @@ import msgspec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError, StepwellError
-from stepwell.events import Commit, Sequence
+from stepwell.events import Commit, Label, Sequence
+from stepwell.storage.occupancy import Occupancy
 
 
 class ItemChange(NamedTuple):
@@ -110,6 +111,8 @@ class Entry(NamedTuple):
         base: For a step, the step that its patch applies to.
         step_key: For a step and for writes, the step's id in its fixed-width form.
         hidden: For a step, that lists pass over it.
+        status: For a step and for writes, what the thread has come to, as a number; 0 says nothing.
+        labels: For a change of labels, what is changed.
         item: For an event about an item, what it says of it.
     """
 
@@ -122,6 +125,8 @@ class Entry(NamedTuple):
     base: int = 0
     step_key: bytes = b""
     hidden: bool = False
+    status: int = fmt.STATUS_UNKNOWN
+    labels: Mapping[str, Label | None] | None = None
     item: ItemChange | None = None
 
 
@@ -153,8 +158,14 @@ class Append(NamedTuple):
         expected_head: The last sequence that the thread must have (0: it must not exist); None for any.
         incarnation: The thread number that the entries' bases belong to; 0 for any.
         restart: Remove everything that the thread had: the entries are what it keeps.
+        first: Of a thread that does not exist, the sequence of the first entry, which is the event that opens it;
+            0 opens it at sequence 1, before the entries.
         placed: Told None when a group begins, and where the entries stand as soon as that is known, which
             is before it is durable: the group may still fail, and begin again.
+        labels: What labels the thread shall have, or with None not have; those that it has or lacks already cost
+            nothing.
+        created_at: Unix time in nanoseconds, of a change of labels.
+        stored_bytes: Tells how many bytes the records of the entries have that were made last; 0 if nobody counts.
     """
 
     thread_id: str
@@ -162,7 +173,11 @@ class Append(NamedTuple):
     expected_head: int | None = None
     incarnation: int = 0
     restart: bool = False
+    first: int = 0
     placed: Callable[[Committed | None], None] | None = None
+    labels: Mapping[str, Label | None] = {}
+    created_at: int = 0
+    stored_bytes: Callable[[], int] = int
 
 
 class Delete(NamedTuple):
@@ -224,6 +239,8 @@ Outcome: TypeAlias = Committed | StepwellError
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """What a derived row may say: what is negative or larger is no number, sequence, count, size or time of a log."""
 
+StatusNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=fmt.STATUS_DONE)]
+
 
 class ThreadRow(msgspec.Struct, array_like=True):
     """The catalogue's row of a thread.
@@ -243,6 +260,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
         created_at: Unix time in nanoseconds of its first event.
         updated_at: Unix time in nanoseconds of its newest event.
         deleted: Whether only the tombstone is left.
+        status: What it has come to, as the heads of its lanes and the writes for them say, as a number; 0 if none does.
+        commit: Commit number of its newest append.
+        labels: Its labels, in the order of their names.
     """
 
     number: Number
@@ -259,6 +279,9 @@ class ThreadRow(msgspec.Struct, array_like=True):
     created_at: Number = 0
     updated_at: Number = 0
     deleted: bool = False
+    status: StatusNumber = fmt.STATUS_UNKNOWN
+    commit: Number = 0
+    labels: dict[str, Label] = {}
 
 
 class LaneRow(msgspec.Struct, array_like=True):
@@ -296,12 +319,38 @@ class Found(NamedTuple):
         original: The first event that commits it.
         hidden: Whether that event is hidden.
         writes: The events that record writes for it, in commit order.
+        status: What the newest of these that says so says that the thread has come to, as a number.
     """
 
     step: int
     original: int
     hidden: bool
     writes: tuple[int, ...]
+    status: int = fmt.STATUS_UNKNOWN
+
+
+class Query(NamedTuple):
+    """Which threads a list shows, and in which order.
+
+    Attributes:
+        limit: At most so many.
+        prefix: What their ids begin with.
+        statuses: What they may have come to, as numbers; None for anything.
+        labels: The labels that they have; None stands for none of that name.
+        since: Unix time in nanoseconds: only those whose newest event is not older.
+        before: Only those whose newest event is older.
+        newest_first: Whether the thread that was appended to last comes first, or last.
+        edge: Only those whose newest append comes before this commit, or after it where the newest are last.
+    """
+
+    limit: int
+    prefix: str = ""
+    statuses: frozenset[int] | None = None
+    labels: Mapping[str, Label | None] = {}
+    since: int = 0
+    before: int = 1 << 62
+    newest_first: bool = True
+    edge: int = 1 << 62
 
 
 class Surveyed(NamedTuple):
@@ -389,6 +438,9 @@ class Storage(Protocol):
     def threads(self, after: int, limit: int) -> list[tuple[str, ThreadRow]]:
         """Up to `limit` threads with numbers above `after`, in order of number."""
 
+    def catalogue(self, query: Query) -> list[tuple[str, ThreadRow]]:
+        """The first threads that a query asks for; none only if there are none."""
+
     def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
         """Number and row of a lane."""
 
@@ -440,6 +492,18 @@ class Storage(Protocol):
 
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         """Up to `limit` appends with commit numbers above `after`, in order."""
+
+    def newest(self) -> int:
+        """The newest commit number; 0 in an empty log."""
+
+    def moment(self) -> int:
+        """A number that is another one after each commit, of any process; for who asks often.
+
+        Whatever is read after it was given shows that moment or a later one.
+        """
+
+    def occupancy(self) -> Occupancy:
+        """What the log takes, and who reads it; for any size of log in about the same time."""
 
     def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
         """Some items, as they are or as they were after a commit."""

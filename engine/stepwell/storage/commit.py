@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import ConflictError, CorruptionError, FormatError, StepwellError
-from stepwell.events import Event, LaneOpened, Sequence, ThreadCopied, ThreadDeleted, ThreadOpened, ThreadPruned
+from stepwell.events import (
+    Event,
+    Label,
+    LaneOpened,
+    Sequence,
+    ThreadCopied,
+    ThreadDeleted,
+    ThreadLabelled,
+    ThreadOpened,
+    ThreadPruned,
+)
+from stepwell.labels import changed, relabelled
 from stepwell.storage import (
     Append,
     Committed,
@@ -24,19 +35,23 @@ from stepwell.storage import (
     Rewrite,
     Seal,
     ThreadRow,
+    catalogue,
     items,
     pack_name,
     pack_row,
 )
 from stepwell.storage import feed as feeding
+from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed
 from stepwell.storage.held import Held
-from stepwell.storage.index import IndexRow, add_step, add_writes, find_step
+from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
 from stepwell.storage.records import Records
 from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
     EVENTS,
+    IDS,
     INDEX,
+    ITEMS_OWNER,
     LANES,
     NAMES,
     PAGE_ROWS,
@@ -61,6 +76,7 @@ class Commit:
         self._records = Records(tables, held, committed=False)
         self._threads: dict[str, ThreadRow | None] = {}
         self._changed: dict[int, ThreadRow] = {}
+        self._standing: dict[int, Standing | None] = {}  # before this group
         self._lanes: dict[tuple[int, int], LaneRow] = {}
         self._lane_numbers: dict[tuple[int, str], int] = {}
         self._feed_rows = Feed(tables)
@@ -91,7 +107,9 @@ class Commit:
     def finish(self) -> None:
         for number, row in self._changed.items():
             self._tables.put(THREADS, fmt.number_key(number), pack_row(row))
+            catalogue.move(self._tables, self._standing.get(number), standing_of(row))
         self._changed.clear()
+        self._standing.clear()
         self._feed_rows.flush()
         for (thread, lane), lane_row in self._lanes.items():
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(lane_row))
@@ -110,7 +128,8 @@ class Commit:
         row = self._thread(operation.thread_id)
         self._check(operation, row)
         entries = operation.entries(row.number if row else 0, row.first if row else 0)
-        if not entries:
+        labels = changed(row.labels if row else {}, operation.labels)
+        if not entries and not labels:
             return Committed(row.number if row else 0, 0, ())
         for entry in entries:
             self._check_base(operation, row, entry)
@@ -121,13 +140,19 @@ class Commit:
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
-            self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, entries[0].created_at))
-            first = row.last
+            if operation.first:
+                row.first, row.last = operation.first, operation.first - 1
+            else:
+                created_at = entries[0].created_at if entries else operation.created_at
+                self._record(row, 0, _entry(ThreadOpened(operation.thread_id), None, created_at))
+            first = row.first
         else:
             if operation.restart:
                 self._clear(row)
                 # failpoint: prune-cleared
             first = row.last + 1
+        if labels:
+            self._label(row, _entry(ThreadLabelled(labels), None, operation.created_at), labels)
         sequences = tuple(self._add(row, entry) for entry in entries)
         self._feed(row, first)
         loose = row.last - max(row.sealed, row.first - 1)
@@ -168,6 +193,8 @@ class Commit:
         return lane is not None and self._lane_row(thread, lane).head == entry.base
 
     def _add(self, row: ThreadRow, entry: Entry) -> int:
+        if entry.labels is not None:
+            return self._label(row, entry, entry.labels)
         if entry.lane is None:
             sequence = self._record(row, 0, entry)
             if entry.item is not None:
@@ -185,30 +212,41 @@ class Commit:
             self._record(row, lane, _entry(LaneOpened(entry.lane), None, entry.created_at))
         if entry.kind == fmt.KIND_STEP:
             return self._step(row, lane, entry)
-        sequence = self._record(row, lane, entry)
+        sequence = self._record(row, lane, entry, fmt.status_flags(entry.status))
         if entry.kind == fmt.KIND_WRITES:
             row.writes += 1
-            add_writes(self._tables, row.number, lane, entry.step_key, sequence)
+            found = add_writes(self._tables, row.number, lane, entry.step_key, sequence, entry.status)
+            if entry.status and found.step and found.step == self._lane_row(row.number, lane).head:
+                step = self._records.header(row.number, found.step)
+                said = fmt.STATUS_UNKNOWN if step is None else fmt.read_status(step.flags)
+                row.status = _status(said, entry.status) or row.status
         return sequence
+
+    def _label(self, row: ThreadRow, entry: Entry, labels: Mapping[str, Label | None]) -> int:
+        row.labels = relabelled(row.labels, labels)
+        return self._record(row, 0, entry)
 
     def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
         lane_row = self._lane_row(row.number, lane)
+        flags = fmt.status_flags(entry.status)
+        before = find_row(self._tables, row.number, lane, entry.step_key)
         if entry.hidden:
-            sequence = self._record(row, lane, entry, fmt.FLAG_HIDDEN)
+            sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
+        elif before.step and not before.hidden:
+            sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
+            lane_row.replaced += 1
+            if before.original == lane_row.tip:
+                lane_row.head = sequence
         else:
-            before = find_step(self._tables, row.number, lane, entry.step_key)
-            if before.step and not before.hidden:
-                sequence = self._record(row, lane, entry, fmt.FLAG_REPLACES, before.original)
-                lane_row.replaced += 1
-                if before.original == lane_row.tip:
-                    lane_row.head = sequence
-            else:
-                sequence = self._record(row, lane, entry, 0, lane_row.tip)
-                lane_row.head = lane_row.tip = sequence
-                lane_row.steps += 1
-                row.steps += 1
+            sequence = self._record(row, lane, entry, flags, lane_row.tip)
+            lane_row.head = lane_row.tip = sequence
+            lane_row.steps += 1
+            row.steps += 1
+        if lane_row.head == sequence:
+            # Those who ran on this step may be heard before the step is.
+            row.status = _status(entry.status, before.status) or row.status
         found = IndexRow(sequence, sequence, entry.hidden)
-        add_step(self._tables, row.number, lane, entry.step_key, found)
+        add_step(self._tables, row.number, lane, entry.step_key, before, found)
         return sequence
 
     def _record(
@@ -243,7 +281,7 @@ class Commit:
             row.stored_bytes += len(stored)
         else:
             sealing.append(Record(sequence, fmt.read_header(header), *codec.split(entry.body)))
-        row.last = sequence
+        row.last, row.commit = sequence, self._commit
         row.created_at = row.created_at or entry.created_at
         row.updated_at = entry.created_at
         return sequence
@@ -262,7 +300,9 @@ class Commit:
         gone = _entry(ThreadDeleted(Sequence(row.last), row.chain), None, operation.created_at)
         self._clear(row)
         # failpoint: delete-cleared
-        self._tables.delete(NAMES, fmt.name_key(THREAD_NAMES, operation.thread_id.encode()))
+        name = operation.thread_id.encode()
+        self._tables.delete(NAMES, fmt.name_key(THREAD_NAMES, name))
+        self._tables.delete(IDS, fmt.sorted_key(name, row.number))
         row.deleted, row.name_hash = True, b""
         sequence = self._record(row, 0, gone)
         self._feed(row, sequence)
@@ -292,6 +332,7 @@ class Commit:
         self._copy_derived(source.number, row.number)
         # failpoint: copy-derived-put
         row.lanes, row.steps, row.writes = source.lanes, source.steps, source.writes
+        row.status, row.labels = source.status, source.labels
         copied = ThreadCopied(operation.source_id, Sequence(source.last))
         sequence = self._record(row, 0, _entry(copied, None, operation.created_at))
         self._feed(row, row.first)
@@ -378,11 +419,12 @@ class Commit:
         for table in (EVENTS, SEGMENTS, INDEX, LANES, NAMES):
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
-        if row.name_hash == items.OWNER:
+        if row.name_hash == ITEMS_OWNER:
             items.clear(self._tables)
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0
+        row.status, row.labels = fmt.STATUS_UNKNOWN, {}
 
     def _commits_of(self, thread: int) -> Iterator[int]:
         self._feed_rows.flush()
@@ -404,6 +446,8 @@ class Commit:
         name = thread_id.encode()
         name_key = fmt.name_key(THREAD_NAMES, name)
         self._tables.put(NAMES, name_key, pack_name(number, name))
+        if name_key[8:] != ITEMS_OWNER:
+            self._tables.put(IDS, fmt.sorted_key(name, number), b"")
         row = ThreadRow(number, name_key[8:])
         self._threads[thread_id] = row
         self._changed[number] = row
@@ -411,7 +455,9 @@ class Commit:
 
     def _thread(self, thread_id: str) -> ThreadRow | None:
         if thread_id not in self._threads:
-            self._threads[thread_id] = find_thread(self._tables, thread_id)
+            row = self._threads[thread_id] = find_thread(self._tables, thread_id)
+            if row is not None:
+                self._standing.setdefault(row.number, standing_of(row))
         return self._threads[thread_id]
 
     def _lane_number(self, thread: int, name: str) -> int | None:
@@ -432,6 +478,11 @@ class Commit:
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(row))
         self._lanes.clear()
         self._lane_numbers.clear()
+
+
+def _status(step: int, writes: int) -> int:
+    """What the head of a lane and the writes for it say: that somebody goes on says that no writes are in the way."""
+    return step or writes if writes == fmt.STATUS_RUNNING else writes or step
 
 
 def _gone(thread_id: str, why: str) -> ConflictError:

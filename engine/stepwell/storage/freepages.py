@@ -159,7 +159,12 @@ def in_order_of_use(lists: list[FreeList], transaction: int) -> list[int]:
 
 
 def oldest_readers(table: str) -> list[int]:
-    """The transactions that are being read, from what LMDB says of its table of readers.
+    """The transactions that are being read; as `active_readers`."""
+    return [transaction for _, transaction in active_readers(table)]
+
+
+def active_readers(table: str) -> list[tuple[int, int]]:
+    """Process and transaction of all who are reading, from what LMDB says of its table of readers.
 
     Raises:
         UnclearError: It cannot be told from that.
@@ -172,9 +177,9 @@ def oldest_readers(table: str) -> list[int]:
     readers = []
     for line in lines[1:]:
         try:
-            _, _, transaction = line.split()
+            pid, _, transaction = line.split()
             if transaction != "-":  # a slot that somebody keeps, without reading
-                readers.append(int(transaction))
+                readers.append((int(pid), int(transaction)))
         except ValueError:
             raise UnclearError(f"no reader: {line!r}") from None
     return readers

@@ -27,14 +27,11 @@ from stepwell.events import Commit, Event, ItemDeleted, ItemEvent, ItemPut, Sequ
 from stepwell.patch import Ref, Value, payload_of, references, size_of
 from stepwell.storage import Deletion, Entry, Item, ItemChange, ItemName, Number, decode_row
 from stepwell.storage.records import Records
-from stepwell.storage.tables import EXPIRIES, ITEMS, THREAD_NAMES, VERSIONS, Tables, find_thread, prefix_end
+from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS, Tables, find_thread, prefix_end
 
 # On disk: audit and foreign readers count on these.
 VERSIONS_IN_ROW: Final = 64
 LARGEST_VALUE_IN_ROW_BYTES: Final = 1024
-
-OWNER: Final = fmt.name_key(THREAD_NAMES, fmt.ITEMS_THREAD_ID.encode())[8:]
-"""Hash of the name of the items' thread, as its row has it."""
 
 _AFTER_ALL_COMMITS: Final = (1 << 63) - 1
 
@@ -332,7 +329,8 @@ class Items:
 
     def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
-        path, namespace = b"\xff", ()
+        path = b"\xff"
+        namespace: tuple[str, ...] = ()
         is_exact = len(prefix) <= fmt.PARTS_IN_KEY
         for key, data in self._tables.scan(ITEMS, begin, stop):
             row = _unpack_item(data)

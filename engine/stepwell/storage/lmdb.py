@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import lmdb
@@ -52,6 +53,7 @@ from stepwell.storage.checksums import CheckedTables, Row, with_checksum
 from stepwell.storage.datafile import META_FORMAT, Finding, LogFormat, inspect, read_format
 from stepwell.storage.freepages import PageFile, UnableError, UnclearError
 from stepwell.storage.newfile import NewFile, finish, occupied_bytes, sync_directory
+from stepwell.storage.occupancy import FileRoom, Occupancy, TableSize, by_age
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.pages import can_read
 from stepwell.storage.room import LockFile, Reserve
@@ -83,6 +85,7 @@ _LARGEST_SHARING_BYTES: Final = _PAGE_BYTES // 2 - 48  # a larger value has page
 _SECONDS_BETWEEN_LOOKS: Final = 0.01  # at the disk, while it is not low: the bound for that is not passed so soon
 _FAR_BYTES: Final = 1 << 32  # from the end of the map
 _COMMITS_WHILE_FAR: Final = 64
+_META_PAGES: Final = 2
 _CHANGED_PAGES: Final = 32  # of trees that a small group changes
 _META_TURN: Final = b"turn"  # counts commits that had no other purpose
 
@@ -105,7 +108,7 @@ class LmdbStorage(TableStorage):
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        verify: bool | None = None,
+        verify: bool | int | None = None,
         network_file_system: bool = False,
         cache: Cache | None = None,
     ) -> None:
@@ -116,7 +119,7 @@ class LmdbStorage(TableStorage):
         self._closers: set[int] = set()
         self._is_own: Callable[[], bool] = bool
         self._environment: _Environment | None
-        self._item_version = 0, 0  # a transaction, and what it found
+        self._item_version = -1, 0  # a transaction, and what it found
         self._environment = _acquire(self.path, self._handle, read_only, network_file_system, verify)
         self.log_id = self._environment.log_id
 
@@ -159,16 +162,25 @@ class LmdbStorage(TableStorage):
         with environment.transaction(write=True) as transaction:
             yield CheckedTables(_LmdbTables(transaction, environment.tables))
 
+    def moment(self) -> int:
+        # What LMDB says of itself (`env.info`) costs more, and names a transaction before it can be read.
+        with self._open_environment().transaction(write=False) as transaction:
+            return transaction.id()
+
+    def occupancy(self) -> Occupancy:
+        return self._open_environment().occupancy()
+
     def item_version(self) -> int:
         # Asked for by every read of what is held in memory: while nothing was committed, it need not be read again.
         environment = self._open_environment()
-        transaction_id, version = self._item_version
-        if transaction_id and environment.last_transaction() == transaction_id:
-            return version
         with environment.transaction(write=False) as transaction:
+            moment, version = self._item_version
+            if moment == transaction.id():
+                return version
             row = find_thread(CheckedTables(_LmdbTables(transaction, environment.tables)), fmt.ITEMS_THREAD_ID)
-            self._item_version = transaction.id(), 0 if row is None else row.last
-        return self._item_version[1]
+            version = 0 if row is None else row.last
+            self._item_version = transaction.id(), version
+            return version
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
@@ -243,6 +255,12 @@ class _LmdbTables:
                     return
                 yield key, value
 
+    def rows(self, table: str, start: bytes, stop: bytes) -> list[Row]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [*takewhile(lambda row: row[0] < stop, cursor.iternext())]
+
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         with self._transaction.cursor(self._tables[table]) as cursor:
             found = cursor.set_range(start) and cursor.key() < stop
@@ -273,7 +291,7 @@ class _LmdbTables:
 class _Environment:
     """One LMDB environment, shared by all handles on its file."""
 
-    def __init__(self, path: str, real_path: str, read_only: bool, verify: bool | None) -> None:
+    def __init__(self, path: str, real_path: str, read_only: bool, verify: bool | int | None) -> None:
         self.path = path
         self.real_path = real_path
         self.pid = os.getpid()
@@ -298,7 +316,7 @@ class _Environment:
         self._is_unsettled = False  # LMDB could not write a meta page
         self._is_lost = False  # and the environment was not opened anew since
         found = _check_file(path, real_path, read_only)
-        if verify is None and not is_known and found is Finding.WHOLE:
+        if not isinstance(verify, bool) and not is_known and found is Finding.WHOLE:
             self._check_stranger()
         # failpoint: opening-checked
         try:
@@ -329,6 +347,12 @@ class _Environment:
                 raise
             # Somebody has opened it meanwhile, and may have written over what was looked at.
             self._verify = True
+
+    def _most_bytes(self) -> int | None:
+        """How many bytes of pages to look at on opening; None for all."""
+        if self._verify is None:
+            return _MOST_BYTES
+        return None if self._verify is True else self._verify
 
     def _open_settled(self, read_only: bool) -> tuple[lmdb.Environment, dict[str, lmdb._Database], bytes, _Identity]:
         """Open the file that has the path, while `compact` may put another one there."""
@@ -363,7 +387,7 @@ class _Environment:
                     _check_locked(env, self.path, self.real_path)
                 env.reader_check()
                 if self._verify is not False:
-                    _check_snapshot(env.begin, self.path, self.real_path, None if self._verify else _MOST_BYTES)
+                    _check_snapshot(env.begin, self.path, self.real_path, self._most_bytes())
                 tables, log_id = _open_tables(env, self.path, read_only)
             except BaseException:
                 env.close()
@@ -412,16 +436,6 @@ class _Environment:
                 # not failed if this does: another thread may have closed the environment by now.
                 with suppress(lmdb.Error):
                     self._env.reader_check()
-
-    def last_transaction(self) -> int:
-        """The newest transaction that was committed, by any process; 0 if that is to be made sure of."""
-        mark = object()
-        try:
-            env = self._enter(mark)
-            return 0 if self._is_lost or self._is_unsettled else int(env.info()["last_txnid"])
-        finally:
-            self._inside.pop(mark, None)
-            self._tell()
 
     @contextmanager
     def standing_still(self) -> Iterator[int]:
@@ -623,6 +637,38 @@ class _Environment:
         finally:
             self._inside.pop(mark, None)
             self._tell()
+
+    def occupancy(self) -> Occupancy:
+        """See `Storage.occupancy`."""
+        self.check_place()
+        with self.transaction(write=False) as transaction:
+            newest = transaction.id()
+            page_bytes = self._env.stat()["psize"]
+            pages = {
+                name: _pages(transaction, table)
+                for name, table in (*self.tables.items(), ("", self._env.open_db(None, transaction)))
+            }
+            rows = {name: transaction.stat(table)["entries"] for name, table in self.tables.items()}
+            info = self._env.info()
+            self._env.reader_check()
+            readers: list[tuple[int, int]] = []
+            with suppress(UnclearError, ValueError):  # there is no table of readers on a file system that nobody writes
+                readers = freepages.active_readers(self._env.readers())
+                readers.remove((os.getpid(), newest))  # this one
+        status = os.stat(self.real_path)
+        used, largest = (info["last_pgno"] + 1) * page_bytes, room.largest_bytes()
+        in_use = (_META_PAGES + sum(pages.values())) * page_bytes
+        file = FileRoom(
+            length_bytes=status.st_size,
+            disk_bytes=occupied_bytes(status),
+            used_bytes=used,
+            free_bytes=max(used - in_use, 0),
+            map_bytes=info["map_size"],
+            headroom_bytes=max(largest - used - room.reserve_bytes(used), 0),
+            disk_free_bytes=room.free_bytes(self.real_path),
+        )
+        tables = {name: TableSize(rows[name], pages[name] * page_bytes) for name in rows}
+        return Occupancy(tables, file, by_age(readers, newest))
 
     def _resize(self, size: int) -> None:
         """Change the size of the map; 0 takes the size that the file says."""
@@ -834,7 +880,7 @@ _registry = threading.RLock()  # a signal handler or a finalizer may close one l
 
 
 def _acquire(
-    path: str, handle: object, read_only: bool, network_file_system: bool, verify: bool | None
+    path: str, handle: object, read_only: bool, network_file_system: bool, verify: bool | int | None
 ) -> _Environment:
     real_path = os.path.realpath(path)
     _check_place(path, real_path, network_file_system)
@@ -853,7 +899,7 @@ def _acquire(
             environment = _Environment(path, real_path, read_only, verify)
             _environments[environment.identity] = environment
         else:
-            if verify:
+            if verify is True:
                 environment.check()
             if not read_only:
                 environment.make_writable()
@@ -1224,12 +1270,20 @@ def _foreign(path: str) -> NotALogError:
 
 def _makes_room(operation: Operation) -> bool:
     """Whether there is more room when it is done, so that it may use the reserve."""
-    return operation.restart if isinstance(operation, Append) else not isinstance(operation, Copy)
+    if isinstance(operation, Append):
+        return operation.restart and operation.expected_head != 0
+    return not isinstance(operation, Copy)
 
 
 def _used_bytes(env: lmdb.Environment) -> int:
     """How long the file is up to its last page in use."""
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
+def _pages(transaction: lmdb.Transaction[bytes], table: lmdb._Database) -> int:
+    """How many pages a table takes."""
+    stat = transaction.stat(table)
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _sparing(in_background: bool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError, UsageError
 from stepwell.storage import Compaction
+from stepwell.storage.occupancy import Occupancy, TableSize
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL, Tables
 
@@ -29,6 +30,7 @@ class MemoryStorage(TableStorage):
         self.log_id = os.urandom(16)
         self._tables: _MemoryTables | None = _MemoryTables()
         self._lock = threading.RLock()
+        self._commits = 0
         self._pid = os.getpid()
 
     @contextmanager
@@ -48,6 +50,17 @@ class MemoryStorage(TableStorage):
                 tables.undo()
                 raise
             tables.keep()
+            self._commits += 1
+
+    def moment(self) -> int:
+        with self._reading():
+            return self._commits
+
+    def occupancy(self) -> Occupancy:
+        with self._reading():
+            return Occupancy(
+                {table: TableSize(rows, 0) for table, rows in self._open_tables().counts().items()}, None, ()
+            )
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         with self._reading():
@@ -95,6 +108,9 @@ class _MemoryTables:
         for index in range(bisect_left(keys, stop) - 1, bisect_left(keys, start) - 1, -1):
             yield keys[index], rows[keys[index]]
 
+    def rows(self, table: str, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        return [*self.scan(table, start, stop)]
+
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         keys = self._keys[table]
         index = bisect_left(keys, start)
@@ -113,6 +129,10 @@ class _MemoryTables:
         if key in self._rows[table]:
             self._journal.append((table, key, self._rows[table][key]))
             self._set(table, key, None)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each table has."""
+        return {table: len(keys) for table, keys in self._keys.items()}
 
     def keep(self) -> None:
         """Make what was changed since the last call final."""

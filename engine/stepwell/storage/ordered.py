@@ -26,8 +26,10 @@ from stepwell.storage import (
     LaneRow,
     Operation,
     Outcome,
+    Query,
     Surveyed,
     ThreadRow,
+    catalogue,
     unpack_lane,
     unpack_thread,
 )
@@ -111,6 +113,10 @@ class TableStorage(ABC):
                     found.append((load_name(tables, THREAD_NAMES, row.name_hash), row))
         return found
 
+    def catalogue(self, query: Query) -> list[tuple[str, ThreadRow]]:
+        with self._reading() as tables:
+            return catalogue.find(tables, query)
+
     def lane(self, thread: int, name: str) -> tuple[int, LaneRow] | None:
         with self._reading() as tables:
             number = find_lane(tables, thread, name)
@@ -179,8 +185,14 @@ class TableStorage(ABC):
 
     def survey(self, thread: int, after: int, limit: int) -> list[Surveyed]:
         with self._reading() as tables:
-            afresh = Records(tables, Held())
-            return [*islice(afresh.survey(thread, after), limit)]
+            found: list[Surveyed] = []
+            size = 0
+            for surveyed in islice(Records(tables, Held()).survey(thread, after), limit):
+                found.append(surveyed)
+                size += surveyed.record.size if isinstance(surveyed.record, Record) else 0
+                if size > PAGE_BYTES:
+                    break
+            return found
 
     def last_group(self, thread: int) -> Group:
         with self._reading() as tables:
@@ -248,6 +260,10 @@ class TableStorage(ABC):
     def feed(self, after: int, limit: int) -> list[FeedRow]:
         with self._reading() as tables:
             return [*islice(feeding.scan(tables, after), limit)]
+
+    def newest(self) -> int:
+        with self._reading() as tables:
+            return feeding.Feed(tables).last
 
     def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
         with self._reading() as tables:

@@ -36,6 +36,7 @@ class Records:
         self._held = held
         self._committed = committed
         self._holds_loose = committed and not once
+        self._last_read: tuple[int, Segment] | None = None
 
     def get(self, thread: int, sequence: int) -> Record | None:
         """The record at a sequence, or None.
@@ -43,11 +44,19 @@ class Records:
         Raises:
             CorruptionError: What stands there is not what was written.
         """
+        if self._last_read is not None:
+            number, segment = self._last_read
+            if number == thread and segment.first <= sequence <= segment.last:
+                return segment.record(sequence)
         stored = self._tables.get(EVENTS, fmt.event_key(thread, sequence))
         if stored is not None:
             return self._open(thread, sequence, stored)
-        segment = self._segment_from(thread, sequence)
-        return segment.record(sequence) if segment is not None and segment.first <= sequence else None
+        found = self._segment_from(thread, sequence)
+        if found is None or found.first > sequence:
+            return None
+        if self._committed:  # within a transaction that writes, segments come and go
+            self._last_read = thread, found
+        return found.record(sequence)
 
     def existing(self, thread: int, sequence: int) -> Record:
         """The record at a sequence where there must be one."""

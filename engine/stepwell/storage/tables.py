@@ -11,6 +11,8 @@
     versions item, commit               up to 64 older versions of the item, or more of one commit
     expiries time, item                 nothing: when an item expires
     feed     commit number over 64      place, thread, first sequence and length of each of these appends
+    recent   facet, epoch, span, thread nothing: what lists of threads begin with (`catalogue.py`)
+    ids      thread id, thread number   nothing: the ids in order
     meta     name                       what the log itself is
 
 Everything but `events`, `segments` and `meta` is derived from the events.  An engine gives transactions over
@@ -34,16 +36,19 @@ SEGMENTS: Final = "segments"
 LANES: Final = "lanes"
 INDEX: Final = "index"
 FEED: Final = "feed"
+RECENT: Final = "recent"
+IDS: Final = "ids"
 ITEMS: Final = "items"
 VERSIONS: Final = "versions"
 EXPIRIES: Final = "expiries"
-DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, ITEMS, VERSIONS, EXPIRIES)
+DERIVED: Final = (THREADS, NAMES, LANES, INDEX, FEED, RECENT, IDS, ITEMS, VERSIONS, EXPIRIES)
 ALL: Final = (META, EVENTS, SEGMENTS, *DERIVED)
 
 THREAD_NAMES: Final = 0  # owner of thread ids among the names
+ITEMS_OWNER: Final = fmt.name_key(THREAD_NAMES, fmt.ITEMS_THREAD_ID.encode())[8:]  # `name_hash` of the thread of items
 PAGE_ROWS: Final = 512  # rows held at once
 PAGE_BYTES: Final = 1 << 24  # a page of records ends with the one that goes beyond this
-AFTER_ALL: Final = b"\xff" * 64  # no key begins so
+AFTER_ALL: Final = b"\xff" * 64
 
 
 class Tables(Protocol):
@@ -57,6 +62,9 @@ class Tables(Protocol):
 
     def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in reverse order."""
+
+    def rows(self, table: str, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """All rows with start <= key < stop, in order; for ranges that are known to be small, or wanted whole."""
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set a row."""

@@ -1,0 +1,135 @@
+"""The entry point: which commands there are, and how the process ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final, NoReturn
+
+import typer
+from typer.main import get_command
+
+from stepwell_cli import branching, comparison, exits, history, overview, transfer, upkeep
+from stepwell_cli.places import Command
+from stepwell_cli.screen import safe
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    name: command
+    for group in (overview, history, comparison, branching, upkeep, transfer)
+    for name, command in group.COMMANDS.items()
+}
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"stepwell {version('stepwell')}")
+        raise typer.Exit
+
+
+def stepwell(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
+    ] = False,
+) -> None:
+    """Look into a stepwell log, compare, fork, check, carry and repair it.
+
+    A log is a file, a thread one agent's history in it, a step one checkpoint.
+    Steps are named THREAD@STEP, where STEP is a number as LangGraph counts (17,
+    -1), a sequence (#231), an id or the beginning of one, and any of these with
+    ~3 for three steps before. Without @STEP the newest step is meant.
+    """
+
+
+def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line, with all of its commands or with those that are needed: each takes time to be made."""
+    app = typer.Typer(
+        name="stepwell",
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+        epilog="Exit codes: 0 done; 1 something was found (diff, audit, repair), or nothing (grep); 2 wrong usage; "
+        "3 damaged, or no log; 4 exists already; 5 no room; 130 Ctrl-C.",
+    )
+    app.callback()(stepwell)
+    for name in commands:
+        app.command(name)(COMMANDS[name])
+    return app
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal has no character for
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    try:
+        try:
+            code = get_command(application(needed)).main(
+                arguments or ["--help"], prog_name="stepwell", standalone_mode=False
+            )
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return exits.PIPE_CLOSED
+    except SystemExit as error:  # typer's answer to a pipe that was closed
+        if isinstance(error.__context__, BrokenPipeError):
+            _forget_output()
+            return exits.PIPE_CLOSED
+        raise
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except typer.Exit as error:
+        return error.exit_code
+    except Exception as error:
+        return _failed(error)
+    return code if isinstance(code, int) else exits.OK
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong in a line or two; what is our own mistake keeps its traceback."""
+    if isinstance(error, typer.Abort):
+        return exits.INTERRUPTED
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        _complain(error.format_message(), f"{context.command_path} --help" if context else "")
+        return exits.USAGE
+    code = exits.code_of(error)
+    if code is None:
+        raise error
+    from stepwell import BundleError, CorruptionError
+
+    is_log = isinstance(error, CorruptionError) and not isinstance(error, BundleError)
+    hint = "stepwell repair LOG NEW-FILE" if is_log else ""
+    _complain("; ".join((str(error), *getattr(error, "__notes__", ()))), hint)
+    return code
+
+
+def _complain(message: str, hint: str) -> None:
+    red, plain = ("\x1b[31m", "\x1b[0m") if _has_colour() else ("", "")
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 1 << 20
+    lines = textwrap.wrap(f"stepwell: {safe(message)}", width, break_long_words=False, break_on_hyphens=False)
+    lines[0] = f"{red}stepwell:{plain}{lines[0].removeprefix('stepwell:')}"
+    if hint:
+        lines.append(f"Try: {hint}")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _has_colour() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _forget_output() -> None:
+    """Nobody reads any more: what is still to be written must not raise at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,210 @@
+"""Threads in and out of a log: `export` and `import`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from stepwell_cli import exits
+from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size
+
+if TYPE_CHECKING:
+    from stepwell import Log
+
+_ELSEWHERE = ("sqlite:", "postgresql:", "postgres:")
+
+
+def export(
+    log: LogArgument,
+    thread: AnyThreadArgument = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            "-o",
+            metavar="WHERE",
+            help="FILE.bundle, FILE.jsonl or sqlite:///FILE.  [default: JSON Lines to the screen]",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="JSON Lines that can be imported again.")] = False,
+    states: Annotated[bool, typer.Option("--states", help="JSON Lines with the whole state at each step.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write threads out: bundle, JSON Lines, or SQLite.
+
+    A bundle is one thread in a file of its own, checksummed, for another log.
+    JSON Lines are for reading, one event a line. SQLite is what LangGraph's
+    SqliteSaver reads. The log may be in use.
+    """
+    screen = Screen(as_json=json)
+    with reading(log) as opened:
+        if thread is not None:
+            existing(opened.thread(thread))
+        if to is not None and to.startswith(_ELSEWHERE):
+            _export_elsewhere(screen, opened, thread, to)
+        elif to is not None and not to.endswith((".jsonl", ".ndjson")):
+            _export_bundle(screen, opened, thread, to)
+        else:
+            _export_lines(screen, opened, thread, to, exact, states)
+
+
+def _export_bundle(screen: Screen, log: Log, thread: str | None, to: str) -> None:
+    from stepwell.bundle import export_thread
+
+    if thread is None:
+        names = [found.thread_id for found in log.threads(limit=2)]
+        if len(names) != 1:
+            raise typer.BadParameter("a bundle holds one thread: name it; or write all to a file that ends with .jsonl")
+        (thread,) = names
+    with Meter() as meter:
+        done = export_thread(log.thread(thread), to, progress=meter.told)
+    _say(screen, "exported", to, [done])
+
+
+def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, exact: bool, states: bool) -> None:
+    from stepwell import UsageError
+    from stepwell.jsonlines import export_lines
+
+    names = [*log.all_threads()] if thread is None else [thread]
+    with Meter() as meter:
+        if to is None:
+            for name in names:
+                for line in export_lines(log.thread(name), exact=exact, states=states, progress=meter.told):
+                    sys.stdout.write(line)
+            return
+        try:
+            file = open(to, "x", encoding="utf-8")  # noqa: SIM115 - it is removed if this does not come to its end
+        except FileExistsError:
+            raise UsageError(f"there is something at {to!r} already; export to a path where nothing is") from None
+        try:
+            with file:
+                events = 0
+                for name in names:
+                    for line in export_lines(log.thread(name), exact=exact, states=states, progress=meter.told):
+                        events += file.write(line) > 0
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(to)
+            raise
+    length = os.path.getsize(to)
+    if screen.is_json:
+        screen.emit({"to": to, "threads": len(names), "lines": events, "bytes": length})
+    else:
+        screen.say(f"exported {len(names):,} threads to ", (to, NAME), f": {events:,} lines, ", (size(length), STRONG))
+
+
+def _export_elsewhere(screen: Screen, log: Log, thread: str | None, to: str) -> None:
+    from stepwell_langgraph.exporting import export_to
+
+    with Meter() as meter:
+        report: Any = export_to(to, log, threads=None if thread is None else [thread], progress=_told(meter))
+    _say_report(screen, report)
+
+
+def import_(
+    log: LogArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="FILE.bundle, FILE.jsonl, sqlite:///FILE or postgresql://...", show_default=False
+        ),
+    ],
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="THREAD", help="Another name for the thread.", show_default=False)
+    ] = None,
+    thread: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--thread", "-t", metavar="THREAD", help="Of another saver, this thread only.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Bring threads in: a bundle, or another saver's database.
+
+    Exact JSON Lines come in as well. LOG is made if it is not there. Everything
+    is verified: of a bundle nothing is imported unless all of it can be, and an
+    import from a database goes on where it was interrupted. Threads that exist
+    are left as they are.
+    """
+    if str(log).startswith(_ELSEWHERE):
+        raise typer.BadParameter(f"the log comes first: stepwell import {source} {log}")
+    screen = Screen(as_json=json)
+    if not source.startswith(_ELSEWHERE) and not os.path.exists(source):
+        raise typer.BadParameter(f"there is no file {source!r}")
+    with writing(log, create=True) as opened, Meter() as meter, _hinting():
+        if source.startswith(_ELSEWHERE) or _is_sqlite(source):
+            from stepwell_langgraph.importing import import_from
+
+            report = import_from(source, opened, threads=thread or None, progress=_told(meter))
+            _say_report(screen, report)
+        elif source.endswith((".jsonl", ".ndjson")):
+            from stepwell.jsonlines import import_lines
+
+            _say(screen, "imported", str(log), import_lines(opened, source, as_=as_, progress=meter.told))
+        else:
+            from stepwell.bundle import import_thread
+
+            _say(screen, "imported", str(log), [import_thread(opened, source, as_=as_, progress=meter.told)])
+
+
+@contextmanager
+def _hinting() -> Iterator[None]:
+    from stepwell import ConflictError
+
+    try:
+        yield
+    except ConflictError as error:
+        error.add_note("here that is: --as NAME")
+        raise
+
+
+def _is_sqlite(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _told(meter: Meter) -> Any:
+    """Progress as the importer tells it."""
+
+    def told(progress: Any) -> None:
+        before, after = getattr(progress, "before_bytes", None), getattr(progress, "after_bytes", None)
+        sizes = [size(each) for each in (before, after) if each is not None]
+        what = "  ".join((progress.thread_id, " → ".join(sizes)))
+        meter.told(what, progress.checkpoints, progress.of_checkpoints)
+
+    return told
+
+
+def _say(screen: Screen, done: str, where: str, bundles: list[Any]) -> None:
+    for each in bundles:
+        if screen.is_json:
+            screen.emit({done: each.thread_id, "where": where, "events": each.events, "bytes": each.bundle_bytes})
+        else:
+            screen.say(
+                f"{done} ", (each.thread_id, NAME), f": {each.events:,} events, ", (size(each.bundle_bytes), STRONG)
+            )
+
+
+def _say_report(screen: Screen, report: Any) -> None:
+    if screen.is_json:
+        told = {name: value for name, value in vars(report).items() if not name.startswith("_")}
+        told["problems"] = [problem._asdict() for problem in report.problems]
+        screen.emit(told)
+    else:
+        screen.block(str(report), GOOD if report.ok else BAD)
+        if not report.ok:
+            screen.say((f"{len(report.problems):,} problems", FAINT))
+    if not report.ok:
+        raise typer.Exit(exits.FOUND)
+
+
+COMMANDS: Final[Mapping[str, Command]] = {"export": export, "import": import_}

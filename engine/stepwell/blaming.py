@@ -1,0 +1,283 @@
+"""Who put a value there: every change of what stands at a path, newest first.
+
+States are folded forward in windows along the branch, and the windows are gone through backwards, so that the
+newest change is found without reading what came long before it.  Patches say what a step left alone, references
+which bytes are the same: only what may have changed is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Final
+
+from stepwell import inspect, paths
+from stepwell.errors import UsageError
+from stepwell.history import (
+    History,
+    Link,
+    Step,
+    TaskWrites,
+    View,
+    first_index,
+    is_match,
+    locate,
+    near,
+    refs,
+    split,
+    spot_data,
+)
+from stepwell.patch import Array, Blob, Keep, Map, Merge, Splice, Value, references
+from stepwell.paths import ABSENT, Index, Match, Name, Part, Path
+
+_FIRST_WINDOW: Final = 64
+_LARGEST_WINDOW: Final = 2048
+
+
+class Change:
+    """A step after which something else stands at a path.
+
+    Attributes:
+        path: The path.
+        step: The step.
+    """
+
+    def __init__(self, history: History, path: Path, link: Link, old: _Found, new: _Found) -> None:
+        self.path = str(path)
+        self.step: Step = link.step
+        self._history = history
+        self._path = path
+        self._old = old
+        self._new = new
+
+    @property
+    def old(self) -> Any:
+        """What stood there before; `ABSENT` if nothing did."""
+        return self._old.data
+
+    @property
+    def new(self) -> Any:
+        """What stands there since; `ABSENT` if nothing does."""
+        return self._new.data
+
+    @cached_property
+    def _view(self) -> View:
+        return self._history.view(self.step.sequence)
+
+    @property
+    def number(self) -> int | None:
+        """The step's number on its branch, as LangGraph counts."""
+        return self._view.number
+
+    @property
+    def source(self) -> str | None:
+        """What the step came from: "input", "loop", "update" or "fork"; None where the log does not say."""
+        return self._view.source
+
+    @cached_property
+    def tasks(self) -> list[TaskWrites]:
+        """The tasks whose writes did it: one, or those of which it cannot be told which.
+
+        There is none where the value came from outside: an input, or an update of the state.
+        """
+        history = self._history
+        wrote = [task for task in history.taken_over(self._view) if self._path.channel in task.channels]
+        if len(wrote) < 2:
+            return wrote
+        return self._holding(wrote) or self._like(wrote) or wrote
+
+    def _holding(self, tasks: list[TaskWrites]) -> list[TaskWrites]:
+        """Those in whose writes the very bytes stand."""
+        places = self._new.places()
+        return [task for task in tasks if places.intersection(task.sequences)]
+
+    def _like(self, tasks: list[TaskWrites]) -> list[TaskWrites]:
+        """Those that wrote what stands there now."""
+        return [
+            task
+            for task in tasks
+            if any(
+                inspect.equal(self.new, value) or inspect.equal(self.new, paths.find(value, self._path.inside))
+                for channel, value in task.values
+                if channel == self._path.channel
+            )
+        ]
+
+    @property
+    def node(self) -> str | None:
+        """The node that did it; None if there is none, or it cannot be told."""
+        nodes = {task.node for task in self.tasks}
+        return nodes.pop() if len(nodes) == 1 else None
+
+    def __repr__(self) -> str:
+        who = self.node or self.source or "unknown"
+        return inspect.safe_text(f"<{self.path} by {who} in step {self.number} (#{self.step.sequence})>")
+
+
+class _Found:
+    """What stands at a path after a step.
+
+    A large value is not held: it is read again when it is asked for.
+    """
+
+    def __init__(self, history: History, sequence: int, value: Value | None, path: Path) -> None:
+        self._history = history
+        self._sequence = sequence
+        self._path = path
+        self.index = first_index(value, path.inside, history.payloads)
+        self.spot, self.rest = locate(value, path.inside, history.payloads)
+        self.is_kept_in_parts = isinstance(self.spot, Array | Map)
+
+    def places(self) -> set[int]:
+        """The events that hold its bytes."""
+        if self.spot is None:
+            return set()
+        found = references(self.spot) if isinstance(self.spot, Blob | Array | Map) else refs(self.spot)
+        return {ref.sequence for ref in found}
+
+    @cached_property
+    def data(self) -> Any:
+        if self.is_kept_in_parts:
+            return self._history.view(self._sequence).find(self._path)
+        if self.spot is None:
+            return ABSENT
+        return paths.find(spot_data(self.spot, self._history.payloads), self.rest)
+
+    def differs(self, other: _Found) -> bool:
+        """Whether something else stands there."""
+        if self.spot == other.spot:
+            return False
+        if self.is_kept_in_parts and other.is_kept_in_parts and not self.rest:
+            return True  # values that are kept in parts are the same if the parts are
+        if self.data is ABSENT or other.data is ABSENT:
+            return self.data is not other.data
+        return not inspect.equal(self.data, other.data)
+
+    def let_go(self) -> None:
+        """Hold a large value no longer."""
+        if self.is_kept_in_parts:
+            self.spot = None
+
+
+def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change]:
+    """Every change of what stands at a path, from the end of a branch backwards."""
+    size = _FIRST_WINDOW
+    window: list[Link] = []
+    for page in history.upwards(lane, end):
+        for link in page:
+            window.append(link)
+            if len(window) > size:
+                # The oldest is where this window begins, and the newest of the next.
+                yield from _changes(history, window, path, whole=False)
+                window = [link]
+                size = min(size * 2, _LARGEST_WINDOW)
+    yield from _changes(history, window, path, whole=True)
+
+
+def _changes(history: History, window: list[Link], path: Path, *, whole: bool) -> list[Change]:
+    """The changes within some steps of a branch, newest first.
+
+    Of the states, only the channel is folded.
+
+    Args:
+        history: The thread.
+        window: The steps, newest first; the oldest is what the next is compared with, unless it is the first of all.
+        path: The path.
+        whole: Whether the oldest is the first of all.
+    """
+    links = window[::-1]
+    last, value = 0, None
+    if not whole:
+        last = links.pop(0).sequence
+        value = history.channel(last, path.channel)
+    found = _Found(history, last, value, path)
+    changes: list[Change] = []
+    for link in links:
+        patch = link.event.channels
+        follows = link.event.base == last
+        base = value if follows else history.channel(link.event.base, path.channel)
+        value = history.patched(link, path.channel, base)
+        last = link.sequence
+        if follows and _leaves_alone(history, patch, path, found.index):
+            continue
+        now = _Found(history, last, value, path)
+        if now.differs(found):
+            changes.append(Change(history, path, link, found, now))
+        found.let_go()
+        found = now
+    found.let_go()
+    return changes[::-1]
+
+
+def _leaves_alone(history: History, patch: Any, path: Path, index: int | None) -> bool:
+    """Whether a patch certainly changes nothing at a path.
+
+    Args:
+        history: The thread.
+        patch: The patch of all channels.
+        path: The path.
+        index: Where the element that the path leads through stands before the patch.
+    """
+    for part in path:
+        if isinstance(patch, Merge) and isinstance(part, Name):
+            if part.name in patch.drop:
+                return False
+            patch = patch.changes.get(part.name)
+            if patch is None:
+                return True
+        elif isinstance(patch, Splice) and not isinstance(part, Name):
+            return _keeps(history, patch, part, index)
+        else:
+            return False
+    return False
+
+
+def _keeps(history: History, splice: Splice, part: Part, index: int | None) -> bool:
+    """Whether a splice leaves the element that is meant where it is."""
+    if isinstance(part, Index) and part.at < 0:
+        return False
+    place = 0
+    for piece in splice.pieces:
+        if isinstance(piece, Keep):
+            if index is not None and piece.start == place and piece.start <= index < piece.start + piece.count:
+                return True
+            place += piece.count
+        else:
+            if isinstance(part, Match):
+                history.payloads.fetch(ref.sequence for ref in refs(piece.content))
+                if any(is_match(content, part, history.payloads) for content in split(piece)):
+                    return False
+            place += len(piece.lengths)
+    # Nothing was there, and nothing is: an element by its number may have come with the new ones.
+    return index is None and (isinstance(part, Match) or (isinstance(part, Index) and place <= part.at))
+
+
+def blame(history: History, lane: int, end: Link, path: Path) -> Change:
+    """The change that put there what stands at a path.
+
+    Raises:
+        UsageError: Nothing stands there.
+    """
+    view = history.view(end.sequence)
+    if view.find(path) is ABSENT:
+        raise UsageError(_nothing_there(view, path))
+    for change in watch(history, lane, end, path):
+        return change
+    raise UsageError(f"nothing is known of {path} before step #{end.sequence}")
+
+
+def _nothing_there(view: View, path: Path) -> str:
+    where = f"after step #{view.step.sequence}"
+    if path.channel not in view:
+        if path.channel in view.delta_channels:
+            return (
+                f"the channel {path.channel!r} is a delta channel without a value {where}: LangGraph puts it together "
+                "from a snapshot and what was written since; look for what was written with grep, pending or replay"
+            )
+        return f"there is no channel {path.channel!r} {where}{near(path.channel, view)}"
+    for length in range(len(path) - 1, 0, -1):
+        there = Path(path[:length])
+        data = view.find(there)
+        if data is not ABSENT:
+            return f"nothing stands at {path} {where}: {there} is there, and {paths.what_is_there(data)}"
+    return f"nothing stands at {path} {where}"
