@@ -374,7 +374,7 @@ class StepwellStore(BaseStore):
     def _read(self, ops: list[Op], as_of: AsOf | None) -> list[Result]:
         if not ops:
             return []
-        question = _Question(ops, self._omit_before())
+        question = _Question(ops, self._omit_before() if as_of is None else 0)
         queries = self._index.embed_queries(question.queries) if self._index and question.queries else {}
         results = self._answer(question, queries, as_of)
         self._touch(question.used)
@@ -383,7 +383,7 @@ class StepwellStore(BaseStore):
     async def _aread(self, ops: list[Op], as_of: AsOf | None) -> list[Result]:
         if not ops:
             return []
-        question = _Question(ops, self._omit_before())
+        question = _Question(ops, self._omit_before() if as_of is None else 0)
         queries = await self._index.aembed_queries(question.queries) if self._index and question.queries else {}
         results = None
         if question.is_quick and as_of is None and not queries:
