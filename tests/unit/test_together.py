@@ -15,16 +15,18 @@ async def test_those_that_wait_are_answered_together() -> None:
     """What is asked while a thread answers is answered at once afterwards; each gets its own answer."""
     asked: list[list[int]] = []
     begin = threading.Event()
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def double(numbers: Sequence[int]) -> list[int]:
         asked.append(list(numbers))
+        loop.call_soon_threadsafe(begun.set)
         begin.wait(10)
         return [2 * number for number in numbers]
 
     together = Together(double)
     first = asyncio.create_task(together.ask(1))
-    while not asked:
-        await asyncio.sleep(0)
+    await begun.wait()
     rest = [asyncio.create_task(together.ask(number)) for number in range(2, 30)]
     await asyncio.sleep(0)
     begin.set()
