@@ -437,9 +437,12 @@ class Present:
         for page in _pages(iter(sorted(indexed, key=_sequence))):
             names = [(item.namespace, item.key) for item in page]
             # One that was put again meanwhile is put right by the next look at the log.
+            read: dict[Namespace, list[Item]] = {}
             for item in self._items.get_many(names, attachments=True):
                 if item is not None:
-                    loading[item.namespace][1].add([item])
+                    read.setdefault(item.namespace, []).append(item)
+            for namespace, together in read.items():
+                loading[namespace][1].add(together)
         for namespace, (collection, rows) in loading.items():
             collection.rows = rows
             if collection.size_bytes > size:
