@@ -31,7 +31,10 @@ LONG = "k" * 600  # is hashed in keys
 def remember(log: Log) -> None:
     """Put items in: versions in several rows, deleted ones, some that expire, names that keys hold hashes of."""
     for number in range(0, 70, 14):
-        puts = [ItemPut(NAMESPACE, "often", Blob("text", b"%d" % n), expires_at=1000 + n) for n in range(number, number + 14)]
+        puts = [
+            ItemPut(NAMESPACE, "often", Blob("text", b"%d" % n), expires_at=1000 + n)
+            for n in range(number, number + 14)
+        ]
         log.items.submit(puts).result()
     log.items.submit([ItemPut((*NAMESPACE, "x"), LONG, Blob("text", b"x" * 2000), expires_at=5)]).result()
     log.items.submit([ItemPut(NAMESPACE, "gone", Blob("text", b"y")), ItemDeleted(NAMESPACE, "gone")]).result()
