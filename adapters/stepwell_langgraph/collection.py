@@ -184,6 +184,10 @@ class Present:
             self._catch_up(MOST_CHANGES)
             return self.get((name,))[0]
 
+    def several(self, names: Several[ItemName]) -> list[Item | None]:
+        """Some items, of one moment."""
+        return self.ask(lambda view: view.get(names))
+
     def ask_now(self, question: Callable[[View], _T]) -> _T | None:
         """The answer if it is in memory and nobody else is asking; else None.  Takes no time to speak of."""
         if not self._lock.acquire(blocking=False):
@@ -433,9 +437,12 @@ class Present:
         for page in _pages(iter(sorted(indexed, key=_sequence))):
             names = [(item.namespace, item.key) for item in page]
             # One that was put again meanwhile is put right by the next look at the log.
+            read: dict[Namespace, list[Item]] = {}
             for item in self._items.get_many(names, attachments=True):
                 if item is not None:
-                    loading[item.namespace][1].add([item])
+                    read.setdefault(item.namespace, []).append(item)
+            for namespace, together in read.items():
+                loading[namespace][1].add(together)
         for namespace, (collection, rows) in loading.items():
             collection.rows = rows
             if collection.size_bytes > size:

@@ -52,16 +52,17 @@ class Rows:
 
     def add(self, items: Iterable[Item]) -> None:
         """Add the vectors of items that have none here."""
-        for item in items:
-            vectors = vectors_of(item, self._dims)
-            if not len(vectors):
-                continue
-            first = len(self._items)
-            self._reserve(first + len(vectors))
-            self._matrix[first : first + len(vectors)] = _units(vectors)
-            bare = item._replace(attachments={})
-            self._items += [bare] * len(vectors)
-            self._places[item.key] = [*range(first, len(self._items))]
+        found = [(item, vectors) for item in items if len(vectors := vectors_of(item, self._dims))]
+        if not found:
+            return
+        stacked = numpy.concatenate([vectors for _, vectors in found])
+        first = len(self._items)
+        self._reserve(first + len(stacked))
+        self._matrix[first : first + len(stacked)] = _units(stacked)
+        for item, vectors in found:
+            place = len(self._items)
+            self._items += [item._replace(attachments={})] * len(vectors)
+            self._places[item.key] = [*range(place, len(self._items))]
 
     def touch(self, item: Item) -> None:
         """The item has the same vectors, but is held in another form."""

@@ -46,6 +46,7 @@ from stepwell_langgraph.filters import Filter
 from stepwell_langgraph.moments import AsOf, commit_of, to_datetime
 from stepwell_langgraph.offload import offload
 from stepwell_langgraph.sweeper import Stopped, Sweeper, Sweeping
+from stepwell_langgraph.together import Together
 from stepwell_langgraph.weight import LIGHT_BYTES, is_light
 
 MEMORY_BYTES: Final = 1 << 28
@@ -131,6 +132,7 @@ class StepwellStore(BaseStore):
         self._present = Present(log.items, memory_bytes, self._index.dims if self._index else 0)
         self._ttls: dict[int, int] = {}
         self._lines = _Lines()
+        self._gets = Together(self._present.several)
         self._sweeper = Sweeper(self.sweep_ttl)
         self._owns_log = False
 
@@ -232,6 +234,8 @@ class StepwellStore(BaseStore):
         """`get` for coroutines."""
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
         item = self._held(op, as_of)
+        if item is UNKNOWN and as_of is None:
+            item = self._plain(await self._gets.ask((op.namespace, op.key)))
         if item is not UNKNOWN:
             return None if item is None else _shown_item(item)
         found: StoreItem | None = (await self._aread([op], as_of))[0]  # type: ignore[assignment]
@@ -370,7 +374,7 @@ class StepwellStore(BaseStore):
     def _read(self, ops: list[Op], as_of: AsOf | None) -> list[Result]:
         if not ops:
             return []
-        question = _Question(ops, self._omit_before())
+        question = _Question(ops, self._omit_before() if as_of is None else 0)
         queries = self._index.embed_queries(question.queries) if self._index and question.queries else {}
         results = self._answer(question, queries, as_of)
         self._touch(question.used)
@@ -379,7 +383,7 @@ class StepwellStore(BaseStore):
     async def _aread(self, ops: list[Op], as_of: AsOf | None) -> list[Result]:
         if not ops:
             return []
-        question = _Question(ops, self._omit_before())
+        question = _Question(ops, self._omit_before() if as_of is None else 0)
         queries = await self._index.aembed_queries(question.queries) if self._index and question.queries else {}
         results = None
         if question.is_quick and as_of is None and not queries:

@@ -354,9 +354,15 @@ class History:
                     wanted = event.parent_id
                     if wanted is None:
                         break
-            if page:
-                yield page
             before = records[-1].sequence
+            if not page and wanted is not None:
+                # Other branches lie between: however long they are, the index knows where the parent is.
+                (found,) = self.found(lane, [wanted])
+                if not 0 < found.step < before:
+                    return
+                page.append(self.link(found.step))
+                wanted, before = page[-1].event.parent_id, found.step
+            yield page
 
     def branch(self, lane: int, end: Link, since: int | None = None) -> list[int]:
         """The sequences of the steps of a branch, from its beginning or from another step on, oldest first.

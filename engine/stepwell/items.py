@@ -32,6 +32,7 @@ _HOPEFUL_ATTEMPTS: Final = 3  # at forgetting without making others wait
 class Items:
     """The items of one log.  A handle costs nothing and holds nothing.
 
+    >>> from stepwell import ItemDeleted, ItemPut, Log, parse
     >>> log = Log.open(":memory:")
     >>> put = ItemPut(("users", "ada"), "likes", parse("text", b"tea"))
     >>> first = log.items.submit([put]).result().commit

@@ -261,7 +261,8 @@ class _New:
         self._storage.restore(
             [
                 (NAMES, name_key, pack_name(number, name.encode())),
-                (IDS, fmt.sorted_key(name.encode(), number), b""),
+                # The thread of items stands in no list.
+                *([] if name == fmt.ITEMS_THREAD_ID else [(IDS, fmt.sorted_key(name.encode(), number), b"")]),
                 (THREADS, fmt.number_key(number), pack_row(standing)),
             ]
         )

@@ -1,4 +1,4 @@
-"""Where LangGraph's stores differ from each other, or from what they say: what ours does (SPEC.md, section 17.5)."""
+"""Where LangGraph's stores differ from each other, or from what they say: what ours does (SPEC.md, section 17.7)."""
 
 from __future__ import annotations
 

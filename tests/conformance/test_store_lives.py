@@ -138,6 +138,10 @@ def test_expired_items_are_shown_until_they_are_swept(clock: list[int]) -> None:
             assert len(store.search(())) == 1 + shown
             assert store.list_namespaces() == [NAMESPACE] * shown + [("users", "bob")]
             assert len(store.search((), limit=1)) == 1
+            # Of the past it hides nothing.
+            commit = store.log.items.commit_at(clock[0])
+            assert store.get(NAMESPACE, "k", as_of=commit) is not None
+            assert len(store.search((), as_of=commit)) == 2
 
 
 @pytest.mark.parametrize("ttl", ["soon", float("nan"), float("inf")])

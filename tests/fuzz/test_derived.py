@@ -14,29 +14,74 @@ import msgspec
 import pytest
 
 from building import rows_of, set_row, step, wrote
-from fuzz.test_records import DAMAGES, SEEDS, THREADS, answer, made, questions
-from stepwell import Log, StepwellError, Thread
+from fuzz.test_records import DAMAGES, SEEDS, THREADS, Question, answer, made, questions
+from stepwell import ItemDeleted, ItemPut, Log, StepwellError, Thread
+from stepwell.patch import Blob
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.tables import DERIVED, FEED, IDS, INDEX, RECENT
+from stepwell.storage.tables import DERIVED, EXPIRIES, FEED, IDS, INDEX, RECENT
 
 Place = tuple[str, bytes]
 
-VALUED = [table for table in DERIVED if table not in (RECENT, IDS)]  # the others say all that they say in their keys
+KEYS_ONLY = (RECENT, IDS, EXPIRIES)  # whose rows say all that they say in their keys
+VALUED = [table for table in DERIVED if table not in KEYS_ONLY]
+NAMESPACE = ("users", "ada")
+LONG = "k" * 600  # is hashed in keys
+
+
+def remember(log: Log) -> None:
+    """Put items in: versions in several rows, deleted ones, some that expire, names that keys hold hashes of."""
+    for number in range(0, 70, 14):
+        puts = [
+            ItemPut(NAMESPACE, "often", Blob("text", b"%d" % n), expires_at=1000 + n)
+            for n in range(number, number + 14)
+        ]
+        log.items.submit(puts).result()
+    log.items.submit([ItemPut((*NAMESPACE, "x"), LONG, Blob("text", b"x" * 2000), expires_at=5)]).result()
+    log.items.submit([ItemPut(NAMESPACE, "gone", Blob("text", b"y")), ItemDeleted(NAMESPACE, "gone")]).result()
 
 
 def grown() -> Log:
-    """The log that records are damaged in, with a step id that has further rows in the index."""
+    """The log that records are damaged in, with items, and a step id that has further rows in the index."""
     log = made()
     for name in THREADS:
         log.thread(name).append([wrote("s3", task=f"task {number}") for number in range(100)])
+    remember(log)
     assert log.audit().breaches == []
     return log
 
 
+def questions_of_items() -> Iterator[Question]:
+    """Everything that can be asked about items."""
+    for key in ("often", "gone", LONG, "never"):
+        for at in (None, 9, 12, 30):
+            yield "item", key, at, ""
+        yield "history", key, None, ""
+    for what in ("items", "items then", "namespaces", "expired", "version", "changes"):
+        yield what, "", None, ""
+
+
+def reply(log: Log, question: Question) -> object:
+    """What a log that remembers nothing answers."""
+    what, key, at, _ = question
+    items = log.items
+    namespace = (*NAMESPACE, "x") if key == LONG else NAMESPACE
+    lists: dict[str, Callable[[], object]] = {
+        "item": lambda: items.get(namespace, key, at=at),  # type: ignore[arg-type]
+        "history": lambda: list(items.history(namespace, key)),
+        "items": lambda: list(items.scan(("users",))),
+        "items then": lambda: list(items.scan(("users",), at=items.commit_at(1 << 62))),
+        "namespaces": lambda: list(items.namespaces()),
+        "expired": lambda: items.expired(1020),
+        "version": items.version,
+        "changes": lambda: list(items.changes(0) or ()),
+    }
+    return lists[what]() if what in lists else answer(log, question)
+
+
 LOG = grown()
 STORAGE = LOG.storage
-QUESTIONS = list(questions())
-TRUTH = {question: answer(LOG, question) for question in QUESTIONS}
+QUESTIONS = [*questions(), *questions_of_items()]
+TRUTH = {question: reply(LOG, question) for question in QUESTIONS}
 SOUND: dict[Place, bytes] = {(table, key): data for table in DERIVED for key, data in rows_of(STORAGE, table).items()}
 
 
@@ -63,12 +108,12 @@ def damaged() -> Iterator[Callable[[Place, bytes | None], None]]:
     change(changed[0], SOUND[changed[0]])
 
 
-def asked(sample: list[tuple[str, str, int | str | None, str]]) -> int:
+def asked(sample: list[Question]) -> int:
     """Ask some questions: there is an answer, or one of the library's errors; how many of these."""
     errors = 0
     for question in sample:
         try:
-            answer(LOG, question)
+            reply(LOG, question)
         except StepwellError:
             errors += 1
     return errors
@@ -81,7 +126,7 @@ def names(table: str) -> bool:
 
 def test_the_truth_is_asked() -> None:
     """Without damage every question has its answer; rows of every table are there to be damaged."""
-    assert {question: answer(LOG, question) for question in QUESTIONS} == TRUTH
+    assert {question: reply(LOG, question) for question in QUESTIONS} == TRUTH
     assert {table for table, _ in SOUND} == set(DERIVED)
     assert len(TRUTH["writes", "a", "s3", ""]) > 80  # type: ignore[arg-type]
 
@@ -174,9 +219,9 @@ def test_missing_and_swapped(table: str, damaged: Callable[[Place, bytes | None]
                 assert names(table)
 
 
-@pytest.mark.parametrize("table", [RECENT, IDS])
+@pytest.mark.parametrize("table", KEYS_ONLY)
 def test_other_keys(table: str, rng: random.Random) -> None:
-    """A row under any other key brings up no other error in lists of threads, and the audit names it."""
+    """A row under any other key brings up no other error in lists, and the audit names it."""
     for key in [key for place, key in SOUND if place == table]:
         position = rng.randrange(len(key))
         other = key[:position] + bytes((key[position] ^ 1 << rng.randrange(8),)) + key[position + 1 :]
@@ -188,6 +233,7 @@ def test_other_keys(table: str, rng: random.Random) -> None:
         for asked_for in ({}, {"prefix": "a"}, {"newest_first": False}, {"status": "done"}, {"updated_since": 1}):
             with suppress(StepwellError):
                 list(LOG.threads(**asked_for))  # type: ignore[arg-type]
+        asked([question for question in QUESTIONS if question[0] in ("expired", "items", "item")])
         assert names(table)
         set_row(STORAGE, table, other, None)
         set_row(STORAGE, table, key, b"")
@@ -201,6 +247,10 @@ CHANGES: tuple[Callable[[Log, Thread], object], ...] = (
     lambda log, thread: thread.copy_to("copy of a segment"),
     lambda log, thread: thread.delete(),
     lambda log, thread: thread.append([step("s0")]),
+    lambda log, thread: log.items.submit([ItemPut(NAMESPACE, "often", Blob("text", b"new"), expires_at=1)]).result(),
+    lambda log, thread: log.items.submit([ItemDeleted(NAMESPACE, "often", expired_by=1 << 62)]).result(),
+    lambda log, thread: log.items.prune(20),
+    lambda log, thread: log.items.forget(NAMESPACE),
 )
 
 
@@ -212,6 +262,7 @@ def test_changes_to_a_damaged_log(table: str, rng: random.Random) -> None:
         for name in THREADS:
             log.thread(name).append([step("s0", {"x": b"x" * 100}), wrote("s0")])
             log.thread(name).append([step("s1", {"y": b"y"}, base=3), step("s0", lane="sub")])
+        remember(log)
         rows = rows_of(log.storage, table)
         key = rng.choice(sorted(rows))
         data = damage(rows[key], rng)

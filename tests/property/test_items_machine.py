@@ -232,7 +232,7 @@ def bare(moment: Moment) -> Moment:
 
 
 TestItems = ItemsMachine.TestCase
-TestItems.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestItems.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 
 
 @given(st.lists(st.tuples(NAMESPACES, TEXTS), max_size=8, unique=True), st.lists(NAMESPACES, min_size=1, max_size=4))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from building import step
 from reading import Book, message
 from stepwell import ABSENT, ConflictError, CorruptionError, Log, UsageError
 from stepwell.inspect import Opaque, Typed
@@ -359,3 +360,18 @@ def test_paused_readers_hold_nothing_open(tmp_path: Path) -> None:
         for iterator in started[:2]:
             with pytest.raises((ConflictError, CorruptionError)):
                 list(iterator)  # type: ignore[call-overload]
+
+
+def test_a_branch_behind_a_long_one(memory_log: Log) -> None:
+    """A branch is followed over any number of steps of others that lie between, also twice, and to a missing parent."""
+    thread = memory_log.thread("thread")
+    steps = [step(f"s{n}", {"x": b"%d" % n}, parent=f"s{n - 1}" if n else "lost") for n in range(700)]
+    thread.append(steps)
+    thread.append([step("fork", {"x": b"fork"}, parent="s300"), step("again", {"x": b"again"}, parent="s10")])
+    for end, last in (("fork", 300), ("again", 10), ("s699", 698)):
+        found = [each.step_id for each in thread.replay(until=end)]
+        assert found == [*(f"s{n}" for n in range(last + 1)), end]
+        assert [each.step_id for each in thread.replay(since=f"{end}~3", until=end)] == found[-3:]
+    thread.append([step("joined", {"x": b"joined"}, parent="fork")])
+    assert thread.resolve("~2").step_id == "s300"
+    assert thread.resolve("~302").step_id == "s0"
