@@ -122,7 +122,7 @@ def test_batches_refuse_what_methods_refuse(store: StepwellStore) -> None:
         b"bytes",
         {1, 2},
         UUID(int=1),
-        object(),
+        pytest.param(object(), id="an object"),
         1 << 64,
         {1: "key"},
         "\ud800",
