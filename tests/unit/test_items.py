@@ -236,6 +236,21 @@ def test_pages(log: Log) -> None:
     assert sum(1 for _ in log.items.scan(("n", "3"))) == len([1 for place, _ in everything if place == ("n", "3")])
 
 
+def test_going_on_behind_what_is_elsewhere(log: Log) -> None:
+    """Whatever a scan is to go on behind, it gives nothing of other namespaces, now and then."""
+    names = [((who,), key) for who in ("a", "b", "c") for key in ("1", "2")]
+    then = done(log, *(put(key, at=namespace) for namespace, key in names))
+    done(log, *(put(key, b"new", at=namespace) for namespace, key in names))
+    for at in (None, then):
+        for after in [*names, (("b",), "1x"), (("",), ""), (("bb",), "0"), (("b", "x"), "")]:
+            found = [(item.namespace, item.key) for item in log.items.scan(("b",), after=after, at=at)]
+            order = [(item.namespace, item.key) for item in log.items.scan(at=at)]
+            behind = names.index(after) + 1 if after in names else None
+            if behind is not None:
+                assert found == [name for name in order[behind:] if name[0] == ("b",)]
+            assert {namespace for namespace, _ in found} <= {("b",)}
+
+
 def test_a_scan_of_the_past_shows_one_moment(log: Log) -> None:
     """What is changed between two pages of a scan as of a commit is not in it."""
     done(log, *(put(f"k{number:04}") for number in range(1000)))
@@ -518,6 +533,13 @@ def test_nobody_else_sees_the_thread_of_items(log: Log) -> None:
         with pytest.raises(UsageError, match="the log's own"):
             use(fmt.ITEMS_THREAD_ID)
     assert log.thread("\0").summary() is log.thread("\0stepwell").summary() is None
+
+
+def test_near_misses_leave_the_thread_of_items_out(log: Log) -> None:
+    """Who names a thread that is not there is not told of the log's own."""
+    done(log, put())
+    with pytest.raises(UsageError, match=r"there is no thread 'items'$"):
+        log.thread("items").resolve()
 
 
 def test_sealing_in_the_background(tmp_path: Path) -> None:
