@@ -22,7 +22,7 @@ from stepwell import codec, inspect, paths, reader
 from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Sequence, StepCommitted, ThreadCopied, WritesRecorded
+from stepwell.events import Event, Sequence, StepCommitted, ThreadCopied, ThreadLabelled, WritesRecorded
 from stepwell.fold import State
 from stepwell.history import History, Link, cut, decoded, index_of
 from stepwell.inspect import Data
@@ -70,7 +70,8 @@ def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | Non
     parent_id: str | None = at.event.step_id
     if _would_be_read_through(history, lane, at, state):
         parent_id = at.event.parent_id
-    return StepCommitted(step_id, parent_id, changes, fields, at.event.lane, at.sequence, created_at=now)
+    lane_name, status = at.event.lane, at.event.status  # what is left to run is what was left then
+    return StepCommitted(step_id, parent_id, changes, fields, lane_name, at.sequence, created_at=now, status=status)
 
 
 def _would_be_read_through(history: History, lane: int, at: Link, state: State) -> bool:
@@ -246,28 +247,25 @@ class _Copying:
     def entries(self, at: Link, step: StepCommitted, now: int) -> Iterator[Entry]:
         history, after = self._history, 0
         while page := history.storage.scan(history.number, after, at.sequence + 1, 256, reverse=False):
-            names = history.storage.lane_names(history.number, {record.header.lane for record in page})
-            for record in page:
-                if record.header.kind not in _HEAD_EVENTS:
-                    yield self._entry(record, names.get(record.header.lane, ""))
+            kept = [record for record in page if record.header.kind not in _HEAD_EVENTS]
+            for record, (_, event) in zip(kept, reader.decoded(history.storage, history.number, kept), strict=True):
+                yield self._entry(record, event, now)
             after = page[-1].sequence
         yield entry(copied := ThreadCopied(history.thread_id, at.sequence, now), codec.encode(copied), now)
         last = msgspec.structs.replace(step, base=self._place(at.sequence))
         yield entry(last, codec.encode(last), now)
 
-    def _entry(self, record: codec.Record, lane: str) -> Entry:
-        event = codec.decode(self._history.number, record, lane)
+    def _entry(self, record: codec.Record, event: Event, now: int) -> Entry:
+        if isinstance(event, ThreadLabelled):
+            self._last += 1
+            return entry(event, codec.encode(event), now)
         assert isinstance(event, StepCommitted | WritesRecorded)
         body = codec.moved(record, event, lambda ref: Ref(self._place(ref.sequence), ref.start, ref.length))
-        self._last += 1 if lane in self._lanes else 2  # the first event of a lane comes after the one that opens it
-        self._lanes.add(lane)
+        self._last += 1 if event.lane in self._lanes else 2  # a lane's first event comes after the one that opens it
+        self._lanes.add(event.lane)
         self._places[record.sequence] = self._last
-        if isinstance(event, StepCommitted):
-            base = self._place(event.base) if event.base else 0
-            key = fmt.id_key(event.step_id)
-            return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, base, key, event.hidden)
-        key = fmt.id_key(event.step_id)
-        return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, step_key=key)
+        moved = entry(event, body, now)
+        return moved._replace(base=self._place(event.base)) if moved.base else moved
 
     def _place(self, sequence: int) -> Sequence:
         place = self._places.get(sequence)
