@@ -14,6 +14,7 @@ from building import noise, set_record, set_row, step
 from stepwell import (
     ClosedError,
     Commit,
+    ConflictError,
     CorruptionError,
     Deletion,
     Item,
@@ -500,6 +501,35 @@ def test_pruning_the_past(log: Log) -> None:
     log.items.prune(1 << 40)
     assert {key: len(list(log.items.history(ADA, key))) for key in ("k0", "k1")} == {"k0": 0, "k1": 1}
     assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
+
+
+@pytest.mark.parametrize("read", ["get", "scan", "history", "changes"])
+def test_a_pruning_in_the_midst_of_a_read(log: Log, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruning between two questions of a read hides nothing of what was there: the read is whole, or an error."""
+    first = done(log, put(value=b"first"))
+    last = done(log, *(put(value=b"%d" % number) for number in range(1030)), put())
+    log.seal()  # nobody else asks then
+    reads: dict[str, Callable[[], object]] = {
+        "get": lambda: value(log, at=first),
+        "scan": lambda: [item.value for item in log.items.scan(at=first)],
+        "history": lambda: [each.sequence for each in log.items.history(ADA, "k")],
+        "changes": lambda: [sequence for sequence, _ in log.items.changes(5) or ()],
+    }
+    names = {"get": "items", "scan": "scan_items", "history": "item_versions", "changes": "scan"}
+    truth, method = reads[read](), getattr(log.storage, names[read])
+    asked = 0
+
+    def late(*of: object, **named: object) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == (2 if read in ("history", "changes") else 1):
+            monkeypatch.undo()
+            log.items.prune(last)
+        return method(*of, **named)
+
+    monkeypatch.setattr(log.storage, names[read], late)
+    with pytest.raises((UsageError, ConflictError)):
+        assert reads[read]() == truth
 
 
 def test_what_is_pruned_goes_on(log: Log) -> None:
