@@ -28,6 +28,7 @@ from stepwell.content import entry
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, StepwellError
 from stepwell.events import (
     NOWHERE,
+    ItemDeleted,
     ItemEvent,
     ItemPut,
     ItemTouched,
@@ -93,6 +94,7 @@ class ThreadRepair(NamedTuple):
 
     def __str__(self) -> str:
         name = "deleted" if self.thread_id is None else repr(self.thread_id)
+        name = "items" if self.thread_id == fmt.ITEMS_THREAD_ID else name
         lines = [f"thread {self.number} ({name}): {self.events:,} events could be proven"]
         for each in self.lost_names:
             lines.append(f"{each!r} is a new name: the old one is lost")
@@ -388,8 +390,11 @@ class _Rewriting:
 
     def _item(self, record: Record, event: ItemEvent) -> Iterator[Entry]:
         """A change of an item, unless content of it is lost."""
+        asked = event.expired_by if isinstance(event, ItemDeleted) else None
         event = moved(record.header, event)
-        if isinstance(event, ItemPut):
+        if isinstance(event, ItemDeleted):
+            event = msgspec.structs.replace(event, expired_by=asked)  # what came before it may have spared the item
+        elif isinstance(event, ItemPut):
             missing = self._missing((event.value, *event.attachments.values()))
             if missing:
                 self.left_out.append(Loss(record.sequence, record.sequence, missing))
