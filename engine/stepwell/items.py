@@ -19,7 +19,7 @@ from stepwell import format as fmt
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemTouched, Sequence
+from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
 from stepwell.patch import Array, Blob, Map, references
 from stepwell.storage import Append, Deletion, Item, ItemName, Rewrite, Storage, ThreadRow
 from stepwell.writer import Ticket
@@ -66,7 +66,10 @@ class Items:
         """
         for change in changes:
             _check(change)
-        encoding = Encoding(self._content, fmt.ITEMS_THREAD_ID, changes, now())
+        try:
+            encoding = Encoding(self._content, fmt.ITEMS_THREAD_ID, changes, now())
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
+            raise UsageError(f"a change of an item holds what cannot be stored: {error}") from error
         operation = Append(fmt.ITEMS_THREAD_ID, encoding.entries, placed=encoding.locate)
         return self._submit(operation, encoding.places)
 
@@ -271,6 +274,8 @@ def _check(change: ItemEvent) -> None:
         raise UsageError(f"submit takes ItemPut, ItemDeleted and ItemTouched, not {type(change).__name__}")
     _check_name(change.namespace, change.key)
     _check_number("created_at", change.created_at)
+    if not isinstance(change, ItemTouched) and (change.commit or (isinstance(change, ItemPut) and change.born_at)):
+        raise UsageError("commit and born_at say where a pruning has moved a change from: leave them 0")
     if isinstance(change, ItemDeleted):
         _check_number("expired_by", change.expired_by or 0)
         return

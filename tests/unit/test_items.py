@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from building import noise, set_record, set_row, step
 from stepwell import (
@@ -634,6 +635,10 @@ BAD: dict[str, Callable[[Log], object]] = {
     ),
     "attachment": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("t", b""), None, {"a": b""})]),  # type: ignore[dict-item]
     "attachment's name": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("t", b""), None, {5: Blob("t", b"")})]),  # type: ignore[dict-item]
+    "half a pair in a type": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("\ud800", b""))]),
+    "commit of a change": lambda log: log.items.submit([replace(put(), commit=1 << 62)]),
+    "commit of a deletion": lambda log: log.items.submit([ItemDeleted(ADA, "k", commit=1)]),
+    "birth": lambda log: log.items.submit([replace(put(), born_at=5)]),
     "step": lambda log: log.items.submit([step("s1")]),  # type: ignore[list-item]
     "item in a thread": lambda log: log.thread("t").append([put()]),
 }
