@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -31,7 +32,10 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.events import ItemEvent
 from stepwell.patch import Array, Blob, New, Ref, Value
+from stepwell.storage import segments
+from stepwell.storage.held import Held
 from stepwell.storage.items import LARGEST_VALUE_IN_ROW_BYTES, VERSIONS_IN_ROW
+from stepwell.storage.records import Records
 from stepwell.storage.tables import ITEMS, VERSIONS
 
 ADA = ("users", "ada")
@@ -378,6 +382,33 @@ def test_moments_by_time(log: Log, sealed: bool) -> None:
         commits[-1],
     ]
     assert value(log, at=log.items.commit_at(155)) == b"15"
+
+
+def test_moments_by_time_in_many_groups(memory_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever groups segments form, each time finds its commit, and little of the past is unpacked for it."""
+    monkeypatch.setattr(segments, "GROUP_BYTES", 3000)
+    log, commits = memory_log, [0]
+    for begin in range(1, 400, 20):
+        commits += done_each(log, (put(value=noise(60), created_at=10 * n) for n in range(begin, begin + 20)))
+        if begin < 350:
+            log.seal()
+    unpacked: list[int] = []
+    unpack = Records._unpack
+
+    def spied(self: Records, thread: int, last: int, *more: Any) -> segments.Segment:
+        unpacked.append(last)
+        return unpack(self, thread, last, *more)
+
+    monkeypatch.setattr(Records, "_unpack", spied)
+    for number in (*range(0, 401, 7), 1, 399, 400):
+        for late in (0, 9):
+            log.storage._held = Held()  # type: ignore[attr-defined]
+            unpacked.clear()
+            assert log.items.commit_at(10 * number + late) == commits[number]
+            assert len(unpacked) < 8
+    log.items.prune(commits[200])
+    log.seal()
+    assert [log.items.commit_at(10 * number) for number in (0, *range(200, 401))] == [0, *commits[200:]]
 
 
 def test_version_and_changes(log: Log) -> None:

@@ -325,22 +325,34 @@ class Items:
         row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
         if row is None:
             return 0
-        low, high = row.first - 1, row.last  # the last one by then stands at one of these, or between
+        low, high = row.first, row.last  # the last one by then stands between; or there is none, and the first is none
+        # First by what a group of segments begins with, which is read without the rest of it.  Then within that group.
+        passed = low  # up to here there is no other group than that of `low`
+        while passed < high:
+            middle = (passed + high + 1) // 2
+            begin = self._records.group_begin(row.number, middle)
+            if begin <= passed:
+                passed = middle
+            elif self._time(row.number, begin) <= time:
+                low, passed = begin, middle
+            else:
+                high = begin - 1
         while low < high:
             middle = (low + high + 1) // 2
-            header = self._records.header(row.number, middle)
-            if header is None:
-                raise CorruptionError("the event is missing", thread=row.number, sequence=middle)
-            if header.created_at <= time:
+            if self._time(row.number, middle) <= time:
                 low = middle
             else:
                 high = middle - 1
-        if low < row.first:
-            return 0
         record, event = self._event(low)
         if not isinstance(event, ItemEvent):
             return 0
         return (event.commit if isinstance(event, ItemPut | ItemDeleted) else 0) or record.header.commit
+
+    def _time(self, thread: int, sequence: int) -> int:
+        header = self._records.header(thread, sequence)
+        if header is None:
+            raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
+        return header.created_at
 
     def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
