@@ -20,6 +20,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from stepwell.cache import Cache, Shelf
+from stepwell.errors import ConflictError
 from stepwell.events import Commit, ItemDeleted, Sequence
 from stepwell.items import Items
 from stepwell.storage import Committed, Item, ItemName
@@ -247,11 +248,14 @@ class Present:
         if changes is None:
             return None
         names: dict[ItemName, bool] = {}
-        for sequence, event in islice(changes, most):
-            if sequence > stop:
-                break
-            if _is_shown(event.namespace):
-                names[event.namespace, event.key] = isinstance(event, ItemDeleted)
+        try:
+            for sequence, event in islice(changes, most):
+                if sequence > stop:
+                    break
+                if _is_shown(event.namespace):
+                    names[event.namespace, event.key] = isinstance(event, ItemDeleted)
+        except ConflictError:
+            return None  # they were pruned meanwhile
         return names
 
     def _read_changes(self, changes: dict[ItemName, bool]) -> Iterator[tuple[ItemName, Item | None]]:

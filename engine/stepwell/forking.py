@@ -23,7 +23,7 @@ from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.due import SENDS, is_telling, status_of_channels
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Sequence, Status, StepCommitted, ThreadCopied, WritesRecorded
+from stepwell.events import Event, Sequence, Status, StepCommitted, ThreadCopied, WritesRecorded
 from stepwell.fold import State
 from stepwell.history import History, Link, cut, decoded, index_of
 from stepwell.inspect import Data
@@ -274,24 +274,22 @@ class _Copying:
     def entries(self, at: Link, step: StepCommitted, now: int) -> Iterator[Entry]:
         history, after = self._history, 0
         while page := history.storage.scan(history.number, after, at.sequence + 1, 256, reverse=False):
-            names = history.storage.lane_names(history.number, {record.header.lane for record in page})
-            for record in page:
-                if record.header.kind not in _OF_THE_THREAD:
-                    yield self._entry(record, names.get(record.header.lane, ""))
+            kept = [record for record in page if record.header.kind not in _OF_THE_THREAD]
+            for record, (_, event) in zip(kept, reader.decoded(history.storage, history.number, kept), strict=True):
+                yield self._entry(record, event, now)
             after = page[-1].sequence
         yield entry(copied := ThreadCopied(history.thread_id, at.sequence, now), codec.encode(copied), now)
         last = msgspec.structs.replace(step, base=self._place(at.sequence))
         yield entry(last, codec.encode(last), now)
 
-    def _entry(self, record: codec.Record, lane: str) -> Entry:
-        event = codec.decode(self._history.number, record, lane)
+    def _entry(self, record: codec.Record, event: Event, now: int) -> Entry:
         assert isinstance(event, StepCommitted | WritesRecorded)
         body = codec.moved(record, event, lambda ref: Ref(self._place(ref.sequence), ref.start, ref.length))
-        self._last += 1 if lane in self._lanes else 2  # the first event of a lane comes after the one that opens it
-        self._lanes.add(lane)
+        self._last += 1 if event.lane in self._lanes else 2  # a lane's first event comes after the one that opens it
+        self._lanes.add(event.lane)
         self._places[record.sequence] = self._last
-        base = self._place(event.base) if isinstance(event, StepCommitted) and event.base else 0
-        return entry(event, body, event.created_at)._replace(base=base)
+        moved = entry(event, body, now)
+        return moved._replace(base=self._place(event.base)) if moved.base else moved
 
     def _place(self, sequence: int) -> Sequence:
         place = self._places.get(sequence)

@@ -278,6 +278,7 @@ class History:
     def steps(self, lane: int | None, before: int = 0) -> Iterator[Link]:
         """Every step that lists show, newest first; one that was committed again stands once, where it was first."""
         while page := self.storage.steps(self.number, lane, before, PAGE_STEPS):
+            self._check_unpruned()
             for sequence, event in reader.decoded(self.storage, self.number, page):
                 assert isinstance(event, StepCommitted)
                 yield Link(sequence, event)
@@ -285,7 +286,13 @@ class History:
 
     def found(self, lane: int, step_ids: Iterable[str]) -> list[Found]:
         """Where the events of some step ids stand."""
-        return self.storage.find(self.number, lane, [fmt.id_key(step_id) for step_id in step_ids])
+        found = self.storage.find(self.number, lane, [fmt.id_key(step_id) for step_id in step_ids])
+        self._check_unpruned()
+        return found
+
+    def _check_unpruned(self) -> None:
+        """Raise ConflictError if lanes may have other numbers than when the thread's row was read."""
+        self.storage.lane_names(self.number, set(), self.row.first)
 
     def link(self, sequence: int) -> Link:
         """A step as the end of a branch."""

@@ -19,7 +19,7 @@ from stepwell import format as fmt
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemTouched, Sequence
+from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
 from stepwell.patch import Array, Blob, Map, references
 from stepwell.storage import Append, Deletion, Item, ItemName, Rewrite, Storage, ThreadRow
 from stepwell.writer import Ticket
@@ -66,7 +66,10 @@ class Items:
         """
         for change in changes:
             _check(change)
-        encoding = Encoding(self._content, fmt.ITEMS_THREAD_ID, changes, now())
+        try:
+            encoding = Encoding(self._content, fmt.ITEMS_THREAD_ID, changes, now())
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
+            raise UsageError(f"a change of an item holds what cannot be stored: {error}") from error
         operation = Append(fmt.ITEMS_THREAD_ID, encoding.entries, placed=encoding.locate)
         return self._submit(operation, encoding.places)
 
@@ -125,8 +128,10 @@ class Items:
         """Several items, all of one moment; arguments as for `get`."""
         for namespace, key in names:
             _check_name(namespace, key)
-        self._check_moment(at)
-        return self._storage.items(names, at, attachments=attachments)
+        _check_moment(at)
+        found = self._storage.items(names, at, attachments=attachments)
+        self._check_unpruned(at)
+        return found
 
     def scan(
         self,
@@ -151,10 +156,11 @@ class Items:
         _check_name(prefix, "")
         if after is not None:
             _check_name(*after)
-        self._check_moment(at)
+        _check_moment(at)
         left = _END if limit is None else limit
         while left > 0:
             page = self._storage.scan_items(prefix, after, at, min(left, _PAGE_ROWS), attachments=attachments)
+            self._check_unpruned(at)
             if not page:
                 return
             yield from page
@@ -173,11 +179,19 @@ class Items:
         """Every version of an item, newest first, deletions too; arguments as for `get`.
 
         `expires_at` is what each was put with, but for the value that stands there now.
+
+        Raises:
+            ConflictError: Items were pruned or forgotten between two pages.
         """
         _check_name(namespace, key)
-        before = _END
-        while page := self._storage.item_versions((namespace, key), before, _PAGE_ROWS, attachments=attachments):
+        before, first = _END, self._first()
+        while True:
+            page = self._storage.item_versions((namespace, key), before, _PAGE_ROWS, attachments=attachments)
+            if before != _END:
+                self._check_numbers(first)
             yield from page
+            if len(page) < _PAGE_ROWS:
+                return
             before = page[-1].sequence
 
     def expired(self, by: int, limit: int = _PAGE_ROWS) -> list[ItemName]:
@@ -196,21 +210,26 @@ class Items:
         return Sequence(self._storage.item_version())
 
     def changes(self, after: int) -> Iterator[tuple[Sequence, ItemEvent]] | None:
-        """All changes after one of them, in their order; None if they are not all there any more."""
+        """All changes after one of them, in their order; None if they are not all there any more.
+
+        Raises:
+            ConflictError: Items were pruned or forgotten meanwhile, and changes with them.
+        """
         row = self._storage.thread(fmt.ITEMS_THREAD_ID)
         if row is None:
             return iter(())
         if after < row.first and row.first > 1:  # what was pruned since is told by no change
             return None
-        return self._changes(row.number, after, row.last)
+        return self._changes(row, after)
 
-    def _changes(self, number: int, after: int, last: int) -> Iterator[tuple[Sequence, ItemEvent]]:
-        payloads = reader.Payloads(self._storage, number)
-        for sequence, event in reader.events(self._storage, number, after, last + 1):
+    def _changes(self, row: ThreadRow, after: int) -> Iterator[tuple[Sequence, ItemEvent]]:
+        payloads = reader.Payloads(self._storage, row.number)
+        for sequence, event in reader.events(self._storage, row.number, after, row.last + 1):
             if isinstance(event, ItemEvent):
                 resolved = reader.resolved(event, payloads.read)
                 assert isinstance(resolved, ItemEvent)
                 yield sequence, resolved
+        self._check_numbers(row.first)
 
     def commit_at(self, time: int) -> Commit:
         """The last commit by a time (Unix, in nanoseconds) that changed items; 0 if there is none.
@@ -220,14 +239,33 @@ class Items:
         _check_number("time", time)
         return Commit(self._storage.item_commit_by(time))
 
-    def _check_moment(self, at: int | None) -> None:
-        if at is None:
+    def _check_unpruned(self, at: int | None) -> None:
+        """Raise UsageError if what was read of a moment may have been pruned by then."""
+        row = None if at is None else self._storage.thread(fmt.ITEMS_THREAD_ID)
+        if at is None or row is None:
             return
-        _check_number("commit", at)
-        row = self._storage.thread(fmt.ITEMS_THREAD_ID)
-        since = 0 if row is None else forgetting.past_begins(self._storage, row)
+        since = forgetting.past_begins(self._storage, row)
         if at < since:
             raise UsageError(f"what items were before commit {since} was pruned; {at} is before that")
+
+    def _first(self) -> int:
+        row = self._storage.thread(fmt.ITEMS_THREAD_ID)
+        return 1 if row is None else row.first
+
+    def _check_numbers(self, first: int) -> None:
+        """Raise ConflictError if what stands at which sequence has changed since the first of them was asked for."""
+        if (found := self._first()) != first:
+            raise ConflictError(
+                "items were pruned or forgotten while their past was read; read it again",
+                thread=fmt.ITEMS_THREAD_ID,
+                expected=first,
+                actual=found,
+            )
+
+
+def _check_moment(at: int | None) -> None:
+    if at is not None:
+        _check_number("commit", at)
 
 
 def _check(change: ItemEvent) -> None:
@@ -236,6 +274,8 @@ def _check(change: ItemEvent) -> None:
         raise UsageError(f"submit takes ItemPut, ItemDeleted and ItemTouched, not {type(change).__name__}")
     _check_name(change.namespace, change.key)
     _check_number("created_at", change.created_at)
+    if not isinstance(change, ItemTouched) and (change.commit or (isinstance(change, ItemPut) and change.born_at)):
+        raise UsageError("commit and born_at say where a pruning has moved a change from: leave them 0")
     if isinstance(change, ItemDeleted):
         _check_number("expired_by", change.expired_by or 0)
         return

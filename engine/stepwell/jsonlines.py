@@ -93,7 +93,7 @@ def _items(
     for record in records(thread, row, progress):
         header = record.header
         if header.lane not in lanes:
-            lanes.update(thread.log.storage.lane_names(row.number, {header.lane}))
+            lanes.update(thread.log.storage.lane_names(row.number, {header.lane}, record.sequence))
         event = codec.decode(row.number, record, lanes.get(header.lane, ""))
         item: dict[str, Any] = {"sequence": record.sequence, "event": _NAMES[header.kind]}
         item["created_at"] = header.created_at

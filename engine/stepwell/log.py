@@ -45,7 +45,7 @@ from stepwell.pruning import Kept
 from stepwell.repairing import RepairReport
 from stepwell.salvage import Progress
 from stepwell.statistics import LogStats, collect
-from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Query, Rewrite, Seal, Storage, ThreadRow
+from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Found, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
 from stepwell.storage.memory import MemoryStorage
@@ -652,8 +652,7 @@ class Thread:
         if row is None or sequence is None:
             return None
         if isinstance(at, int):
-            number = self.log.storage.read(row.number, [sequence])[sequence].header.lane
-            lane = self.log.storage.lane_names(row.number, {number}).get(number, "")
+            lane = self._lane_of(row, sequence)
         state = self.log.reader.state(row.number, sequence)
         payloads = reader.Payloads(self.log.storage, row.number)
         return Snapshot(
@@ -678,6 +677,13 @@ class Thread:
             raise reader.missing(self.log.storage, row.number, sequence)
         return Commit(record.header.commit)
 
+    def _lane_of(self, row: ThreadRow, sequence: int) -> str:
+        record = self.log.storage.read(row.number, [sequence]).get(sequence)
+        if record is None:
+            raise reader.missing(self.log.storage, row.number, sequence)
+        number = record.header.lane
+        return self.log.storage.lane_names(row.number, {number}, sequence).get(number, "")
+
     def _locate(self, row: ThreadRow, at: int | str | None, lane: str) -> int | None:
         storage = self.log.storage
         if isinstance(at, int):
@@ -693,11 +699,25 @@ class Thread:
         if at is None:
             return found[1].head or None
         check_text("step id", at)
-        step = storage.find(row.number, found[0], [fmt.id_key(at)])[0]
+        step = self._found(row, found[0], at)
         return step.step if step.step and not step.hidden else None
 
+    def _found(self, row: ThreadRow, lane: int, step_id: str) -> Found:
+        """Where the events of a step id stand, in a lane that was there before."""
+        (found,) = self.log.storage.find(row.number, lane, [fmt.id_key(step_id)])
+        self._check_unpruned(row)
+        return found
+
+    def _check_unpruned(self, row: ThreadRow) -> None:
+        """Raise ConflictError if lanes may have other numbers than when the thread's row was read."""
+        self.log.storage.lane_names(row.number, set(), row.first)
+
     def events(self, *, after: int = 0, reverse: bool = False) -> Iterator[tuple[Sequence, Event]]:
-        """All events with a sequence above `after`, in order or newest first, with their content as bytes."""
+        """All events with a sequence above `after`, in order or newest first, with their content as bytes.
+
+        Raises:
+            ConflictError: The thread was pruned or deleted while a page of it was read.
+        """
         row = self.row()
         if row is None:
             return
@@ -729,7 +749,11 @@ class Thread:
         return Following(self.log, self.log._watch, events.read, events.after, timeout_seconds, is_deletion)
 
     def steps(self, *, lane: str | None = None) -> Iterator[Step]:
-        """The steps of one lane, or of all, newest first; a step that was committed again stands once."""
+        """The steps of one lane, or of all, newest first; a step that was committed again stands once.
+
+        Raises:
+            ConflictError: The thread was pruned or deleted while a page of them was read.
+        """
         check_text("lane", lane or "")
         storage = self.log.storage
         row = self.row()
@@ -739,6 +763,8 @@ class Thread:
         before = 0
         while True:
             page = storage.steps(row.number, found[0] if found else None, before, _PAGE_ROWS)
+            if found:
+                self._check_unpruned(row)
             if not page:
                 return
             for sequence, event in reader.decoded(storage, row.number, page):
@@ -765,7 +791,7 @@ class Thread:
         found = None if row is None else storage.lane(row.number, lane)
         if row is None or found is None:
             return []
-        sequences = storage.find(row.number, found[0], [fmt.id_key(step_id)])[0].writes
+        sequences = self._found(row, found[0], step_id).writes
         payloads = reader.Payloads(storage, row.number)
         return [
             PendingWrite(

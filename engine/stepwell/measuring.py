@@ -15,11 +15,12 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import StepwellError
-from stepwell.events import StepCommitted, WritesRecorded
+from stepwell.events import ItemPut, StepCommitted, WritesRecorded
 from stepwell.patch import Blob, Content, Joined, Map, Merge, New, Patch, Ref
 from stepwell.storage import Storage, ThreadRow
 
 MOST_NAMES: Final = 4096
+ITEMS_NAME: Final = "(items)"  # of the thread that items are kept in
 _PAGE_THREADS: Final = 256
 _PAGE_EVENTS: Final = 128
 
@@ -79,7 +80,7 @@ class ContentSize(NamedTuple):
 
 
 class ThreadSize(NamedTuple):
-    """One thread: how many events, and the bytes of their records and segments."""
+    """One thread, or `measuring.ITEMS_NAME`: how many events, and the bytes of their records and segments."""
 
     thread_id: str
     events: int
@@ -90,13 +91,14 @@ class Measurement(NamedTuple):
     """What a log's bytes are for.
 
     Attributes:
-        threads: Number of threads that were measured.
+        threads: Number of threads that were measured; all items together are none.
         loose: Events that are in no segment yet.
         sealed: Events in segments.
         kinds: By the name of the event type, those with most bytes first.
         channels: By channel, those with most new bytes first; written by steps and by tasks.
         fields: By what the adapter keeps beside the channels, likewise.
         other_content: Of channels and fields whose names came after `measuring.MOST_NAMES` others.
+        items: The values of items, and what was put beside them.
         largest: The threads with most stored bytes, the largest first.
         damaged: Records and segments that could not be read, and are left out.
     """
@@ -108,6 +110,7 @@ class Measurement(NamedTuple):
     channels: dict[str, ContentSize]
     fields: dict[str, ContentSize]
     other_content: ContentSize
+    items: ContentSize
     largest: list[ThreadSize]
     damaged: int
 
@@ -116,13 +119,18 @@ def measure(
     storage: Storage, thread_id: str | None, largest: int, progress: Callable[[str, int, int], None]
 ) -> Measurement:
     """See `Log.measure`."""
-    sizes = (ThreadSize(name, row.last - row.first + 1, row.stored_bytes) for name, row in _threads(storage, thread_id))
+    sizes = (_size(name, row) for name, row in _threads(storage, thread_id))
     counted = _Counted(sizes)
     biggest = heapq.nlargest(largest, counted, key=lambda size: size.stored_bytes)
     walk = _Walk(storage, counted.events, progress)
-    for _, row in _threads(storage, thread_id):
-        walk.thread(row)
+    for name, row in _threads(storage, thread_id):
+        walk.thread(row, is_own=name.startswith(fmt.OWN_THREADS))
     return walk.measurement(biggest)
+
+
+def _size(name: str, row: ThreadRow) -> ThreadSize:
+    shown = ITEMS_NAME if name == fmt.ITEMS_THREAD_ID else name
+    return ThreadSize(shown, row.last - row.first + 1, row.stored_bytes)
 
 
 def _threads(storage: Storage, thread_id: str | None) -> Iterator[tuple[str, ThreadRow]]:
@@ -182,9 +190,10 @@ class _Walk:
         self._kinds: dict[str, KindSize] = {}
         self._channels = _Names()
         self._fields = _Names()
+        self._items = ContentSize(0, 0, 0)
 
-    def thread(self, row: ThreadRow) -> None:
-        self._threads += 1
+    def thread(self, row: ThreadRow, *, is_own: bool) -> None:
+        self._threads += not is_own
         self._loose = _more(self._loose, 0, 0, row.loose_bytes)
         self._sealed = _more(self._sealed, 0, 0, row.stored_bytes - row.loose_bytes)
         after = row.first - 1
@@ -219,6 +228,12 @@ class _Walk:
         elif isinstance(event, WritesRecorded):
             for write in event.writes:
                 self._channels.add(write.channel, *weigh(write.value))
+        elif isinstance(event, ItemPut):
+            events, new_bytes, shared_bytes = self._items
+            for value in (event.value, *event.attachments.values()):
+                new, shared = weigh(value)
+                new_bytes, shared_bytes = new_bytes + new, shared_bytes + shared
+            self._items = ContentSize(events + 1, new_bytes, shared_bytes)
 
     def measurement(self, largest: list[ThreadSize]) -> Measurement:
         others = zip(self._channels.others, self._fields.others, strict=True)
@@ -230,6 +245,7 @@ class _Walk:
             self._channels.found(),
             self._fields.found(),
             ContentSize(*(channels + fields for channels, fields in others)),
+            self._items,
             largest,
             self._damaged,
         )

@@ -231,8 +231,11 @@ def events(
 
 
 def decoded(storage: Storage, thread: int, page: list[Record]) -> Iterator[tuple[Sequence, Event]]:
-    """Events from records, with the names of their lanes."""
-    names = storage.lane_names(thread, {record.header.lane for record in page})
+    """Events from records, with the names of their lanes; raises ConflictError if the thread was pruned meanwhile."""
+    if not page:
+        return
+    oldest = min(record.sequence for record in page)
+    names = storage.lane_names(thread, {record.header.lane for record in page}, oldest)
     for record in page:
         yield Sequence(record.sequence), codec.decode(thread, record, names.get(record.header.lane, ""))
 

@@ -28,6 +28,7 @@ from stepwell.content import entry
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, StepwellError
 from stepwell.events import (
     NOWHERE,
+    ItemDeleted,
     ItemEvent,
     ItemPut,
     ItemTouched,
@@ -388,8 +389,11 @@ class _Rewriting:
 
     def _item(self, record: Record, event: ItemEvent) -> Iterator[Entry]:
         """A change of an item, unless content of it is lost."""
+        asked = event.expired_by if isinstance(event, ItemDeleted) else None
         event = moved(record.header, event)
-        if isinstance(event, ItemPut):
+        if isinstance(event, ItemDeleted):
+            event = msgspec.structs.replace(event, expired_by=asked)  # what came before it may have spared the item
+        elif isinstance(event, ItemPut):
             missing = self._missing((event.value, *event.attachments.values()))
             if missing:
                 self.left_out.append(Loss(record.sequence, record.sequence, missing))

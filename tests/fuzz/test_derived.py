@@ -26,6 +26,7 @@ KEYS_ONLY = (RECENT, IDS, EXPIRIES)  # whose rows say all that they say in their
 VALUED = [table for table in DERIVED if table not in KEYS_ONLY]
 NAMESPACE = ("users", "ada")
 LONG = "k" * 600  # is hashed in keys
+MOST_PLACES = 64  # of bytes that are changed in one row
 
 
 def remember(log: Log) -> None:
@@ -43,8 +44,7 @@ def remember(log: Log) -> None:
 def grown() -> Log:
     """The log that records are damaged in, with items, and a step id that has further rows in the index."""
     log = made()
-    for name in THREADS:
-        log.thread(name).append([wrote("s3", task=f"task {number}") for number in range(100)])
+    log.thread("a").append([wrote("s3", task=f"task {number}") for number in range(100)])
     remember(log)
     assert log.audit().breaches == []
     return log
@@ -148,12 +148,12 @@ def test_damage(table: str, damaged: Callable[[Place, bytes | None], None], rng:
 
 @pytest.mark.parametrize("table", VALUED)
 def test_every_byte(table: str, damaged: Callable[[Place, bytes | None], None], rng: random.Random) -> None:
-    """No byte of a derived row, changed in any way, brings up any other error."""
+    """No byte of a derived row, changed in any way, brings up any other error; of long rows, not every one is tried."""
     places = [place for place in SOUND if place[0] == table]
     errors = 0
     for place in sorted(places, key=lambda place: len(SOUND[place]))[:: max(1, len(places) // 3)]:
         sound = SOUND[place]
-        for position in range(len(sound)):
+        for position in sorted(rng.sample(range(len(sound)), min(len(sound), MOST_PLACES))):
             for bits in (1 << rng.randrange(8), 0xFF):
                 print(place, position, bits)
                 damaged(place, sound[:position] + bytes((sound[position] ^ bits,)) + sound[position + 1 :])
@@ -203,7 +203,7 @@ def test_other_values(table: str, damaged: Callable[[Place, bytes | None], None]
         if data != SOUND[place]:
             damaged(place, data)
             print(place, data.hex())
-            asked(QUESTIONS[number % 4 :: 4])
+            asked(QUESTIONS[number % 8 :: 8])
             assert names(table)
 
 

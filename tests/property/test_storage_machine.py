@@ -299,7 +299,7 @@ class StorageMachine(RuleBasedStateMachine):
             for key in keys:
                 assert storage.ancestry(number, lane, key, 9) == thread.ancestry(lane_name, key, 9)
         names = dict(enumerate(thread.lanes, 1))
-        assert storage.lane_names(number, {0, 1, 2, 3, 4}) == names
+        assert storage.lane_names(number, {0, 1, 2, 3, 4}, 1 << 62) == names
 
     def _check_record(self, thread: ModelThread, each: Kept, record: codec.Record, stored: bytes | None) -> None:
         header = record.header

@@ -10,15 +10,25 @@ from typing import Any
 
 import pytest
 
-from building import all_rows, append, rows_of, step, wrote
-from stepwell import Label, Log, Status, StepCommitted, Thread, ThreadSummary, UsageError, WritesRecorded
+from building import all_rows, append, rows_of, set_row, step, wrote
+from stepwell import (
+    CorruptionError,
+    Label,
+    Log,
+    Status,
+    StepCommitted,
+    Thread,
+    ThreadSummary,
+    UsageError,
+    WritesRecorded,
+)
 from stepwell import format as fmt
 from stepwell.bundle import export_thread, import_thread
 from stepwell.events import ThreadLabelled, status_number
 from stepwell.jsonlines import export_lines, import_lines
 from stepwell.storage import Append, Query, Storage
 from stepwell.storage.memory import MemoryStorage, _MemoryTables
-from stepwell.storage.tables import IDS, RECENT
+from stepwell.storage.tables import FEED, IDS, RECENT
 
 MINUTE = 60 * 10**9
 EPOCH_BEGINS = 1_700_000_000 * 10**9
@@ -419,6 +429,16 @@ def test_a_page_does_not_look_at_all_threads() -> None:
         tables.reads = 0
         assert len(ids(log.threads(limit=50, prefix="old/"))) == 50  # none of the newest: all ids are looked at, once
         assert tables.reads < 2000 + threads // 4
+
+
+def test_a_list_leaves_no_thread_out_that_the_feed_does_not_name() -> None:
+    """Where the feed has lost an append, a list that is ordered by it is an error, and not shorter."""
+    with Log.open(":memory:") as log:
+        for number in range(200):
+            log.thread(f"t{number}").append([step("s")])
+        set_row(log.storage, FEED, fmt.number_key(1), None)
+        with pytest.raises(CorruptionError, match="feed"):
+            list(log.threads())
 
 
 def test_most_appends_move_nothing() -> None:

@@ -527,10 +527,10 @@ def test_a_pruning_in_the_midst(log: Log, monkeypatch: pytest.MonkeyPatch) -> No
     follower = thread.follow(timeout_seconds=0)
     names = log.storage.lane_names
 
-    def late(number: int, numbers: set[int]) -> dict[int, str]:
+    def late(number: int, numbers: set[int], since: int) -> dict[int, str]:
         monkeypatch.undo()
         thread.prune([5])  # the lane "kept" gets the number that "gone" had
-        return names(number, numbers)
+        return names(number, numbers, since)
 
     monkeypatch.setattr(log.storage, "lane_names", late)
     found = list(follower)

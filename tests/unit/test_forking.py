@@ -11,9 +11,11 @@ from langchain_core.messages import AnyMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
+from msgspec.structs import replace
 
+from building import step
 from reading import Book, message
-from stepwell import ABSENT, ConflictError, Log, ReadOnlyError, StepCommitted, UsageError
+from stepwell import ABSENT, ConflictError, Log, ReadOnlyError, Status, StepCommitted, UsageError
 from stepwell.forking import new_id
 from stepwell_langgraph import StepwellSaver
 
@@ -253,3 +255,17 @@ def test_ids_sort_by_time_and_say_the_number() -> None:
     parsed = uuid.UUID(one)
     assert (parsed.version, parsed.variant, parsed.clock_seq) == (6, uuid.RFC_4122, 7)
     assert new_id(-1, now).split("-")[3] == "bfff"
+
+
+def test_labels_and_status_go_with_a_fork(book: Book) -> None:
+    """A thread that a fork makes has the labels that the thread had at the step, and has come to what the step says."""
+    thread = book.thread
+    done, failed = (replace(step(name), status=status) for name, status in (("a", Status.DONE), ("b", Status.FAILED)))
+    thread.append([done], labels={"user": "ada", "turn": 1})
+    thread.append([failed], labels={"user": None, "turn": 2})
+    for as_ in ("u", None):
+        thread.fork("a", as_=as_)
+        summary = thread.log.thread(as_ or thread.id).summary()
+        assert summary is not None
+        assert summary.status == Status.DONE
+        assert summary.labels == ({"turn": 2} if as_ is None else {"user": "ada", "turn": 1})

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from building import noise, set_record, set_row, step
 from stepwell import (
     ClosedError,
     Commit,
+    ConflictError,
     CorruptionError,
     Deletion,
     Item,
@@ -29,7 +32,10 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.events import ItemEvent
 from stepwell.patch import Array, Blob, New, Ref, Value
+from stepwell.storage import segments
+from stepwell.storage.held import Held
 from stepwell.storage.items import LARGEST_VALUE_IN_ROW_BYTES, VERSIONS_IN_ROW
+from stepwell.storage.records import Records
 from stepwell.storage.tables import ITEMS, VERSIONS
 
 ADA = ("users", "ada")
@@ -236,6 +242,21 @@ def test_pages(log: Log) -> None:
     assert sum(1 for _ in log.items.scan(("n", "3"))) == len([1 for place, _ in everything if place == ("n", "3")])
 
 
+def test_going_on_behind_what_is_elsewhere(log: Log) -> None:
+    """Whatever a scan is to go on behind, it gives nothing of other namespaces, now and then."""
+    names = [((who,), key) for who in ("a", "b", "c") for key in ("1", "2")]
+    then = done(log, *(put(key, at=namespace) for namespace, key in names))
+    done(log, *(put(key, b"new", at=namespace) for namespace, key in names))
+    for at in (None, then):
+        for after in [*names, (("b",), "1x"), (("",), ""), (("bb",), "0"), (("b", "x"), "")]:
+            found = [(item.namespace, item.key) for item in log.items.scan(("b",), after=after, at=at)]
+            order = [(item.namespace, item.key) for item in log.items.scan(at=at)]
+            behind = names.index(after) + 1 if after in names else None
+            if behind is not None:
+                assert found == [name for name in order[behind:] if name[0] == ("b",)]
+            assert {namespace for namespace, _ in found} <= {("b",)}
+
+
 def test_a_scan_of_the_past_shows_one_moment(log: Log) -> None:
     """What is changed between two pages of a scan as of a commit is not in it."""
     done(log, *(put(f"k{number:04}") for number in range(1000)))
@@ -363,6 +384,33 @@ def test_moments_by_time(log: Log, sealed: bool) -> None:
     assert value(log, at=log.items.commit_at(155)) == b"15"
 
 
+def test_moments_by_time_in_many_groups(memory_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever groups segments form, each time finds its commit, and little of the past is unpacked for it."""
+    monkeypatch.setattr(segments, "GROUP_BYTES", 3000)
+    log, commits = memory_log, [0]
+    for begin in range(1, 400, 20):
+        commits += done_each(log, (put(value=noise(60), created_at=10 * n) for n in range(begin, begin + 20)))
+        if begin < 350:
+            log.seal()
+    unpacked: list[int] = []
+    unpack = Records._unpack
+
+    def spied(self: Records, thread: int, last: int, *more: Any) -> segments.Segment:
+        unpacked.append(last)
+        return unpack(self, thread, last, *more)
+
+    monkeypatch.setattr(Records, "_unpack", spied)
+    for number in (*range(0, 401, 7), 1, 399, 400):
+        for late in (0, 9):
+            log.storage._held = Held()  # type: ignore[attr-defined]
+            unpacked.clear()
+            assert log.items.commit_at(10 * number + late) == commits[number]
+            assert len(unpacked) < 8
+    log.items.prune(commits[200])
+    log.seal()
+    assert [log.items.commit_at(10 * number) for number in (0, *range(200, 401))] == [0, *commits[200:]]
+
+
 def test_version_and_changes(log: Log) -> None:
     """Where the last change stands says whether anything changed, and what changed since can be asked for."""
     assert log.items.version() == 0
@@ -487,6 +535,35 @@ def test_pruning_the_past(log: Log) -> None:
     assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
 
 
+@pytest.mark.parametrize("read", ["get", "scan", "history", "changes"])
+def test_a_pruning_in_the_midst_of_a_read(log: Log, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruning between two questions of a read hides nothing of what was there: the read is whole, or an error."""
+    first = done(log, put(value=b"first"))
+    last = done(log, *(put(value=b"%d" % number) for number in range(1030)), put())
+    log.seal()  # nobody else asks then
+    reads: dict[str, Callable[[], object]] = {
+        "get": lambda: value(log, at=first),
+        "scan": lambda: [item.value for item in log.items.scan(at=first)],
+        "history": lambda: [each.sequence for each in log.items.history(ADA, "k")],
+        "changes": lambda: [sequence for sequence, _ in log.items.changes(5) or ()],
+    }
+    names = {"get": "items", "scan": "scan_items", "history": "item_versions", "changes": "scan"}
+    truth, method = reads[read](), getattr(log.storage, names[read])
+    asked = 0
+
+    def late(*of: object, **named: object) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == (2 if read in ("history", "changes") else 1):
+            monkeypatch.undo()
+            log.items.prune(last)
+        return method(*of, **named)
+
+    monkeypatch.setattr(log.storage, names[read], late)
+    with pytest.raises((UsageError, ConflictError)):
+        assert reads[read]() == truth
+
+
 def test_what_is_pruned_goes_on(log: Log) -> None:
     """After a pruning items are changed, deleted and created as before."""
     for number in range(10):
@@ -518,6 +595,13 @@ def test_nobody_else_sees_the_thread_of_items(log: Log) -> None:
         with pytest.raises(UsageError, match="the log's own"):
             use(fmt.ITEMS_THREAD_ID)
     assert log.thread("\0").summary() is log.thread("\0stepwell").summary() is None
+
+
+def test_near_misses_leave_the_thread_of_items_out(log: Log) -> None:
+    """Who names a thread that is not there is not told of the log's own."""
+    done(log, put())
+    with pytest.raises(UsageError, match=r"there is no thread 'items'$"):
+        log.thread("items").resolve()
 
 
 def test_sealing_in_the_background(tmp_path: Path) -> None:
@@ -582,6 +666,10 @@ BAD: dict[str, Callable[[Log], object]] = {
     ),
     "attachment": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("t", b""), None, {"a": b""})]),  # type: ignore[dict-item]
     "attachment's name": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("t", b""), None, {5: Blob("t", b"")})]),  # type: ignore[dict-item]
+    "half a pair in a type": lambda log: log.items.submit([ItemPut(ADA, "k", Blob("\ud800", b""))]),
+    "commit of a change": lambda log: log.items.submit([replace(put(), commit=1 << 62)]),
+    "commit of a deletion": lambda log: log.items.submit([ItemDeleted(ADA, "k", commit=1)]),
+    "birth": lambda log: log.items.submit([replace(put(), born_at=5)]),
     "step": lambda log: log.items.submit([step("s1")]),  # type: ignore[list-item]
     "item in a thread": lambda log: log.thread("t").append([put()]),
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import pytest
 
 from building import FailingStorage, get_record, loose, noise, set_record, step, wrote
 from stepwell import ConflictError, CorruptionError, Log, Snapshot, Thread, UsageError, pruning
 from stepwell.events import StepCommitted, ThreadPruned, WritesRecorded
+from stepwell.jsonlines import export_lines
 from stepwell.patch import Merge, Splice
 from stepwell.pruning import Kept
 from stepwell.storage import ThreadRow
@@ -365,3 +369,66 @@ def test_empty_patches(log: Log) -> None:
     states = [thread.state(name) for name in ("s1", "s2")]
     thread.prune([found.sequence for found in thread.steps() if found.step_id != "s0"])
     assert [content(thread.state(name)) for name in ("s1", "s2")] == list(map(content, states))
+
+
+READS: dict[str, Callable[[Thread], object]] = {
+    "events": lambda thread: list(thread.events()),
+    "events, newest first": lambda thread: list(thread.events(reverse=True)),
+    "steps": lambda thread: list(thread.steps()),
+    "steps of a lane": lambda thread: list(thread.steps(lane="kept")),
+    "forks": lambda thread: list(thread.forks(lane="kept")),
+    "state by sequence": lambda thread: thread.state(5),
+    "state by id": lambda thread: thread.state("s", lane="kept"),
+    "state": lambda thread: thread.state(lane="kept"),
+    "writes": lambda thread: thread.writes("s", lane="kept"),
+    "view": lambda thread: dict(thread.view("s", lane="kept")),
+    "pending": lambda thread: [task.values for task in thread.pending("s", lane="kept")],
+    "tree": lambda thread: str(thread.tree(lane="kept")),
+    "replay": lambda thread: [each.step for each in thread.replay("kept")],
+    "lines": lambda thread: list(export_lines(thread)),
+}
+
+
+def pruned_before(question: int, thread: Thread, read: Callable[[Thread], object]) -> tuple[object, int]:
+    """What is read if the thread is pruned before one of the questions to the storage, and how many these are."""
+    storage, asked = thread.log.storage, 0
+
+    def spied(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*of: Any, **named: Any) -> object:
+            nonlocal asked
+            asked += 1
+            if asked == question:
+                patched.undo()
+                thread.prune([5])  # the lane "kept" gets the number that "gone" had
+            return method(*of, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("thread", "lane", "lanes", "lane_names", "find", "read", "scan", "steps", "branches", "ancestry"):
+            patched.setattr(storage, name, spied(getattr(storage, name)))
+        try:
+            return read(thread), asked
+        except ConflictError:
+            return None, asked
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_pruning_between_two_questions_of_a_read(memory_log: Log, read: str) -> None:
+    """What is read while a pruning numbers the lanes anew is as before it or as after it, or a ConflictError."""
+    ask = READS[read]
+    for question in range(1, 50):
+        thread = memory_log.thread(f"{read} {question}")
+        thread.append([step("s", {"x": b"other"}, lane="gone"), step("s", {"x": b"right"}, lane="kept")])
+        thread.append([wrote("s", [b"other"], lane="gone"), wrote("s", [b"right"], lane="kept")])
+        before = ask(thread)
+        found, asked = pruned_before(question, thread, ask)
+        if asked < question:
+            assert question > 2
+            return
+        after = ask(thread)
+        if isinstance(found, list) and isinstance(before, list) and isinstance(after, list):
+            assert all(each in before or each in after for each in found)
+        else:
+            assert found in (None, before, after)
+    pytest.fail("there is no end of questions")

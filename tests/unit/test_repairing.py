@@ -14,11 +14,14 @@ import pytest
 from building import all_rows, get_record, get_segment, noise, set_record, set_row, set_segment, step, wrote
 from stepwell import (
     ConflictError,
+    ItemDeleted,
+    ItemPut,
     Log,
     Loss,
     NewerFormatError,
     NotALogError,
     RepairReport,
+    Sequence,
     Status,
     ThreadRepair,
     UsageError,
@@ -26,7 +29,8 @@ from stepwell import (
     repair,
 )
 from stepwell import format as fmt
-from stepwell.events import ThreadPruned
+from stepwell.events import ItemTouched, ThreadPruned
+from stepwell.patch import Blob
 from stepwell.storage import Group
 from stepwell.storage import lmdb as engine
 from stepwell.storage.lmdb import LmdbStorage, LogFormat
@@ -536,6 +540,24 @@ def test_newer_format(log: Log, path: Path) -> None:
     with pytest.raises(NewerFormatError, match="upgrade"):
         repair(path, path.with_suffix(".new"))
     assert not path.with_suffix(".new").exists()
+
+
+def test_a_deletion_that_spared_an_item_spares_it_again(log: Log, path: Path) -> None:
+    """What had not expired when its expiry was looked at is there after a repair, whatever other change is lost."""
+    put = log.items.submit([ItemPut(("a",), "kept", Blob("text", b"v"), expires_at=100)]).result()
+    log.items.submit([ItemTouched(("a",), "kept", Sequence(put.sequences[0]), 1000)]).result()
+    log.items.submit([ItemDeleted(("a",), "kept", expired_by=200)]).result()
+    lost = log.items.submit([ItemPut(("a",), "lost", Blob("text", b"v"))]).result().sequences[0]
+    log.items.submit([ItemPut(("a",), "gone", Blob("text", b"v"), expires_at=100)]).result()
+    log.items.submit([ItemDeleted(("a",), "gone", expired_by=200)]).result()
+    record = get_record(log.storage, 1, lost)
+    set_record(log.storage, 1, lost, record[:-1] + bytes((record[-1] ^ 1,)))
+
+    def check(new: Log, report: RepairReport) -> None:
+        assert [(item.key, item.expires_at) for item in new.items.scan()] == [("kept", 1000)]
+        assert "thread 1 (items)" in str(report)
+
+    repaired(forget(log, path), check)
 
 
 def test_a_name_that_was_given_again(log: Log, path: Path) -> None:

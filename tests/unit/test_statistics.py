@@ -12,9 +12,20 @@ from pathlib import Path
 import pytest
 
 from building import append, noise, sealing, set_record, step, wrote
-from stepwell import Histogram, Log, LogStats, Sequence, UsageError, WritesRecorded, measuring, parse
+from stepwell import (
+    Histogram,
+    ItemDeleted,
+    ItemPut,
+    Log,
+    LogStats,
+    Sequence,
+    UsageError,
+    WritesRecorded,
+    measuring,
+    parse,
+)
 from stepwell import format as fmt
-from stepwell.events import ItemDeleted, ItemPut
+from stepwell.patch import Blob
 from stepwell.statistics import GROUP_SIZES, SECONDS, Tally
 from stepwell.storage import ordered
 from stepwell.storage.lmdb import LmdbStorage, _LmdbTables
@@ -307,6 +318,21 @@ def test_progress(log: Log) -> None:
     log.measure(progress=lambda *each: told.append(each))
     assert told[-1] == ("measuring events", 112, 112)
     assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+
+
+def test_items_are_measured(log: Log) -> None:
+    """Items are measured as what they are: no thread, but among the largest by a name that can be read."""
+    fill(log)
+    before = log.measure()
+    beside = {"f32": Blob("f32", b"v" * 40)}
+    log.items.submit([ItemPut(("users",), "k", Blob("text", noise(5000)), None, beside)]).result()
+    log.items.submit([ItemDeleted(("users",), "k")]).result()
+    found = log.measure(largest=10)
+    assert found.threads == before.threads
+    assert (before.items, found.items) == ((0, 0, 0), (1, 5040, 0))
+    assert found.channels == before.channels
+    assert {found.kinds[kind].events for kind in ("ItemPut", "ItemDeleted")} == {1}
+    assert {each.thread_id for each in found.largest} - {each.thread_id for each in before.largest} == {"(items)"}
 
 
 def test_bounded_memory(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

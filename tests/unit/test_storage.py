@@ -113,7 +113,7 @@ def test_empty(storage: TableStorage) -> None:
     assert storage.catalogue(Query(10)) == []
     assert storage.lane(1, "") is None
     assert storage.lanes(1, 0, 10) == []
-    assert storage.lane_names(1, {1, 2}) == {}
+    assert storage.lane_names(1, {1, 2}, 1) == {}
     assert storage.read(1, [1, 2]) == {}
     assert storage.payloads(1, [1, 2]) == {}
     assert storage.branches(1, [1], frozenset()) == Branches({}, {})
@@ -472,7 +472,7 @@ def test_scan_bounds(filled: TableStorage) -> None:
 
 def test_lane_names(filled: TableStorage) -> None:
     """Names of lanes are found by number; numbers that are no lanes are left out."""
-    assert filled.lane_names(1, {0, 1, 20, 21}) == {1: "0", 20: "19"}
+    assert filled.lane_names(1, {0, 1, 20, 21}, 1) == {1: "0", 20: "19"}
     assert filled.lane(1, "19") == (20, filled.lanes(1, 19, 1)[0][2])
     assert filled.lane(1, "20") is None
     assert filled.lane(2, "19") is None
@@ -1047,7 +1047,7 @@ def test_use_after_close(kind: str, tmp_path: Any) -> None:
         lambda: storage.catalogue(Query(1)),
         lambda: storage.lane(1, ""),
         lambda: storage.lanes(1, 0, 1),
-        lambda: storage.lane_names(1, {1}),
+        lambda: storage.lane_names(1, {1}, 1),
         lambda: storage.read(1, [1]),
         lambda: storage.payloads(1, [1]),
         lambda: storage.survey(1, 0, 1),

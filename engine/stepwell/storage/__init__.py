@@ -447,8 +447,12 @@ class Storage(Protocol):
     def lanes(self, thread: int, after: int, limit: int) -> list[tuple[int, str, LaneRow]]:
         """Up to `limit` lanes with numbers above `after`: number, name, row."""
 
-    def lane_names(self, thread: int, numbers: set[int]) -> dict[int, str]:
-        """The names of lanes."""
+    def lane_names(self, thread: int, numbers: set[int], since: int) -> dict[int, str]:
+        """The names of lanes, as they were numbered when an event stood at a sequence.
+
+        Raises:
+            ConflictError: The thread was pruned or deleted since, and its lanes are numbered anew.
+        """
 
     def read(self, thread: int, sequences: Several[int]) -> dict[int, Record]:
         """The records at some sequences; those that are not there are left out."""

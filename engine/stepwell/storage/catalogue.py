@@ -132,6 +132,8 @@ def _ordered(tables: Tables, query: Query, epoch: int, members: set[bytes]) -> I
         newest.update((row.thread, row.commit) for row in read_feed(key, data))
     numbers = ((commit, fmt.number_key(thread)) for thread, commit in newest.items())
     ordered = sorted((place for place in numbers if place[1] in members), reverse=query.newest_first)
+    if len(ordered) != len(members):
+        raise CorruptionError(f"the tables {RECENT} and {FEED} do not match")
     edge = query.edge
     yield from _loaded(
         tables, (key for commit, key in ordered if (commit < edge if query.newest_first else commit > edge))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from operator import lt
 from typing import Final, NamedTuple
 
 import msgspec
@@ -33,7 +34,7 @@ from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS, Tables, find_thre
 VERSIONS_IN_ROW: Final = 64
 LARGEST_VALUE_IN_ROW_BYTES: Final = 1024
 
-_AFTER_ALL_COMMITS: Final = (1 << 63) - 1
+_AFTER_ALL: Final = (1 << 63) - 1  # commits, and sequences
 
 
 class ItemRow(msgspec.Struct, array_like=True, gc=False):
@@ -121,7 +122,8 @@ def _unpack_item(data: bytes) -> ItemRow:
     return decode_row(_item_row, data, ITEMS)
 
 
-def _unpack_versions(data: bytes) -> tuple[int, list[Version]]:
+def _unpack_versions(key: bytes, data: bytes) -> tuple[int, list[Version]]:
+    """Where the item was created that the first version of a row is one of, and the versions, in their order."""
     born, *rest = decode_row(_numbers, data, VERSIONS) or [0]
     commits = list(accumulate(rest[::2]))
     leads = accumulate(each >> 1 for each in rest[1::2])
@@ -129,8 +131,15 @@ def _unpack_versions(data: bytes) -> tuple[int, list[Version]]:
         Version(commit, commit + lead, bool(flagged & 1))
         for commit, lead, flagged in zip(commits, leads, rest[1::2], strict=False)
     ]
-    if not versions or min(rest[::2]) < 0 or born < 0:
-        raise CorruptionError("a row of the table versions cannot be decoded: it names no versions")
+    sequences = [0, *(version.sequence for version in versions), _AFTER_ALL]
+    if (
+        not versions
+        or min(rest[::2]) < 0
+        or commits[0] != fmt.read_number(key[-fmt.NUMBER_BYTES :])
+        or not all(map(lt, sequences, sequences[1:]))
+        or not 0 < born <= sequences[1]
+    ):
+        raise CorruptionError(f"a row of the table {VERSIONS} cannot be decoded: it names no versions in their order")
     return born, versions
 
 
@@ -149,8 +158,11 @@ def change(tables: Tables, entry: Entry, said: ItemChange, sequence: int, commit
     """
     data = tables.get(ITEMS, said.key)
     before = None if data is None else _unpack_item(data)
-    if before is not None and before.name != said.name:
-        raise CorruptionError(f"two items have one hash: {before.name!r} and {said.name!r}")
+    if before is not None:
+        if before.name != said.name:
+            raise CorruptionError(f"two items have one hash: {before.name!r} and {said.name!r}")
+        if not 0 < before.sequence < sequence or before.commit > commit:
+            raise CorruptionError(f"a row of the table {ITEMS} says what cannot have been before event {sequence}")
     if entry.kind == fmt.KIND_ITEM_PUT:
         _put(tables, entry, said, before, sequence, said.commit or commit)
     elif before is not None and entry.kind == fmt.KIND_ITEM_DELETED:
@@ -194,12 +206,14 @@ def _archive(tables: Tables, key: bytes, row: ItemRow, *, deleted: bool = False)
     place = fmt.versions_key(key, first)
     data = tables.get(VERSIONS, place) if first else None
     if first and data is None:
-        raise CorruptionError("a row of the table versions is missing")
+        raise CorruptionError(f"a row of the table {VERSIONS} is missing")
     if data is not None:
         numbers = decode_row(_numbers, data, VERSIONS)
-        last = sum(numbers[1::2])
+        last, lead = sum(numbers[1::2]), sum(each >> 1 for each in numbers[2::2])
+        if not first <= last <= version.commit or not 0 < last + lead < version.sequence:
+            raise CorruptionError(f"a row of the table {VERSIONS} does not come before version {version.sequence}")
         if len(numbers) <= 2 * VERSIONS_IN_ROW or last == version.commit:
-            numbers += _differences(version, last, sum(each >> 1 for each in numbers[2::2]))
+            numbers += _differences(version, last, lead)
             tables.put(VERSIONS, place, _encoder.encode(numbers))
             return first
     tables.put(VERSIONS, fmt.versions_key(key, version.commit), pack_versions(row.born, [version]))
@@ -247,7 +261,7 @@ class Items:
             if row.name is not None and row.name != name:
                 return None
             if at is None or row.commit <= at:
-                return self._now(name, row)
+                return self._now(key, name, row)
         item = None if at is None else self._then(key, at)
         return item if item is None or (item.namespace, item.key) == name else None
 
@@ -262,13 +276,13 @@ class Items:
         begin = fmt.items_prefix(prefix)
         start, stop = begin, prefix_end(begin)
         if after is not None:
-            start = prefix_end(fmt.namespace_prefix(after))
+            start = max(begin, prefix_end(fmt.namespace_prefix(after)))
         while True:
             found = next(self._tables.scan(ITEMS, start, stop), None)
             if found is None:
                 return
             key, data = found
-            namespace = _name(key, data)[0]
+            namespace = _name(key, _unpack_item(data))[0]
             if namespace[: len(prefix)] == prefix:
                 yield namespace
             start = prefix_end(key[: fmt.namespace_bytes(key)])
@@ -280,9 +294,9 @@ class Items:
         if data is not None:
             row = _unpack_item(data)
             if row.sequence < before and row.name in (None, name):
-                yield self._now(name, row)
-        for _, data in self._tables.scan_back(VERSIONS, key, prefix_end(key)):
-            born, versions = _unpack_versions(data)
+                yield self._now(key, name, row)
+        for place, data in self._tables.scan_back(VERSIONS, key, prefix_end(key)):
+            born, versions = _unpack_versions(place, data)
             for index in range(len(versions) - 1, -1, -1):
                 version = versions[index]
                 if version.sequence >= before:
@@ -294,38 +308,51 @@ class Items:
                     at = record.header.created_at
                     yield Deletion(*name, at, Commit(version.commit), Sequence(version.sequence))
                 else:
-                    yield self._read(version, _born(born, versions, index))
+                    yield self._read(key, version, _born(born, versions, index))
 
     def expired(self, by: int) -> Iterator[ItemName]:
         """The items that expire by a time, in the order in which they do."""
         for place, _ in self._tables.scan(EXPIRIES, b"", fmt.number_key(by + 1)):
             expires_at, key = fmt.read_expiry_key(place)
             data = self._tables.get(ITEMS, key)
-            if data is None or _unpack_item(data).expires_at != expires_at:
+            row = None if data is None else _unpack_item(data)
+            if row is None or row.expires_at != expires_at:
                 raise CorruptionError(f"the tables {ITEMS} and {EXPIRIES} do not match")
-            yield _name(key, data)
+            yield _name(key, row)
 
     def commit_by(self, time: int) -> int:
         """The commit of the last change by a time; 0 if there is none."""
         row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
         if row is None:
             return 0
-        low, high = row.first - 1, row.last  # the last one by then stands at one of these, or between
+        low, high = row.first, row.last  # the last one by then stands between; or there is none, and the first is none
+        # First by what a group of segments begins with, which is read without the rest of it.  Then within that group.
+        passed = low  # up to here there is no other group than that of `low`
+        while passed < high:
+            middle = (passed + high + 1) // 2
+            begin = self._records.group_begin(row.number, middle)
+            if begin <= passed:
+                passed = middle
+            elif self._time(row.number, begin) <= time:
+                low, passed = begin, middle
+            else:
+                high = begin - 1
         while low < high:
             middle = (low + high + 1) // 2
-            header = self._records.header(row.number, middle)
-            if header is None:
-                raise CorruptionError("the event is missing", thread=row.number, sequence=middle)
-            if header.created_at <= time:
+            if self._time(row.number, middle) <= time:
                 low = middle
             else:
                 high = middle - 1
-        if low < row.first:
-            return 0
         record, event = self._event(low)
         if not isinstance(event, ItemEvent):
             return 0
         return (event.commit if isinstance(event, ItemPut | ItemDeleted) else 0) or record.header.commit
+
+    def _time(self, thread: int, sequence: int) -> int:
+        header = self._records.header(thread, sequence)
+        if header is None:
+            raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
+        return header.created_at
 
     def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
@@ -334,15 +361,13 @@ class Items:
         is_exact = len(prefix) <= fmt.PARTS_IN_KEY
         for key, data in self._tables.scan(ITEMS, begin, stop):
             row = _unpack_item(data)
-            if row.name is not None:
-                name = row.name
-            elif key.startswith(path):
+            if row.name is None and key.startswith(path) and len(key) == len(path) + 1 + key[len(path)]:
                 name = namespace, key[len(path) + 1 :].decode()
             else:
-                name = _name(key, data)
+                name = _name(key, row)
                 namespace, path = name[0], key[: fmt.namespace_bytes(key)]
             if is_exact or name[0][: len(prefix)] == prefix:
-                yield self._now(name, row)
+                yield self._now(key, name, row)
 
     def _scan_then(self, prefix: tuple[str, ...], after: ItemName | None, at: int) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
@@ -355,8 +380,7 @@ class Items:
                 item = pending[0]
                 row = _unpack_item(pending[1])
                 pending = next(items, None)
-                name = row.name or _name(item, b"")
-                found = self._now(name, row) if row.commit <= at else self._then(item, at)
+                found = self._now(item, _name(item, row), row) if row.commit <= at else self._then(item, at)
             elif item is not None:
                 found = self._then(item, at)
             else:
@@ -367,22 +391,23 @@ class Items:
 
     def _edges(self, prefix: tuple[str, ...], after: ItemName | None) -> tuple[bytes, bytes]:
         begin = fmt.items_prefix(prefix)
-        return begin if after is None else prefix_end(fmt.item_key(*after)), prefix_end(begin)
+        start = begin if after is None else max(begin, prefix_end(fmt.item_key(*after)))
+        return start, prefix_end(begin)
 
     def _then(self, key: bytes, at: int) -> Item | None:
         """What an item was after a commit that came before its row."""
-        last = self._tables.previous_key(VERSIONS, key, fmt.versions_key(key, min(at, _AFTER_ALL_COMMITS) + 1))
+        last = self._tables.previous_key(VERSIONS, key, fmt.versions_key(key, min(at, _AFTER_ALL) + 1))
         if last is None:
             return None
-        born, versions = _unpack_versions(self._tables.get(VERSIONS, last) or b"")
+        born, versions = _unpack_versions(last, self._tables.get(VERSIONS, last) or b"")
         index = bisect_right(versions, at, key=lambda version: version.commit) - 1
         if index < 0 or versions[index].deleted:
             return None
-        return self._read(versions[index], _born(born, versions, index))
+        return self._read(key, versions[index], _born(born, versions, index))
 
-    def _now(self, name: ItemName, row: ItemRow) -> Item:
+    def _now(self, key: bytes, name: ItemName, row: ItemRow) -> Item:
         if row.value is None or self._attachments:
-            return self._read(Version(row.commit, row.sequence, deleted=False), row.born, row)
+            return self._read(key, Version(row.commit, row.sequence, deleted=False), row.born, row)
         return Item(
             *name,
             row.value,
@@ -393,10 +418,10 @@ class Items:
             row.expires_at or None,
         )
 
-    def _read(self, version: Version, born: int, row: ItemRow | None = None) -> Item:
+    def _read(self, key: bytes, version: Version, born: int, row: ItemRow | None = None) -> Item:
         """An item as a version of it was, from its event."""
         record, event = self._event(version.sequence)
-        if not isinstance(event, ItemPut):
+        if not isinstance(event, ItemPut) or fmt.item_key(event.namespace, event.key) != key:
             raise self._misplaced(version.sequence)
         if row is not None:
             created_at, expires_at = row.created_at, row.expires_at or None
@@ -452,12 +477,14 @@ def _born(born: int, versions: list[Version], index: int) -> int:
     return born
 
 
-def _name(key: bytes, data: bytes) -> ItemName:
+def _name(key: bytes, row: ItemRow) -> ItemName:
     """Namespace and key of an item, from the key of its row or from the row."""
     try:
-        name = fmt.read_item_key(key) or (_unpack_item(data).name if data else None)
+        name = fmt.read_item_key(key)
     except ValueError as error:
         raise CorruptionError(f"a key of the table {ITEMS} cannot be read: {error}") from error
     if name is None:
-        raise CorruptionError(f"a row of the table {ITEMS} does not say its name")
+        name = row.name
+        if name is None or fmt.item_key(*name) != key:
+            raise CorruptionError(f"a row of the table {ITEMS} does not say its name")
     return name

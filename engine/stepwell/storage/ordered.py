@@ -133,8 +133,17 @@ class TableStorage(ABC):
                 found.append((fmt.read_lane_key(key)[1], load_name(tables, thread, row.name_hash), row))
         return found
 
-    def lane_names(self, thread: int, numbers: set[int]) -> dict[int, str]:
+    def lane_names(self, thread: int, numbers: set[int], since: int) -> dict[int, str]:
         with self._reading() as tables:
+            data = tables.get(THREADS, fmt.number_key(thread))
+            first = 0 if data is None else unpack_thread(data, thread).first
+            if since < first:
+                raise ConflictError(
+                    f"thread {thread} was pruned or deleted while it was read; read it again",
+                    thread=str(thread),
+                    expected=since,
+                    actual=first,
+                )
             return {
                 number: load_name(tables, thread, load_lane(tables, thread, number).name_hash)
                 for number in numbers

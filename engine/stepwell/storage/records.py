@@ -13,7 +13,7 @@ from stepwell.codec import Record
 from stepwell.errors import CorruptionError, NewerFormatError, StepwellError
 from stepwell.storage import Group, Surveyed
 from stepwell.storage.held import Held
-from stepwell.storage.segments import Segment, first_of, unpack
+from stepwell.storage.segments import Segment, first_of, group_of, unpack
 from stepwell.storage.tables import EVENTS, SEGMENTS, Tables
 
 _AFTER_ALL: Final = 1 << 63  # of all sequences
@@ -75,6 +75,12 @@ class Records:
             return fmt.read_header(stored)
         except ValueError as error:
             raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+
+    def group_begin(self, thread: int, sequence: int) -> int:
+        """The first event of an event's group of segments, as they say, unproven; of a loose event, itself."""
+        last = next(self._lasts(thread, sequence, _AFTER_ALL), None)
+        head = b"" if last is None else self._tables.get(SEGMENTS, fmt.part_key(thread, last, 0)) or b""
+        return min(group_of(head), sequence) if 0 <= first_of(head) <= sequence else sequence
 
     def scan(self, thread: int, after: int, before: int) -> Iterator[Record]:
         """The records between two sequences, both excluded, in order."""

@@ -179,6 +179,11 @@ def first_of(data: bytes) -> int:
     return int(_HEAD.unpack_from(data)[5]) if len(data) >= _HEAD.size else -1
 
 
+def group_of(data: bytes) -> int:
+    """The sequence that a segment says its group begins with; -1 if it is too short to say."""
+    return int(_HEAD.unpack_from(data)[6]) if len(data) >= _HEAD.size else -1
+
+
 def _checksum(thread: int, last: int, head: bytes, frame: bytes | memoryview) -> bytes:
     covered = b"".join((fmt.event_key(thread, last), head, frame[:_FRAME_HEAD_BYTES], frame[-_FRAME_CHECKSUM_BYTES:]))
     return blake2b(covered, digest_size=_CHECKSUM_BYTES).digest()
