@@ -213,7 +213,17 @@ def test_filter_keys_hold_any_characters(store: StepwellStore, key: str) -> None
 
 @pytest.mark.parametrize(
     "made",
-    [None, iter(()), [], [1.0, 2.0], [[[1.0], 2.0]], [["tea", 1.0]], [[1j, 1.0]], [[1e300, 1.0]], [[float("nan"), 1.0]]],
+    [
+        None,
+        iter(()),
+        [],
+        [1.0, 2.0],
+        [[[1.0], 2.0]],
+        [["tea", 1.0]],
+        [[1j, 1.0]],
+        [[1e300, 1.0]],
+        [[float("nan"), 1.0]],
+    ],
     ids=repr,
 )
 def test_embedders_that_make_no_vectors(made: Any) -> None:
