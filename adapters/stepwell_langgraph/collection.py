@@ -226,7 +226,7 @@ class Present:
         version = self._items.version()
         if version == self._position:
             return True
-        if version - self._position > MOST_CHANGES:
+        if not self._position or version - self._position > MOST_CHANGES:  # nothing is held yet, or too much is new
             self._forget()
             self._position = version
         while self._position < version:

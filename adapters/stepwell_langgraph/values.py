@@ -22,6 +22,7 @@ INDEXED: Final = "msgpack+vectors"
 _LEAST_INTEGER: Final = -(1 << 63)
 _END_OF_INTEGERS: Final = 1 << 64
 _DEEPEST: Final = 256
+_LEAVES: Final = frozenset((str, int, float, bool, type(None)))
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -35,12 +36,35 @@ def encode(value: Mapping[str, Any]) -> bytes:
     """
     if not isinstance(value, Mapping):
         raise UsageError(f"a value of the store is a dict, not {type(value).__name__}: {value!r}")
+    if _is_plain(value, 0):
+        try:
+            return _encode(value)
+        except (OverflowError, UnicodeEncodeError):
+            pass  # of an integer or a text; where it stands is told below
     return _encode(_plain(dict(value), "value", 0))
 
 
 def decode(payload: bytes) -> dict[str, Any]:
     """The value behind some bytes, made anew."""
     return _decode(payload)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a container and all in it is of Python's own types, as nearly always, and no deeper than may be."""
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
+    if depth == _DEEPEST:
+        return False
+    for element in value:
+        if type(element) not in _LEAVES and not _is_plain(element, depth + 1):
+            return False
+    return True
 
 
 def _plain(value: Any, place: str, depth: int) -> Any:

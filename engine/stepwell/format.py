@@ -386,8 +386,12 @@ def read_item_key(item: bytes) -> tuple[tuple[str, ...], str] | None:
 
 def is_literal(namespace: Several[str], key: str) -> bool:
     """Whether an item's key says its namespace and key in full."""
-    texts = (*namespace, key)
-    return len(namespace) <= PARTS_IN_KEY and all(len(text.encode()) <= LONGEST_TEXT_IN_KEY_BYTES for text in texts)
+    if len(namespace) > PARTS_IN_KEY:
+        return False
+    for text in (*namespace, key):
+        if 4 * len(text) > LONGEST_TEXT_IN_KEY_BYTES and len(text.encode()) > LONGEST_TEXT_IN_KEY_BYTES:
+            return False
+    return True
 
 
 def versions_key(item: bytes, commit: int) -> bytes:
