@@ -231,7 +231,7 @@ class _Packer:
 
     def _search(self, content: bytes) -> Joined | None:
         """Content that holds, somewhere within it, what the log has already; None if it does not."""
-        if self._known is None:
+        if self._known is None or len(content) < nesting.SMALLEST_SEARCHED_BYTES:
             return None
         pieces = nesting.search(content, lambda piece: self._find(digest_of(piece), inside=True))
         if not any(isinstance(piece, Ref) for piece in pieces):
