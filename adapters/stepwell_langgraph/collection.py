@@ -239,12 +239,12 @@ class Present:
                 self._position = noted[0].sequences[-1]
                 continue
             stop = min((first - 1 for first in list(self._noted) if first > self._position), default=version)
-            changes = self._changes(stop, most + 1)
+            if stop - self._position > most:
+                return False
+            changes = self._changes(stop)
             if changes is None:
                 self._forget()
                 self._position = version
-            elif len(changes) > most:
-                return False
             else:
                 self._apply(self._read_changes(changes))
                 self._position = stop
@@ -253,13 +253,13 @@ class Present:
                 self._noted.pop(first, None)
         return True
 
-    def _changes(self, stop: int, most: int) -> dict[ItemName, ItemEvent] | None:
+    def _changes(self, stop: int) -> dict[ItemName, ItemEvent] | None:
         """The last change of each item that has changed up to a place; None if they cannot be told."""
         changes = self._items.changes(self._position)
         if changes is None:
             return None
         found: dict[ItemName, ItemEvent] = {}
-        for sequence, event in islice(changes, most):
+        for sequence, event in changes:
             if sequence > stop:
                 break
             if not _is_shown(event.namespace):

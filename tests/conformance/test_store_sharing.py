@@ -85,6 +85,26 @@ def test_what_another_store_writes_is_seen_at_once(path: Path, store: StepwellSt
         assert store.log.items.version() == other.log.items.version()
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 18, 40])
+def test_many_changes_of_one_item_hide_no_others(path: Path, store: StepwellStore, count: int) -> None:
+    """However often another store changes an item, what it changes afterwards is seen, by each way of reading."""
+    with StepwellStore.from_conn_string(path) as other:
+        reads: list[Callable[[], Any]] = [
+            lambda: value_of(store.get(NAMESPACE, "other")),
+            lambda: value_of(asyncio.run(store.aget(NAMESPACE, "other"))),
+            lambda: asyncio.run(store.asearch(NAMESPACE, filter={"other": True}))[0].value,
+            lambda: value_of(store.batch([GetOp(NAMESPACE, "other")])[0]),
+        ]
+        for number, read in enumerate(reads):
+            other.put(NAMESPACE, "other", {"n": number, "other": True})
+            store.search(NAMESPACE)
+            for _ in range(count):
+                other.put(NAMESPACE, "often", {})
+            other.put(NAMESPACE, "other", {"n": "new", "other": True})
+            assert read() == {"n": "new", "other": True}
+            assert [item.value["n"] for item in store.search(NAMESPACE, filter={"other": True})] == ["new"]
+
+
 CHILD = """
 import sys
 from stepwell_langgraph import StepwellStore
