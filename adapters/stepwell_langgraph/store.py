@@ -606,6 +606,7 @@ class _Question:
                 for condition in op.match_conditions or ():
                     if condition.match_type not in ("prefix", "suffix"):
                         raise UsageError(f"Unsupported match type: {condition.match_type!r}")
+                self.is_quick &= not omit_before  # which takes a look at the items of each
                 self._others.append((place, partial(self._list, op)))
 
     def answer(self, queries: dict[str, Any], view: View) -> list[Result]:

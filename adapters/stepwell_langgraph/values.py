@@ -22,6 +22,7 @@ INDEXED: Final = "msgpack+vectors"
 _LEAST_INTEGER: Final = -(1 << 63)
 _END_OF_INTEGERS: Final = 1 << 64
 _DEEPEST: Final = 256
+_STR: Final = frozenset((str,))
 _LEAVES: Final = frozenset((str, int, float, bool, type(None)))
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -53,18 +54,16 @@ def _is_plain(value: Any, depth: int) -> bool:
     """Whether a container and all in it is of Python's own types, as nearly always, and no deeper than may be."""
     kind = type(value)
     if kind is dict:
-        for key in value:
-            if type(key) is not str:
-                return False
+        if not _STR.issuperset(map(type, value)):
+            return False
         value = value.values()
     elif kind is not list and kind is not tuple:
         return False
     if depth == _DEEPEST:
         return False
-    for element in value:
-        if type(element) not in _LEAVES and not _is_plain(element, depth + 1):
-            return False
-    return True
+    if _LEAVES.issuperset(map(type, value)):
+        return True
+    return all(type(element) in _LEAVES or _is_plain(element, depth + 1) for element in value)
 
 
 def _plain(value: Any, place: str, depth: int) -> Any:
