@@ -155,6 +155,7 @@ class Present:
         self._too_large: set[Namespace] = set()
         self._position = 0  # the last change that what is held knows of
         self._noted: dict[int, tuple[Committed, Several[Change]]] = {}
+        self._noted_size = 0  # bytes of memory that it takes, roughly
         self._paged = False  # whether all of a namespace was
         self._strayed = False  # whether something was read from the log for the question that is answered
         # Reentrant: a signal handler may ask in the midst of a question.
@@ -216,8 +217,11 @@ class Present:
 
     def note(self, committed: Committed, changes: Several[Change]) -> None:
         """What this process has committed itself, so that it need not be read."""
-        if len(self._noted) >= _MOST_NOTED:
+        size = sum(map(_noted_bytes, changes))
+        if len(self._noted) >= _MOST_NOTED or self._noted_size + size > self._most_bytes // 4:
             self._noted.clear()  # nobody asks
+            self._noted_size = 0
+        self._noted_size += size
         if committed.sequences:
             self._noted[committed.sequences[0]] = committed, changes
 
@@ -251,6 +255,8 @@ class Present:
         for first in list(self._noted):
             if first <= self._position:
                 self._noted.pop(first, None)
+        if not self._noted:
+            self._noted_size = 0
         return True
 
     def _changes(self, stop: int) -> dict[ItemName, ItemEvent] | None:
@@ -574,6 +580,12 @@ _QUICK_NAMESPACES: Final = 4096
 
 def _is_shown(namespace: Namespace) -> bool:
     return not namespace or not namespace[0].startswith(OWN)
+
+
+def _noted_bytes(change: Change) -> int:
+    if isinstance(change, ItemDeleted):
+        return _ITEM_BYTES
+    return len(change.payload) + sum(len(content) for _, content in change.attachments.values()) + _ITEM_BYTES
 
 
 def _weight(item: Item) -> int:

@@ -12,7 +12,7 @@ from langgraph.store.base import PutOp
 from stepwell.events import Commit, Sequence
 from stepwell.storage import Item
 from stepwell_langgraph import StepwellStore
-from stepwell_langgraph.collection import Collection, Present
+from stepwell_langgraph.collection import Collection, Present, Put
 from stepwell_langgraph.nearest import Rows
 
 
@@ -86,3 +86,17 @@ def test_few_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {each.key for each in store.search(("a",), query="q", filter={"n": 7})} == {"k7", "k307"}
         assert store.search(("a",), query="q", filter={"n": -1}) == []
     assert sum(measured) == 2
+
+
+def test_who_only_writes_holds_little() -> None:
+    """What was put is held for the next read, within the budget; beyond it, the next read finds it in the log."""
+    budget = 1 << 20
+    with StepwellStore.from_conn_string(":memory:", memory_bytes=budget) as store:
+        store.search(())
+        for number in range(100):
+            store.put(("a",), f"k{number}", {"text": "x" * 20_000})
+            held = [change for _, changes in store._present._noted.values() for change in changes]
+            assert sum(len(change.payload) for change in held if isinstance(change, Put)) <= budget // 4
+        assert len(store.search((), limit=200)) == 100
+        store.put(("a",), "one more", {})
+        assert store.search(())[0].key == "one more"
