@@ -17,6 +17,7 @@ import msgspec
 from stepwell.errors import UsageError
 from stepwell.patch import array_header
 from stepwell.storage import Item
+from stepwell_langgraph.values import value_of
 
 Predicate: TypeAlias = Callable[[Any], bool]
 
@@ -41,7 +42,12 @@ class Filter:
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those of some items that have it, in their order."""
         payloads = b"".join([item.value[1] for item in items])
-        pairs = list(zip(items, self._decode(array_header(len(items)) + payloads), strict=True))
+        try:
+            pairs = list(zip(items, self._decode(array_header(len(items)) + payloads), strict=True))
+        except (ValueError, RecursionError):
+            for item in items:
+                value_of(item)  # raises and says which one it is
+            raise
         for field, test in self._tests:
             pairs = [pair for pair in pairs if test(field(pair[1]))]
         return [item for item, _ in pairs]

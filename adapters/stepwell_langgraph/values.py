@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from stepwell.errors import UsageError
+from stepwell.storage import Item
 
 PLAIN: Final = "msgpack"
 """The type of a stored value, beside its bytes."""
@@ -48,6 +49,21 @@ def encode(value: Mapping[str, Any]) -> bytes:
 def decode(payload: bytes) -> dict[str, Any]:
     """The value behind some bytes, made anew."""
     return _decode(payload)
+
+
+def value_of(item: Item) -> dict[str, Any]:
+    """The value of an item, made anew.
+
+    Raises:
+        UsageError: It is none of a store; somebody put it into the log by other means.
+    """
+    try:
+        return _decode(item.value[1])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the item {item.key!r} in namespace {item.namespace!r} has a value of type {item.value[0]!r} that no "
+            "store has put: read it with log.items.get, and keep such items under another first part"
+        ) from error
 
 
 def _is_plain(value: Any, depth: int) -> bool:

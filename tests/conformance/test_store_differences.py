@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,8 @@ import pytest
 from langgraph.store.base import InvalidNamespaceError, PutOp, SearchOp
 
 from conformance.store_calls import Embedder, index_of
-from stepwell import Log, UsageError
+from stepwell import Log, UsageError, parse
+from stepwell.events import ItemPut
 from stepwell_langgraph import StepwellSaver, StepwellStore
 
 NAMESPACE = ("users", "ada")
@@ -239,6 +240,27 @@ def test_embedders_that_make_no_vectors(made: Any) -> None:
         results.append([[1.0, 0.0]])
         assert [item.key for item in store.search(NAMESPACE, query="tea")] == ["before"]
         assert len(store.search(NAMESPACE)) == 1
+
+
+@pytest.mark.parametrize(
+    "stored", [("json", b'{"n": 1}'), ("null", b""), ("pickle", b"\x80\x04K\x01."), ("msgpack", b"\x01")]
+)
+def test_items_that_no_store_has_put(store: StepwellStore, stored: tuple[str, bytes]) -> None:
+    """An item that somebody put into the log by other means is named where it is met; others are found without it."""
+    store.put(NAMESPACE, "ours", {"n": 1})
+    store.log.items.submit([ItemPut(("theirs",), "k", parse(*stored))]).result()
+    calls: list[Callable[[], Any]] = [
+        lambda: store.get(("theirs",), "k"),
+        lambda: store.search(()),
+        lambda: store.search((), filter={"n": 1}),
+        lambda: store.history(("theirs",), "k"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"'k' in namespace \('theirs',\)"):
+            call()
+    assert [item.key for item in store.search(NAMESPACE, filter={"n": 1})] == ["ours"]
+    store.delete(("theirs",), "k")
+    assert [item.key for item in store.search(())] == ["ours"]
 
 
 def test_filters_are_checked_before_anything_is_found(store: StepwellStore) -> None:
