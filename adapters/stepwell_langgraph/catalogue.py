@@ -120,7 +120,11 @@ def labels_of(metadata: Mapping[str, Any]) -> dict[str, Label]:
 def _nanoseconds(time: datetime) -> int:
     if not isinstance(time, datetime):
         raise UsageError(f"a time is a datetime, not {type(time).__name__}: {time!r}")
-    microseconds = (time.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+    try:
+        local = time if time.tzinfo is not None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # so near to the first year or the last that no zone matters
+        local = time.replace(tzinfo=UTC)
+    microseconds = (local - _EPOCH) // timedelta(microseconds=1)
     return min(max(microseconds * 1000, 0), _LATEST)
 
 

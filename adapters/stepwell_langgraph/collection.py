@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVa
 
 from stepwell.cache import Cache, Shelf
 from stepwell.errors import ConflictError
-from stepwell.events import Commit, ItemDeleted, Sequence
+from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
 from stepwell.items import Items
 from stepwell.storage import Committed, Item, ItemName
 from stepwell_langgraph.values import INDEXED
@@ -38,7 +38,7 @@ MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
 _APPLIED_WHILE_ONE_IS_READ: Final = 16
 _MOST_NOTED: Final = 1024
-_ATTEMPTS: Final = 4
+_ATTEMPTS: Final = 2  # once to read what is missing, once to answer
 _ITEM_BYTES: Final = 600  # what an item takes beside its value, roughly
 _LATEST: Final = (1 << 62) - 1  # Unix time in nanoseconds
 
@@ -127,7 +127,10 @@ class Collection:
             self.rows.discard(key)
         if item is None or bare is None:
             return
+        last = next(reversed(self.items.values()), bare)
         self.items[key] = bare
+        if last.sequence > bare.sequence:  # that one was read when this one had been put, but was not known to be
+            self.items = {each.key: each for each in sorted(self.items.values(), key=_sequence)}
         self.items_bytes += _weight(bare)
         if self.rows is not None:
             self.rows.add([item])
@@ -153,19 +156,24 @@ class Present:
         self._too_large: set[Namespace] = set()
         self._position = 0  # the last change that what is held knows of
         self._noted: dict[int, tuple[Committed, Several[Change]]] = {}
+        self._noted_size = 0  # bytes of memory that it takes, roughly
+        self._paged = False  # whether all of a namespace was
         self._strayed = False  # whether something was read from the log for the question that is answered
         # Reentrant: a signal handler may ask in the midst of a question.
         self._lock = threading.RLock()
 
     def ask(self, question: Callable[[View], _T]) -> _T:
         """The answer to a question about one moment, which is not before this call."""
+        self._check_alive()
         for _ in range(_ATTEMPTS):
             with self._lock:
                 self._catch_up(MOST_CHANGES)
-                self._strayed = False
+                self._strayed = self._paged = False
                 answer = question(self)
                 if not self._strayed or self._items.version() == self._position:
                     return answer
+                if self._paged:  # which takes long, and would again
+                    break
         return question(Past(self._items, self._items.commit_at(_LATEST), self._dims))
 
     def held_item(self, name: ItemName) -> Item | None:
@@ -181,6 +189,7 @@ class Present:
 
     def item(self, name: ItemName) -> Item | None:
         """An item."""
+        self._check_alive()
         with self._lock:
             self._catch_up(MOST_CHANGES)
             return self.get((name,))[0]
@@ -203,10 +212,17 @@ class Present:
         finally:
             self._lock.release()
 
+    def _check_alive(self) -> None:
+        """Raise ClosedError, or ForkedError in a forked child, where nobody may be left to release the lock."""
+        self._items.version()
+
     def note(self, committed: Committed, changes: Several[Change]) -> None:
         """What this process has committed itself, so that it need not be read."""
-        if len(self._noted) >= _MOST_NOTED:
+        size = sum(map(_noted_bytes, changes))
+        if len(self._noted) >= _MOST_NOTED or self._noted_size + size > self._most_bytes // 4:
             self._noted.clear()  # nobody asks
+            self._noted_size = 0
+        self._noted_size += size
         if committed.sequences:
             self._noted[committed.sequences[0]] = committed, changes
 
@@ -215,7 +231,7 @@ class Present:
         version = self._items.version()
         if version == self._position:
             return True
-        if version - self._position > MOST_CHANGES:
+        if not self._position or version - self._position > MOST_CHANGES:  # nothing is held yet, or too much is new
             self._forget()
             self._position = version
         while self._position < version:
@@ -228,48 +244,55 @@ class Present:
                 self._position = noted[0].sequences[-1]
                 continue
             stop = min((first - 1 for first in list(self._noted) if first > self._position), default=version)
-            changes = self._changes(stop, most + 1)
+            if stop - self._position > most:
+                return False
+            changes = self._changes(stop)
             if changes is None:
                 self._forget()
                 self._position = version
-            elif len(changes) > most:
-                return False
             else:
                 self._apply(self._read_changes(changes))
                 self._position = stop
         for first in list(self._noted):
             if first <= self._position:
                 self._noted.pop(first, None)
+        if not self._noted:
+            self._noted_size = 0
         return True
 
-    def _changes(self, stop: int, most: int) -> dict[ItemName, bool] | None:
-        """Names of items that have changed up to a place, and whether they may be gone; None if they cannot be told."""
+    def _changes(self, stop: int) -> dict[ItemName, ItemEvent] | None:
+        """The last change of each item that has changed up to a place; None if they cannot be told."""
         changes = self._items.changes(self._position)
         if changes is None:
             return None
-        names: dict[ItemName, bool] = {}
+        found: dict[ItemName, ItemEvent] = {}
         try:
-            for sequence, event in islice(changes, most):
+            for sequence, event in changes:
                 if sequence > stop:
                     break
-                if _is_shown(event.namespace):
-                    names[event.namespace, event.key] = isinstance(event, ItemDeleted)
+                if not _is_shown(event.namespace):
+                    continue
+                if isinstance(event, ItemTouched):  # of one that is gone by then it says nothing
+                    found.setdefault((event.namespace, event.key), event)
+                else:
+                    found[event.namespace, event.key] = event
         except ConflictError:
             return None  # they were pruned meanwhile
-        return names
+        return found
 
-    def _read_changes(self, changes: dict[ItemName, bool]) -> Iterator[tuple[ItemName, Item | None]]:
+    def _read_changes(self, changes: dict[ItemName, ItemEvent]) -> Iterator[tuple[ItemName, Item | None]]:
         """Each item as it is now; UNKNOWN where nobody needs to know."""
         wanted: dict[bool, list[ItemName]] = {False: [], True: []}
-        for name, may_be_gone in changes.items():
+        for name, event in changes.items():
             collection = self._collections.get(name[0])
             if collection is not None:
                 wanted[collection.rows is not None].append(name)
-            elif may_be_gone:
-                self._namespaces = None  # and so may its namespace
-                self._single.take(name)
-            else:
+            elif isinstance(event, ItemPut):
                 yield name, UNKNOWN
+            else:
+                if isinstance(event, ItemDeleted):
+                    self._namespaces = None  # which may be gone with it
+                self._single.take(name)
         found: list[tuple[ItemName, Item | None]] = []
         for attachments, names in wanted.items():
             if names:
@@ -383,6 +406,7 @@ class Present:
         for namespace in _under(self.namespaces(), prefix):
             collection = self._load(namespace)
             if collection is None:
+                self._paged = True
                 parts.append(_newest(self._read(namespace), count, select))
             else:
                 parts.append(_first(collection, count, select))
@@ -393,16 +417,18 @@ class Present:
 
         query = nearest.unit(query)
         found: list[Scored] = []
-        namespaces = list(_under(self.namespaces(), prefix))
-        self._load_rows(namespaces)
-        for namespace in namespaces:
-            collection = self._collections.get(namespace)
-            rows = None if collection is None else collection.rows
-            if rows is None:
-                found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, select)
-            else:
-                found += rows.nearest(query, count, select)
-        return nearest.in_order(found)[:count]
+        for together in self._loadable(_under(self.namespaces(), prefix)):
+            self._load_rows(together)
+            for namespace in together:
+                collection = self._collections.get(namespace)
+                rows = None if collection is None else collection.rows
+                if rows is None:
+                    self._paged = True
+                    found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, select)
+                else:
+                    found += rows.nearest(query, count, select)
+            found = nearest.in_order(found)[:count]
+        return found
 
     def _load(self, namespace: Namespace) -> Collection | None:
         """A namespace in memory; None if it is too large."""
@@ -420,6 +446,21 @@ class Present:
         collection = Collection(items)
         self._collections.put(namespace, collection, collection.size_bytes)
         return collection
+
+    def _loadable(self, namespaces: Iterable[Namespace]) -> Iterator[list[Namespace]]:
+        """Some namespaces after the other, as many together as may be read at once."""
+        together: list[Namespace] = []
+        size = 0
+        for namespace in namespaces:
+            together.append(namespace)
+            collection = self._load(namespace)
+            if collection is None or collection.rows is not None:
+                continue
+            size += 4 * self._dims * sum(map(is_indexed, collection.items.values()))
+            if size > self._most_bytes // 4:
+                yield together
+                together, size = [], 0
+        yield together
 
     def _load_rows(self, namespaces: Iterable[Namespace]) -> None:
         """Put the vectors of namespaces into memory, but of those that are too large.
@@ -543,6 +584,12 @@ _QUICK_NAMESPACES: Final = 4096
 
 def _is_shown(namespace: Namespace) -> bool:
     return not namespace or not namespace[0].startswith(OWN)
+
+
+def _noted_bytes(change: Change) -> int:
+    if isinstance(change, ItemDeleted):
+        return _ITEM_BYTES
+    return len(change.payload) + sum(len(content) for _, content in change.attachments.values()) + _ITEM_BYTES
 
 
 def _weight(item: Item) -> int:

@@ -137,8 +137,7 @@ class Index:
         return self._noted(texts, await self.embeddings.aembed_documents([text.text for text in texts]))
 
     def _noted(self, texts: Sequence[Text], vectors: Sequence[Sequence[float]]) -> dict[bytes, bytes]:
-        if len(vectors) != len(texts):
-            raise UsageError(f"the embedder made {len(vectors)} vectors of {len(texts)} texts")
+        _check_count(vectors, len(texts), "texts")
         made = {text.digest: self._checked(vector).tobytes() for text, vector in zip(texts, vectors, strict=True)}
         for digest, vector in made.items():
             self._remembered.put(digest, vector, len(vector))
@@ -162,20 +161,30 @@ class Index:
         return self._as_queries(distinct, made)
 
     def _as_queries(self, queries: Sequence[str], vectors: Sequence[Sequence[float]]) -> dict[str, Any]:
-        if len(vectors) != len(queries):
-            raise UsageError(f"the embedder made {len(vectors)} vectors of {len(queries)} queries")
+        _check_count(vectors, len(queries), "queries")
         return {query: self._checked(vector) for query, vector in zip(queries, vectors, strict=True)}
 
     def _checked(self, vector: Sequence[float]) -> Any:
         """A vector in the form in which it is stored."""
         import numpy
 
-        array = numpy.asarray(vector, dtype="<f4")
+        try:
+            with numpy.errstate(over="ignore"):  # what single precision cannot hold is infinite, and refused below
+                array = numpy.asarray(vector, dtype="<f4")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the embedder made no vector of numbers, but {type(vector).__name__}: {error}") from error
         if array.shape != (self.dims,):
             raise UsageError(f"the embedder made a vector of shape {array.shape}, but index['dims'] is {self.dims}")
         if not numpy.isfinite(array).all():
             raise UsageError("the embedder made a vector with numbers that are not finite")
         return array
+
+
+def _check_count(vectors: object, count: int, what: str) -> None:
+    if not hasattr(vectors, "__len__"):
+        raise UsageError(f"the embedder made no list of vectors, but {type(vectors).__name__}")
+    if len(vectors) != count:
+        raise UsageError(f"the embedder made {len(vectors)} vectors of {count} {what}")
 
 
 def _paths(paths: object) -> list[str]:

@@ -136,14 +136,19 @@ def export_to(
         with PostgresSaver.from_conn_string(target) as postgres:
             postgres.setup()
             return export.run(SaverTarget(postgres, StepwellSaver(log, serde=export.serde)), threads)
-    if isinstance(target, os.PathLike) or (isinstance(target, str) and target.startswith(SQLITE)):
-        path = Path(target.removeprefix(SQLITE) if isinstance(target, str) else target)
+    if isinstance(target, str) and target.startswith(SQLITE):
+        target = Path(target.removeprefix(SQLITE))
+    if isinstance(target, os.PathLike) or (isinstance(target, str) and "://" not in target):
+        path = Path(target)
         like = None if log.path == IN_MEMORY else os.stat(log.path)
         with SqliteTarget(path, export.serde, like) as tables:
             report = export.run(tables, threads)
             tables.finish()
         return report
-    raise UsageError(f'there is no exporting to {target!r}: pass "sqlite:///new.db", "postgresql://...", or a saver')
+    raise UsageError(
+        f'there is no exporting to {target!r}: pass "sqlite:///new.db", "postgresql://...", the path of a new SQLite '
+        "file, or a saver"
+    )
 
 
 class _Export:
@@ -165,11 +170,12 @@ class _Export:
         report = self._report = ExportReport(self._log.path, target.label, before_bytes=disk_bytes(self._log))
         summaries = map(Thread.summary, map(self._log.thread, self._log.all_threads()))
         found = {summary.thread_id: summary.steps for summary in summaries if summary is not None}
-        for thread_id in dict.fromkeys(wanted or ()):
+        asked = None if wanted is None else [*dict.fromkeys(wanted)]
+        for thread_id in asked or ():
             if thread_id not in found:
                 report.problems.append(Problem(thread_id, None, None, "there is no such thread in the log"))
-        if wanted is not None:
-            found = {thread_id: found[thread_id] for thread_id in dict.fromkeys(wanted) if thread_id in found}
+        if asked is not None:
+            found = {thread_id: found[thread_id] for thread_id in asked if thread_id in found}
         for thread_id in found:
             self._thread(target, thread_id, len(found), sum(found.values()))
             report.threads += 1
@@ -230,8 +236,11 @@ class _Export:
                 self._report.problems.append(Problem(thread_id, namespace, step_id, reason))
                 continue
             writes = reader.writes(self._log.storage, number, found.writes)
-            target.put_writes(thread_id, namespace, step_id, writes, payloads)
-            self._report.writes += len(writes)
+            try:
+                target.put_writes(thread_id, namespace, step_id, writes, payloads)
+                self._report.writes += len(writes)
+            except ValueError as error:
+                self._report.problems.append(Problem(thread_id, namespace, step_id, str(error)))
 
     def _recorded(self, number: int) -> Iterator[tuple[str, WritesRecorded]]:
         for _, event in reader.events(self._log.storage, number, 0, _END):

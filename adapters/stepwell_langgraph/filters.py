@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from stepwell.errors import UsageError
 from stepwell.patch import array_header
 from stepwell.storage import Item
+from stepwell_langgraph.values import value_of
 
 Predicate: TypeAlias = Callable[[Any], bool]
 
@@ -35,28 +36,32 @@ class Filter:
 
     def __init__(self, filter_: Mapping[str, Any]) -> None:
         tests = _tests(filter_)
-        self._tests = [(attrgetter(_field(place)), test) for place, (_, test) in enumerate(tests)]
-        self._decode = _decoder(tuple(key for key, _ in tests))
+        self._decode, fields = _decoder(tuple(key for key, _ in tests))
+        self._tests = [(field, test) for field, (_, test) in zip(fields, tests, strict=True)]
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those of some items that have it, in their order."""
         payloads = b"".join([item.value[1] for item in items])
-        pairs = list(zip(items, self._decode(array_header(len(items)) + payloads), strict=True))
+        try:
+            pairs = list(zip(items, self._decode(array_header(len(items)) + payloads), strict=True))
+        except (ValueError, RecursionError):
+            for item in items:
+                value_of(item)  # raises and says which one it is
+            raise
         for field, test in self._tests:
             pairs = [pair for pair in pairs if test(field(pair[1]))]
         return [item for item, _ in pairs]
 
 
 @lru_cache(maxsize=_DECODERS_HELD)
-def _decoder(keys: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
-    """Decodes an array of values, and of each the fields with these keys."""
-    names = {_field(place): key for place, key in enumerate(keys)}
-    row = msgspec.defstruct("Row", [(name, Any, None) for name in names], rename=names)
-    return msgspec.msgpack.Decoder(list[row]).decode  # type: ignore[valid-type]
-
-
-def _field(place: int) -> str:
-    return f"field{place}"
+def _decoder(keys: tuple[str, ...]) -> tuple[Callable[[bytes], list[Any]], list[Callable[[Any], Any]]]:
+    """What decodes an array of values, of each the fields with these keys; and what takes each field out of one."""
+    names = {f"field{place}": key for place, key in enumerate(keys)}
+    try:
+        row = msgspec.defstruct("Row", [(name, Any, None) for name in names], rename=names)
+    except ValueError:  # quotes, backslashes, control characters and halves of surrogate pairs name no field of it
+        return msgspec.msgpack.Decoder(list[dict[str, Any]]).decode, [methodcaller("get", key) for key in keys]
+    return msgspec.msgpack.Decoder(list[row]).decode, [attrgetter(name) for name in names]  # type: ignore[valid-type]
 
 
 def _tests(filter_: Mapping[str, Any]) -> list[tuple[str, Predicate]]:

@@ -242,16 +242,17 @@ class Import:
         """Take the threads that are wanted; None for all."""
         began = time.monotonic()
         report = self.report
+        asked = None if wanted is None else [*dict.fromkeys(wanted)]
         try:
             report.before_bytes = self._source.size_bytes()
             found = dict(self._source.threads())
         except Unreadable as error:
             raise UsageError(f"the threads in {self._source.label} cannot be listed: {error}") from error
-        for thread_id in dict.fromkeys(wanted or ()):
+        for thread_id in asked or ():
             if thread_id not in found:
                 self._problem(thread_id, None, "there is no such thread in the source")
-        if wanted is not None:
-            found = {thread_id: found[thread_id] for thread_id in dict.fromkeys(wanted) if thread_id in found}
+        if asked is not None:
+            found = {thread_id: found[thread_id] for thread_id in asked if thread_id in found}
         self._of_threads, self._of_checkpoints = len(found), sum(found.values())
         for thread_id in found:
             self._thread(thread_id)
@@ -465,7 +466,7 @@ def _opened(source: Any, serde: SerializerProtocol) -> Source:
         if address is None:
             return MemoryObject(source) if is_memory(source) else SaverObject(source, serde)
         return _opened(address, serde) if address.startswith(SQLITE) else _postgres(address)
-    if isinstance(source, os.PathLike):
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and "://" not in source):
         return SqliteTables(source)
     if isinstance(source, str) and source.startswith(SQLITE):
         return SqliteTables(source.removeprefix(SQLITE))

@@ -17,6 +17,7 @@ AsOf: TypeAlias = datetime | int | RunnableConfig | tuple[str, str]
 checkpoint was committed, or the head of the thread if the config names none."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = (1 << 62) - 1  # Unix time in nanoseconds
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -31,7 +32,7 @@ def commit_of(log: Log, as_of: AsOf) -> int:
             raise UsageError(
                 f"as_of needs a time with its zone, not {as_of!r}: pass datetime.now(timezone.utc) or alike"
             )
-        return log.items.commit_at(max(to_nanoseconds(as_of), 0))
+        return log.items.commit_at(min(max(to_nanoseconds(as_of), 0), _LATEST))
     if isinstance(as_of, int) and not isinstance(as_of, bool):
         if as_of < 0:
             raise UsageError(f"as_of is a commit number from 0, not {as_of!r}")

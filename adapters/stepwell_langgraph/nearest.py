@@ -18,6 +18,7 @@ from stepwell_langgraph.embedding import VECTORS
 Matrix = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 _FIRST_ROWS: Final = 16
+_MEASURED_AT_ONCE: Final = 4096  # in double precision they take memory
 ROUNDING: Final = 1e-5  # what a score in single precision may be off
 
 
@@ -92,17 +93,26 @@ class Rows:
         wanted = 2 * count
         while True:
             chosen = _best(scores, wanted)
-            best: dict[str, Scored] = {}
-            for place, score in zip(chosen.tolist(), self._exact(chosen, query), strict=True):
-                item = self._items[place]
-                if item is not None and (item.key not in best or score > best[item.key].score):
-                    best[item.key] = Scored(score, item)
-            found = select([scored.item for scored in best.values()])
+            candidates = {item.key: item for place in chosen.tolist() if (item := self._items[place]) is not None}
+            found = select([*candidates.values()])
             if len(found) >= count or len(chosen) == rows:
-                return in_order(best[item.key] for item in found)[:count]
+                return self._measured(chosen, {item.key for item in found}, query)[:count]
             wanted *= 8
 
-    def _exact(self, places: Any, query: Matrix) -> list[float]:
+    def _measured(self, chosen: Any, keys: set[str], query: Matrix) -> list[Scored]:
+        """The items with some keys by the best of their vectors that were chosen, in order."""
+        places = [place for place in chosen.tolist() if (item := self._items[place]) is not None and item.key in keys]
+        best: dict[str, Scored] = {}
+        for start in range(0, len(places), _MEASURED_AT_ONCE):
+            together = places[start : start + _MEASURED_AT_ONCE]
+            for place, score in zip(together, self._exact(together, query), strict=True):
+                item = self._items[place]
+                assert item is not None
+                if item.key not in best or score > best[item.key].score:
+                    best[item.key] = Scored(score, item)
+        return in_order(best.values())
+
+    def _exact(self, places: list[int], query: Matrix) -> list[float]:
         chosen = self._matrix[places].astype(numpy.float64)
         wide = query.astype(numpy.float64)
         lengths = numpy.linalg.norm(chosen, axis=1) * numpy.linalg.norm(wide)

@@ -23,6 +23,7 @@ from stepwell_langgraph.offload import offload
 
 _ROOT: Final = OWN + "cache"
 _SECOND: Final = 10**9
+_END_OF_TIME: Final = 1 << 62
 _REFUSED_TYPE: Final = "pickle"
 
 
@@ -90,7 +91,7 @@ class StepwellCache(BaseCache[ValueT]):
             type_, payload = self.serde.dumps_typed(value)
             if type_ == _REFUSED_TYPE:
                 raise UsageError(f"the value of {key!r} is pickled, which runs code when it is read: use another serde")
-            expires_at = None if seconds is None else max(moment + int(seconds * _SECOND), 1)
+            expires_at = None if seconds is None else int(min(max(moment + seconds * _SECOND, 1), _END_OF_TIME))
             events.append(ItemPut((_ROOT, *namespace), key, parse(type_, bytes(payload)), expires_at))
         self.log.items.submit(events).result()
 

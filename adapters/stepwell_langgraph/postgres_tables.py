@@ -170,7 +170,7 @@ class PostgresTables:
         task_path = "task_path" if self._has_task_path else "''"
         query = f"SELECT {task_path}, task_id, idx, channel, type, blob FROM checkpoint_writes {_AT}"
         return [
-            StoredWrite(path, task_id, index, channel, (type_ or "null", Span.of(blob)))
+            StoredWrite(path, task_id, index, channel, (type_ or "null", Span.of(blob or b"")))
             for path, task_id, index, channel, type_, blob in self._rows(
                 query, thread_id, place.namespace, place.checkpoint_id
             )

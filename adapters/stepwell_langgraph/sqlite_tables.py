@@ -25,6 +25,7 @@ _CHECKPOINTS: Final = frozenset(
 _WRITES: Final = frozenset(
     ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "idx", "channel", "type", "value")
 )
+_KEY: Final = frozenset(("thread_id", "checkpoint_ns", "checkpoint_id"))
 _BESIDE: Final = ("", "-wal", "-journal")
 _AT: Final = "WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 
@@ -91,7 +92,7 @@ class SqliteTables:
         problems: list[str] = []
         if whole and place.exists:
             try:
-                checkpoint = self._checkpoint(thread_id, place)
+                checkpoint = self._checkpoint(thread_id, place, problems)
             except Unreadable as error:
                 problems.append(str(error))
         return Reading(checkpoint, self._writes(thread_id, place, problems), problems)
@@ -102,9 +103,11 @@ class SqliteTables:
     def close(self) -> None:
         self._connection.close()
 
-    def _checkpoint(self, thread_id: str, place: Place) -> StoredCheckpoint:
-        query = f"SELECT type, checkpoint, metadata FROM checkpoints {_AT}"
-        for type_, checkpoint, metadata in self._rows(query, thread_id, place.namespace, place.checkpoint_id):
+    def _checkpoint(self, thread_id: str, place: Place, problems: list[str]) -> StoredCheckpoint:
+        at = thread_id, place.namespace, place.checkpoint_id
+        if not self._has_key and (count := next(self._rows(f"SELECT count(*) FROM checkpoints {_AT}", *at))[0]) > 1:
+            problems.append(f"there are {count} checkpoints with this id, of which one was taken")
+        for type_, checkpoint, metadata in self._rows(f"SELECT type, checkpoint, metadata FROM checkpoints {_AT}", *at):
             if not isinstance(type_, str):
                 raise Unreadable(f"the checkpoint's type is {type_!r}, not a text")
             try:
@@ -145,6 +148,8 @@ class SqliteTables:
             raise UsageError(f"there is no table checkpoints in {os.fspath(self._path)!r}: no saver has written it")
         self._has_writes = "writes" in tables
         self._check_columns("checkpoints", _CHECKPOINTS)
+        key = {row[1] for row in self._connection.execute("PRAGMA table_info(checkpoints)") if row[5]}
+        self._has_key = bool(key) and key <= _KEY  # as a saver's table; without, an id may stand there twice
         return self._has_writes and "task_path" in self._check_columns("writes", _WRITES)
 
     def _check_columns(self, table: str, needed: Iterable[str]) -> set[str]:

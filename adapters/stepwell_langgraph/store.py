@@ -306,7 +306,7 @@ class StepwellStore(BaseStore):
             if limit is not None and len(found) >= limit:
                 break
             if isinstance(version, Item):
-                found.append(Version(values.decode(version.value[1]), to_datetime(version.updated_at), version.commit))
+                found.append(Version(values.value_of(version), to_datetime(version.updated_at), version.commit))
             else:
                 found.append(Version(None, to_datetime(version.deleted_at), version.commit))
         return found
@@ -606,6 +606,7 @@ class _Question:
                 for condition in op.match_conditions or ():
                     if condition.match_type not in ("prefix", "suffix"):
                         raise UsageError(f"Unsupported match type: {condition.match_type!r}")
+                self.is_quick &= not omit_before  # which takes a look at the items of each
                 self._others.append((place, partial(self._list, op)))
 
     def answer(self, queries: dict[str, Any], view: View) -> list[Result]:
@@ -643,7 +644,7 @@ class _Question:
         found = []
         for score, item in scored[op.offset :]:
             self._use(item, op.refresh_ttl)
-            found.append(SearchItem(item.namespace, item.key, values.decode(item.value[1]), *_times(item), score))
+            found.append(SearchItem(item.namespace, item.key, values.value_of(item), *_times(item), score))
         return found
 
     def _list(self, op: ListNamespacesOp, view: View, queries: dict[str, Any]) -> list[Namespace]:
@@ -718,7 +719,7 @@ def _event(change: Change) -> ItemPut | ItemDeleted:
 def _shown_item(item: Item) -> StoreItem:
     created_at, updated_at = _times(item)
     return StoreItem(
-        value=values.decode(item.value[1]),
+        value=values.value_of(item),
         key=item.key,
         namespace=item.namespace,
         created_at=created_at,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Final
 
+from stepwell.errors import ClosedError
+
 _log: Final = logging.getLogger("stepwell")
 
 
@@ -47,15 +49,17 @@ class Sweeper:
         self._sweep = sweep
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._sweepings: list[Sweeping] = []
 
     def start(self, interval_seconds: float) -> Sweeping:
         """Begin, unless it runs already; the first sweep comes after one interval."""
         sweeping = Sweeping()
         sweeping.add_done_callback(self._cancelled)
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive() and not self._stop.is_set():
+            self._sweepings.append(sweeping)
             return sweeping
-        self._stop = threading.Event()
-        arguments = (self._stop, interval_seconds, sweeping)
+        self._stop, self._sweepings = threading.Event(), [sweeping]
+        arguments = (self._stop, interval_seconds, self._sweepings)
         self._thread = threading.Thread(target=self._run, args=arguments, daemon=True, name="stepwell-ttl-sweeper")
         self._thread.start()
         return sweeping
@@ -73,14 +77,17 @@ class Sweeper:
         if sweeping.cancelled():
             self._stop.set()
 
-    def _run(self, stop: threading.Event, interval_seconds: float, sweeping: Sweeping) -> None:
+    def _run(self, stop: threading.Event, interval_seconds: float, sweepings: list[Sweeping]) -> None:
         while not stop.wait(interval_seconds):
             try:
                 removed = self._sweep()
+            except ClosedError:  # by whoever opened the log, and did not close the store
+                stop.set()
             except Exception:
                 _log.exception("Sweeping of expired items failed; it is tried again")
             else:
                 if removed:
                     _log.info("%d expired items were removed", removed)
-        if not sweeping.cancelled():
-            sweeping.set_result(None)
+        for sweeping in sweepings:
+            if not sweeping.cancelled():
+                sweeping.set_result(None)

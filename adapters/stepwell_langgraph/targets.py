@@ -141,6 +141,8 @@ class SqliteTarget:
         state = step.state
         channels = reader.typed(state.channels, step.payloads)
         fields = reader.typed(state.fields, step.payloads)
+        if not {CHECKPOINT, METADATA} <= fields.keys():
+            raise ValueError("no LangGraph saver has written it: it has no fields of a checkpoint")
         whole = put_together(channels, fields[CHECKPOINT]) or self._encoded(channels, fields[CHECKPOINT])
         at = (step.thread_id, step.namespace, state.step_id)
         self._connection.execute(_PUT, (*at, state.parent_id, *whole, self._metadata(fields[METADATA])))
@@ -177,7 +179,10 @@ class SqliteTarget:
 
     def _metadata(self, typed: tuple[str, bytes]) -> bytes:
         # As SqliteSaver writes it.
-        return json.dumps(self._serde.loads_typed(typed), ensure_ascii=False, default=str).encode("utf-8", "ignore")
+        try:
+            return json.dumps(self._serde.loads_typed(typed), ensure_ascii=False, default=str).encode("utf-8", "ignore")
+        except Exception as error:  # as above
+            raise ValueError(f"its metadata cannot be read: {error!r}") from error
 
 
 class SaverTarget:
@@ -210,14 +215,14 @@ class SaverTarget:
         config = to_config(thread_id, namespace, step_id)
         for (path, task_id), group in groupby(writes, key=attrgetter("task_path", "task_id")):
             for call in _calls([*group]):
-                values = [
-                    (
-                        each.write.channel,
-                        self._own.serde.loads_typed((each.write.value.type, payloads.payload(each.write.value))),
-                    )
-                    for each in call
-                ]
                 try:
+                    values = [
+                        (
+                            each.write.channel,
+                            self._own.serde.loads_typed((each.write.value.type, payloads.payload(each.write.value))),
+                        )
+                        for each in call
+                    ]
                     self._saver.put_writes(config, values, task_id, path)
                 except Exception as error:  # as above
                     raise ValueError(f"{self.label} does not take its writes: {error!r}") from error
@@ -231,11 +236,15 @@ class SaverTarget:
         for thread_id in threads:
             for step in log.thread(thread_id).steps():
                 config = to_config(thread_id, step.lane, step.step_id)
-                expected, actual = self._tuple(config), self._saver.get_tuple(config)
-                if actual is not None and self._normal(actual) == self._normal(expected):
+                try:
+                    expected, actual = self._tuple(config), self._saver.get_tuple(config)
+                    same = actual is not None and self._normal(actual) == self._normal(expected)
+                    reason = "it is not there" if actual is None else "it reads otherwise there than in the log"
+                except Exception as error:  # whatever a saver raises, the others may be well
+                    same, reason = False, f"it cannot be compared: {error!r}"
+                if same:
                     verified += 1
                 else:
-                    reason = "it is not there" if actual is None else "it reads otherwise there than in the log"
                     problems.append(Problem(thread_id, step.lane, step.step_id, reason))
         return verified, problems
 
@@ -243,7 +252,10 @@ class SaverTarget:
         return None
 
     def _tuple(self, config: Any) -> CheckpointTuple:
-        found = self._own.get_tuple(config)
+        try:
+            found = self._own.get_tuple(config)
+        except Exception as error:  # of user's types, and of serializers
+            raise ValueError(f"it cannot be read: {error!r}") from error
         if found is None:
             raise ValueError("the checkpoint was removed meanwhile")
         return found

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from stepwell.errors import UsageError
+from stepwell.storage import Item
 
 PLAIN: Final = "msgpack"
 """The type of a stored value, beside its bytes."""
@@ -22,6 +23,8 @@ INDEXED: Final = "msgpack+vectors"
 _LEAST_INTEGER: Final = -(1 << 63)
 _END_OF_INTEGERS: Final = 1 << 64
 _DEEPEST: Final = 256
+_STR: Final = frozenset((str,))
+_LEAVES: Final = frozenset((str, int, float, bool, type(None)))
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -35,12 +38,48 @@ def encode(value: Mapping[str, Any]) -> bytes:
     """
     if not isinstance(value, Mapping):
         raise UsageError(f"a value of the store is a dict, not {type(value).__name__}: {value!r}")
+    if _is_plain(value, 0):
+        try:
+            return _encode(value)
+        except (OverflowError, UnicodeEncodeError):
+            pass  # of an integer or a text; where it stands is told below
     return _encode(_plain(dict(value), "value", 0))
 
 
 def decode(payload: bytes) -> dict[str, Any]:
     """The value behind some bytes, made anew."""
     return _decode(payload)
+
+
+def value_of(item: Item) -> dict[str, Any]:
+    """The value of an item, made anew.
+
+    Raises:
+        UsageError: It is none of a store; somebody put it into the log by other means.
+    """
+    try:
+        return _decode(item.value[1])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the item {item.key!r} in namespace {item.namespace!r} has a value of type {item.value[0]!r} that no "
+            "store has put: read it with log.items.get, and keep such items under another first part"
+        ) from error
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a container and all in it is of Python's own types, as nearly always, and no deeper than may be."""
+    kind = type(value)
+    if kind is dict:
+        if not _STR.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
+    if depth == _DEEPEST:
+        return False
+    if _LEAVES.issuperset(map(type, value)):
+        return True
+    return all(type(element) in _LEAVES or _is_plain(element, depth + 1) for element in value)
 
 
 def _plain(value: Any, place: str, depth: int) -> Any:

@@ -131,7 +131,7 @@ def encode(event: Event, known: Known | None = None) -> Body:
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
     elif isinstance(event, ItemEvent):
-        skeleton = msgspec.structs.replace(with_values(event, packer.value), created_at=0)
+        skeleton = with_values(event, packer.value, created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -167,8 +167,7 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
         writes = tuple(Write(w.index, w.channel, _value(map_references(w.value, relative))) for w in event.writes)
         event = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
     elif isinstance(event, ItemEvent):
-        event = with_values(event, lambda value: _value(map_references(value, relative)))
-        event = msgspec.structs.replace(event, created_at=0)
+        event = with_values(event, lambda value: _value(map_references(value, relative)), created_at=0)
     head = _encoder.encode(event)
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, record.payload))
     data, form = compress_body(body)
@@ -232,7 +231,7 @@ class _Packer:
 
     def _search(self, content: bytes) -> Joined | None:
         """Content that holds, somewhere within it, what the log has already; None if it does not."""
-        if self._known is None:
+        if self._known is None or len(content) < nesting.SMALLEST_SEARCHED_BYTES:
             return None
         pieces = nesting.search(content, lambda piece: self._find(digest_of(piece), inside=True))
         if not any(isinstance(piece, Ref) for piece in pieces):
@@ -362,8 +361,11 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
         )
     elif isinstance(event, ItemEvent):
         if payload:
-            event = with_values(event, lambda value: _value(map_references(value, absolute)))
-        event = msgspec.structs.replace(event, created_at=header.created_at)
+            event = with_values(
+                event, lambda value: _value(map_references(value, absolute)), created_at=header.created_at
+            )
+        else:
+            event = msgspec.structs.replace(event, created_at=header.created_at)
     elif not isinstance(event, LaneOpened):
         event = msgspec.structs.replace(event, created_at=header.created_at)
     else:
@@ -404,12 +406,21 @@ def with_writes(event: WritesRecorded, writes: tuple[Write, ...]) -> WritesRecor
     return msgspec.structs.replace(event, writes=writes)
 
 
-def with_values(event: ItemEvent, change: Callable[[Value], Value]) -> ItemEvent:
-    """The same event with its value and attachments changed, if it has any."""
+def with_values(event: ItemEvent, change: Callable[[Value], Value], *, created_at: int) -> ItemEvent:
+    """The same event with its value and attachments changed, if it has any, and with another time."""
     if not isinstance(event, ItemPut):
-        return event
+        return msgspec.structs.replace(event, created_at=created_at)
     attachments = {name: change(value) for name, value in event.attachments.items()}
-    return msgspec.structs.replace(event, value=change(event.value), attachments=attachments)
+    return ItemPut(
+        event.namespace,
+        event.key,
+        change(event.value),
+        event.expires_at,
+        attachments,
+        created_at,
+        event.commit,
+        event.born_at,
+    )
 
 
 def resolve(patch: Patch, read: Callable[[Ref], bytes]) -> Patch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence as Several
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -204,6 +205,7 @@ def name_for_people(thread_id: str) -> str:
 # A text in the key of an item: its length and itself; or, if it is longer, one of these bytes and a hash.
 LONGEST_TEXT_IN_KEY_BYTES: Final = 63
 PARTS_IN_KEY: Final = 6  # of a namespace; those that follow stand there as one hash
+_PATHS_HELD: Final = 256  # of namespaces, as many items are written and read to few
 _TEXT_HASHED: Final = b"\x40"
 _REST_HASHED: Final = b"\x41"
 _NAMESPACE_ENDS: Final = b"\x7f"
@@ -345,7 +347,7 @@ def item_key(namespace: Several[str], key: str) -> bytes:
     Each text is preceded by its length, so no key of one item is a prefix of another's, and all items whose
     namespaces begin with the same parts stand together.
     """
-    return _path(namespace) + _NAMESPACE_ENDS + _text(key.encode())
+    return _path(tuple(namespace)) + _NAMESPACE_ENDS + _text(key.encode())
 
 
 def items_prefix(parts: Several[str]) -> bytes:
@@ -358,7 +360,7 @@ def items_prefix(parts: Several[str]) -> bytes:
 
 def namespace_prefix(namespace: Several[str]) -> bytes:
     """What all keys of items of one namespace begin with."""
-    return _path(namespace) + _NAMESPACE_ENDS
+    return _path(tuple(namespace)) + _NAMESPACE_ENDS
 
 
 def namespace_bytes(item: bytes) -> int:
@@ -392,8 +394,12 @@ def read_item_key(item: bytes) -> tuple[tuple[str, ...], str] | None:
 
 def is_literal(namespace: Several[str], key: str) -> bool:
     """Whether an item's key says its namespace and key in full."""
-    texts = (*namespace, key)
-    return len(namespace) <= PARTS_IN_KEY and all(len(text.encode()) <= LONGEST_TEXT_IN_KEY_BYTES for text in texts)
+    if len(namespace) > PARTS_IN_KEY:
+        return False
+    for text in (*namespace, key):
+        if 4 * len(text) > LONGEST_TEXT_IN_KEY_BYTES and len(text.encode()) > LONGEST_TEXT_IN_KEY_BYTES:
+            return False
+    return True
 
 
 def versions_key(item: bytes, commit: int) -> bytes:
@@ -411,7 +417,8 @@ def read_expiry_key(key: bytes) -> tuple[int, bytes]:
     return read_number(key[:8]), key[8:]
 
 
-def _path(namespace: Several[str]) -> bytes:
+@lru_cache(maxsize=_PATHS_HELD)
+def _path(namespace: tuple[str, ...]) -> bytes:
     path = b"".join(_text(part.encode()) for part in namespace[:PARTS_IN_KEY])
     if len(namespace) <= PARTS_IN_KEY:
         return path

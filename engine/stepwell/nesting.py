@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import msgspec
 
 _SMALLEST_FOUND_BYTES: Final = 256  # shorter pieces are not worth a look
-_SMALLEST_SEARCHED_BYTES: Final = 1024
+SMALLEST_SEARCHED_BYTES: Final = 1024
 # Objects such as messages are found as a whole; only those that may be whole states are worth opening.
 _SMALLEST_SEARCHED_OBJECT_BYTES: Final = 1 << 16
 # A container this large is hardly ever there as a whole: looking for its parts alone reads it once, not twice.
@@ -59,7 +59,7 @@ def _search(
 
 def _parts(data: memoryview) -> list[memoryview] | None:
     """The header of a container and what it holds; None if there is no use in looking inside."""
-    if len(data) < _SMALLEST_SEARCHED_BYTES:
+    if len(data) < SMALLEST_SEARCHED_BYTES:
         return None
     first = data[0]
     if first in _EXTENSION_HEADERS:

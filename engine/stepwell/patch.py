@@ -575,6 +575,12 @@ def compose_merges(first: Merge, second: Merge) -> Merge:
 def map_references(patch: Patch, change: Callable[[Ref], bytes | Ref]) -> Patch:
     """The same patch with every reference replaced by what `change` makes of it."""
 
+    if isinstance(patch, Blob):  # as most are
+        if isinstance(patch.content, bytes):
+            return patch
+        if isinstance(patch.content, Ref):
+            return Blob(patch.type, change(patch.content))
+
     def changed(content: Content) -> Content:
         if isinstance(content, bytes):
             return content

@@ -267,7 +267,7 @@ def resolved(event: Event, read: Callable[[Ref], bytes]) -> Event:
     if isinstance(event, WritesRecorded):
         return codec.with_writes(event, tuple(resolved_write(write, read) for write in event.writes))
     if isinstance(event, ItemPut):
-        return codec.with_values(event, lambda value: resolved_value(value, read))
+        return codec.with_values(event, lambda value: resolved_value(value, read), created_at=event.created_at)
     return event
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -44,6 +46,14 @@ def test_set_and_get(cache: BaseCache[Any]) -> None:
     cache.set({(("a",), "k"): ("other", None)})
     assert asyncio.run(cache.aget([(("a",), "k")])) == {(("a",), "k"): "other"}
     assert cache.get([]) == {}
+
+
+def test_lives_without_end() -> None:
+    """A life of more seconds than a log can count is one of hundreds of years."""
+    with StepwellCache.from_conn_string(":memory:") as cache:
+        for seconds in (sys.maxsize, math.inf):
+            cache.set({(("a",), "k"): (seconds, seconds)})  # type: ignore[dict-item]
+            assert cache.get([(("a",), "k")]) == {(("a",), "k"): seconds}
 
 
 def test_clear(cache: BaseCache[Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from conformance.calls import Calls, config_of, id_of, ids, new_id, new_version, shown
@@ -598,3 +600,13 @@ def test_filters_that_find_no_threads(saver: StepwellSaver, filter_: dict[str, A
     """What tells of a single checkpoint, or is no label, is refused with the way out."""
     with pytest.raises(UsageError, match="use list"):
         saver.threads(filter=filter_)
+
+
+@only_ours
+def test_times_at_the_ends_of_the_calendar(saver: StepwellSaver) -> None:
+    """Any datetime bounds a list of threads, whatever its zone, the first and the last that there are as well."""
+    saver.put(config_of("t"), empty_checkpoint(), {}, {})
+    for zone in (None, UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))):
+        first, last = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
+        assert [each.thread_id for each in saver.threads(updated_since=first, updated_before=last)] == ["t"]
+        assert [*saver.threads(updated_before=first)] == [*saver.threads(updated_since=last)] == []

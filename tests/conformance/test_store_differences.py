@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,8 @@ import pytest
 from langgraph.store.base import InvalidNamespaceError, PutOp, SearchOp
 
 from conformance.store_calls import Embedder, index_of
-from stepwell import Log, UsageError
+from stepwell import Log, UsageError, parse
+from stepwell.events import ItemPut
 from stepwell_langgraph import StepwellSaver, StepwellStore
 
 NAMESPACE = ("users", "ada")
@@ -197,6 +198,69 @@ def test_filters(store: StepwellStore, filter_: dict[str, Any], wanted: set[str]
     }.items():
         store.put(NAMESPACE, key, value)
     assert set(keys(store.search(NAMESPACE, filter=filter_))) == wanted
+
+
+@pytest.mark.parametrize("key", ['quo"te', "back\\slash", "line\nfeed", "\0", "", "field0", "é🦄"])
+def test_filter_keys_hold_any_characters(store: StepwellStore, key: str) -> None:
+    """A key is a key of the value whatever it holds, alone and beside others; one that no value can have is absent."""
+    store.put(NAMESPACE, "yes", {key: 1, "n": 2})
+    store.put(NAMESPACE, "no", {"other": 1, "n": 2})
+    for filter_ in ({key: 1}, {key: {"$gt": 0}, "n": 2}, {"n": 2, key: 1}):
+        assert [item.key for item in store.search(NAMESPACE, filter=filter_)] == ["yes"]
+    assert [item.key for item in store.search(NAMESPACE, filter={key: None, "n": 2})] == ["no"]
+    assert store.search(NAMESPACE, filter={"\ud800": 1}) == []
+    assert len(store.search(NAMESPACE, filter={"\ud800": None})) == 2
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        None,
+        iter(()),
+        [],
+        [1.0, 2.0],
+        [[[1.0], 2.0]],
+        [["tea", 1.0]],
+        [[1j, 1.0]],
+        [[1e300, 1.0]],
+        [[float("nan"), 1.0]],
+    ],
+    ids=repr,
+)
+def test_embedders_that_make_no_vectors(made: Any) -> None:
+    """Whatever is no list of vectors is refused, nothing is stored, and other items stay as they were."""
+    results: list[Any] = [[[1.0, 0.0]]]
+    with StepwellStore.from_conn_string(
+        ":memory:", index={"dims": 2, "embed": lambda texts: results[-1], "fields": ["text"]}
+    ) as store:
+        store.put(NAMESPACE, "before", {"text": "tea"})
+        results.append(made)
+        with pytest.raises(UsageError, match="the embedder made"):
+            store.batch([PutOp(NAMESPACE, "plain", {}), PutOp(NAMESPACE, "k", {"text": "coffee"})])
+        results.append([[1.0, 0.0]])
+        assert [item.key for item in store.search(NAMESPACE, query="tea")] == ["before"]
+        assert len(store.search(NAMESPACE)) == 1
+
+
+@pytest.mark.parametrize(
+    "stored", [("json", b'{"n": 1}'), ("null", b""), ("pickle", b"\x80\x04K\x01."), ("msgpack", b"\x01")]
+)
+def test_items_that_no_store_has_put(store: StepwellStore, stored: tuple[str, bytes]) -> None:
+    """An item that somebody put into the log by other means is named where it is met; others are found without it."""
+    store.put(NAMESPACE, "ours", {"n": 1})
+    store.log.items.submit([ItemPut(("theirs",), "k", parse(*stored))]).result()
+    calls: list[Callable[[], Any]] = [
+        lambda: store.get(("theirs",), "k"),
+        lambda: store.search(()),
+        lambda: store.search((), filter={"n": 1}),
+        lambda: store.history(("theirs",), "k"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"'k' in namespace \('theirs',\)"):
+            call()
+    assert [item.key for item in store.search(NAMESPACE, filter={"n": 1})] == ["ours"]
+    store.delete(("theirs",), "k")
+    assert [item.key for item in store.search(())] == ["ours"]
 
 
 def test_filters_are_checked_before_anything_is_found(store: StepwellStore) -> None:

@@ -80,6 +80,8 @@ def test_as_of_time(store: StepwellStore) -> None:
     store.put(NAMESPACE, "k", {"n": 2})
     second, first = store.history(NAMESPACE, "k")
     assert value_of(store.get(NAMESPACE, "k", as_of=datetime.now(UTC).astimezone())) == {"n": 2}
+    assert value_of(store.get(NAMESPACE, "k", as_of=datetime.max.replace(tzinfo=UTC))) == {"n": 2}
+    assert store.get(NAMESPACE, "k", as_of=datetime.min.replace(tzinfo=UTC)) is None
     assert store.get(NAMESPACE, "k", as_of=datetime(1999, 1, 1, tzinfo=UTC)) is None
     assert store.get(NAMESPACE, "k", as_of=datetime(1969, 1, 1, tzinfo=UTC)) is None
     assert first.at < second.at

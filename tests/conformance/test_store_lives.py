@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langgraph.store.base import GetOp, PutOp, TTLConfig
 
-from stepwell import UsageError
+from stepwell import Log, UsageError
 from stepwell_langgraph import StepwellStore
 from stepwell_langgraph import store as module
 
@@ -188,6 +189,20 @@ def test_sweeper_ends_with_the_store() -> None:
     assert sweeping.result(timeout=10) is None
     with StepwellStore.from_conn_string(":memory:") as store:
         assert store.start_ttl_sweeper().done()
+
+
+def test_every_start_is_told_of_the_end(tmp_path: Path) -> None:
+    """Whoever starts the sweeper is told of its end; while it stops it can be started anew; a closed log ends it."""
+    ttl: Any = {"default_ttl": 1}
+    with Log.open(tmp_path / "agents.stepwell") as log:
+        store = StepwellStore(log, ttl=ttl)
+        both = [store.start_ttl_sweeper(), store.start_ttl_sweeper()]
+        store._sweeper._stop.set()
+        again = store.start_ttl_sweeper(sweep_interval_minutes=0.0005)
+        for sweeping in both:
+            assert sweeping.result(timeout=10) is None
+        assert not again.done()
+    assert again.result(timeout=10) is None
 
 
 def test_sweeper_in_a_coroutine() -> None:

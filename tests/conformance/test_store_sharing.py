@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
 from conformance.store_calls import WORDS, Embedder, index_of, vector_of
+from stepwell import ForkedError
+from stepwell.events import ItemTouched
 from stepwell_langgraph import StepwellSaver, StepwellStore
 
 NAMESPACE = ("users", "ada")
@@ -81,6 +85,26 @@ def test_what_another_store_writes_is_seen_at_once(path: Path, store: StepwellSt
         assert store.log.items.version() == other.log.items.version()
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 18, 40])
+def test_many_changes_of_one_item_hide_no_others(path: Path, store: StepwellStore, count: int) -> None:
+    """However often another store changes an item, what it changes afterwards is seen, by each way of reading."""
+    with StepwellStore.from_conn_string(path) as other:
+        reads: list[Callable[[], Any]] = [
+            lambda: value_of(store.get(NAMESPACE, "other")),
+            lambda: value_of(asyncio.run(store.aget(NAMESPACE, "other"))),
+            lambda: asyncio.run(store.asearch(NAMESPACE, filter={"other": True}))[0].value,
+            lambda: value_of(store.batch([GetOp(NAMESPACE, "other")])[0]),
+        ]
+        for number, read in enumerate(reads):
+            other.put(NAMESPACE, "other", {"n": number, "other": True})
+            store.search(NAMESPACE)
+            for _ in range(count):
+                other.put(NAMESPACE, "often", {})
+            other.put(NAMESPACE, "other", {"n": "new", "other": True})
+            assert read() == {"n": "new", "other": True}
+            assert [item.value["n"] for item in store.search(NAMESPACE, filter={"other": True})] == ["new"]
+
+
 CHILD = """
 import sys
 from stepwell_langgraph import StepwellStore
@@ -117,6 +141,60 @@ def test_another_process_and_its_death(path: Path, store: StepwellStore) -> None
     process.stdin.close()
     process.stdout.close()
     assert len(store.history(NAMESPACE, "k")) == 20
+
+
+def test_a_forked_child_is_told(path: Path, store: StepwellStore) -> None:
+    """In a child that was forked while a thread asked, every read says so, and waits for nobody."""
+    store.put(NAMESPACE, "k", {"n": 0})
+    store.search(NAMESPACE)
+    reads: list[Callable[[], Any]] = [
+        lambda: store.get(NAMESPACE, "k"),
+        lambda: store.search(NAMESPACE),
+        lambda: store.batch([GetOp(NAMESPACE, "k")]),
+        lambda: store.put(NAMESPACE, "k", {"n": 1}),
+        lambda: asyncio.run(store.aget(NAMESPACE, "k")),
+    ]
+    asking, asked = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with store._present._lock:
+            asking.set()
+            asked.wait()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    asking.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+        process = os.fork()
+    if not process:
+        signal.alarm(10)
+        told = 0
+        for read in reads:
+            with suppress(ForkedError):
+                read()
+                told -= 1
+            told += 1
+        os._exit(0 if told == len(reads) else 1)
+    asked.set()
+    thread.join()
+    assert os.waitpid(process, 0)[1] == 0
+
+
+def test_touches_bring_nothing_back(path: Path, store: StepwellStore) -> None:
+    """What touches an item that another process has deleted meanwhile brings neither it nor its namespace back."""
+    with StepwellStore.from_conn_string(path) as other:
+        for ahead in (False, True):
+            store.put(("gone",), "k", {}, ttl=1)
+            assert other.list_namespaces() == [("gone",)]
+            item = store.log.items.get(("gone",), "k")
+            assert item is not None
+            store.delete(("gone",), "k")
+            if ahead:
+                assert other.list_namespaces() == []
+            touch = ItemTouched(("gone",), "k", item.sequence, item.expires_at)
+            store.log.items.submit([touch]).result()
+            assert other.list_namespaces() == store.list_namespaces() == []
 
 
 # --- threads and coroutines ---

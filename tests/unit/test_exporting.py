@@ -14,7 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from stepwell import Log, StepCommitted, UsageError, changes
+from stepwell import Log, StepCommitted, UsageError, Write, WritesRecorded, changes, parse
 from stepwell_langgraph import StepwellSaver
 from stepwell_langgraph.exporting import ExportProgress, export_to
 from stepwell_langgraph.importing import import_from
@@ -88,7 +88,7 @@ def test_into_a_saver(saver: StepwellSaver) -> None:
 def test_chosen_threads(saver: StepwellSaver, tmp_path: Path) -> None:
     """Only the threads that are named are exported; one that is not there is a problem."""
     seen: list[ExportProgress] = []
-    report = export_to(tmp_path / "new.db", saver, threads=["two", "three"], progress=seen.append)
+    report = export_to(tmp_path / "new.db", saver, threads=iter(["two", "three"]), progress=seen.append)
     assert [(problem.thread_id, problem.checkpoint_id) for problem in report.problems] == [("three", None)]
     assert (report.checkpoints, report.verified) == (1, 1)
     assert seen[0].of_checkpoints == 1
@@ -139,6 +139,23 @@ def test_what_is_pruned_is_told(saver: StepwellSaver, tmp_path: Path) -> None:
     report = export_to(tmp_path / "new.db", saver, threads=["three"])
     assert {problem.reason[:26] for problem in report.problems} == {"it is kept out of sight fo"}
     assert (report.checkpoints, report.verified) == (1, 1)
+
+
+@pytest.mark.parametrize("target", ["file", "saver"])
+def test_what_no_saver_can_read_leaves_the_others_alone(saver: StepwellSaver, tmp_path: Path, target: str) -> None:
+    """A thread of another program, values that the serializer refuses, and such writes are problems, each told."""
+    saver.log.thread("engine").append([StepCommitted("s1", None, changes({"n": ("json", b"1")}), changes({}))])
+    unknown = ("of-nobody", b"?")
+    fields = saver.log.thread("two").state()
+    assert fields is not None
+    odd = StepCommitted("s2", None, changes({"n": unknown, "m": ("msgpack", b"\x01")}), changes(fields.fields))
+    write = Write(0, "n", parse(*unknown))
+    saver.log.thread("odd").append([odd, WritesRecorded("s2", "task", "", (write,))])
+    saver.log.thread("waiting").append([odd, WritesRecorded("never", "task", "", (write,))])
+    report = export_to(str(tmp_path / "new.db") if target == "file" else InMemorySaver(), saver)
+    told_of = {problem.thread_id for problem in report.problems}
+    assert told_of == {"engine", "odd", "waiting"}
+    assert (report.checkpoints, report.verified) == (27, 27)
 
 
 def test_another_newest_is_told(tmp_path: Path) -> None:

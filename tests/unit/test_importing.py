@@ -362,7 +362,7 @@ def test_order_is_that_of_the_puts(tmp_path: Path, log: Log) -> None:
 
 def test_chosen_threads(database: Path, log: Log) -> None:
     """Only the threads that are named are imported; one that is not there is a problem, not the end."""
-    report = import_from(database, log, threads=["two", "three", "two"])
+    report = import_from(database, log, threads=iter(["two", "three", "two"]))
     assert [(problem.thread_id, problem.checkpoint_id) for problem in report.problems] == [("three", None)]
     assert (report.threads, report.checkpoints) == (1, 1)
     assert [*log.all_threads()] == ["two"]
@@ -691,6 +691,7 @@ def test_what_is_no_source(tmp_path: Path, log: Log) -> None:
     for source, message in (
         (tmp_path / "absent.db", "no file"),
         ("sqlite:///absent.db", "no file"),
+        ("absent.db", "no file"),
         (tmp_path / "text", "not a database"),
         ("mysql://", "no importing"),
         (7, "no importing"),
@@ -710,6 +711,21 @@ def test_a_log_that_is_only_read(database: Path, tmp_path: Path) -> None:
 
 
 # --- what a stranger's database may hold ---
+
+
+def test_an_id_that_stands_twice(database: Path, log: Log) -> None:
+    """A table without the key that savers give it may hold several checkpoints of one id: that is said."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript(
+            "CREATE TABLE copy AS SELECT * FROM checkpoints; DROP TABLE checkpoints;"
+            "ALTER TABLE copy RENAME TO checkpoints;"
+            "INSERT INTO checkpoints SELECT * FROM checkpoints WHERE thread_id = 'two' LIMIT 1;"
+        )
+    report = import_from(str(database), log)
+    assert [(problem.thread_id, problem.reason[:28]) for problem in report.problems] == [
+        ("two", "there are 2 checkpoints with")
+    ]
+    assert report.verified == 27
 
 
 class Gadget:

@@ -258,7 +258,7 @@ def test_what_the_bytes_are_for(log: Log) -> None:
     assert log.measure(largest=1).largest == found.largest[:1]
 
 
-def test_items_are_measured(log: Log) -> None:
+def test_the_thread_of_items_is_measured(log: Log) -> None:
     """Events of the log's own thread are counted like all others, under its name."""
     log.thread("t").append([step("s0")])
     log.thread("t").label({"customer": "acme"})

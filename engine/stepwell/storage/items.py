@@ -434,7 +434,7 @@ class Items:
             created_at, expires_at = birth.born_at or first.header.created_at, event.expires_at
         wanted = (event.value, *event.attachments.values()) if self._attachments else (event.value,)
         elsewhere = {ref.sequence for value in wanted for ref in references(value)} - {version.sequence}
-        payloads = self._records.payloads(self._number, elsewhere)
+        payloads = self._records.payloads(self._number, elsewhere) if elsewhere else {}
         payloads[version.sequence] = record.payload
 
         def read(ref: Ref) -> bytes:
