@@ -22,7 +22,7 @@ from stepwell import codec, inspect, paths, reader
 from stepwell import format as fmt
 from stepwell.content import entry
 from stepwell.errors import ConflictError, UsageError
-from stepwell.events import Sequence, StepCommitted, ThreadCopied, WritesRecorded
+from stepwell.events import Sequence, StepCommitted, ThreadCopied, ThreadLabelled, WritesRecorded
 from stepwell.fold import State
 from stepwell.history import History, Link, cut, decoded, index_of
 from stepwell.inspect import Data
@@ -68,9 +68,11 @@ def forked(history: History, lane: int, at: Link, patch: Mapping[str, Any] | Non
     changes = _changes(history, state, patch or {})
     fields, step_id = _fields(history, state, now, "update" if changes.changes or changes.drop else "fork")
     parent_id: str | None = at.event.step_id
+    # What ran on the old step runs anew: the thread is where it was when that was committed, whatever came of it.
+    status = at.event.status
     if _would_be_read_through(history, lane, at, state):
         parent_id = at.event.parent_id
-    return StepCommitted(step_id, parent_id, changes, fields, at.event.lane, at.sequence, created_at=now)
+    return StepCommitted(step_id, parent_id, changes, fields, at.event.lane, at.sequence, created_at=now, status=status)
 
 
 def _would_be_read_through(history: History, lane: int, at: Link, state: State) -> bool:
@@ -257,17 +259,16 @@ class _Copying:
 
     def _entry(self, record: codec.Record, lane: str) -> Entry:
         event = codec.decode(self._history.number, record, lane)
+        if isinstance(event, ThreadLabelled):
+            self._last += 1
+            return entry(event, codec.encode(event), 0)
         assert isinstance(event, StepCommitted | WritesRecorded)
         body = codec.moved(record, event, lambda ref: Ref(self._place(ref.sequence), ref.start, ref.length))
         self._last += 1 if lane in self._lanes else 2  # the first event of a lane comes after the one that opens it
         self._lanes.add(lane)
         self._places[record.sequence] = self._last
-        if isinstance(event, StepCommitted):
-            base = self._place(event.base) if event.base else 0
-            key = fmt.id_key(event.step_id)
-            return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, base, key, event.hidden)
-        key = fmt.id_key(event.step_id)
-        return Entry(lane, body.kind, body.data, body.form, body.digest, event.created_at, step_key=key)
+        base = self._place(event.base) if isinstance(event, StepCommitted) and event.base else 0
+        return entry(event, body, 0)._replace(base=base)
 
     def _place(self, sequence: int) -> Sequence:
         place = self._places.get(sequence)

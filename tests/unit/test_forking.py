@@ -107,6 +107,29 @@ def test_a_new_thread_holds_all_up_to_the_step(saver: StepwellSaver) -> None:
     assert new[-1].created_at >= old[-1].created_at
 
 
+@pytest.mark.parametrize("as_", [None, "u"])
+def test_labels_and_status_come_along(saver: StepwellSaver, as_: str | None) -> None:
+    """A fork is found by the labels that the thread had by then, and has come to what it had come to then."""
+    graph = graph_of(saver)
+    labelled = {**config("t"), "metadata": {"user": "ada"}}
+    graph.invoke({"messages": [("user", "one")]}, labelled)
+    thread = saver.log.thread("t")
+    thread.label({"archived": True, "user": "eve"})
+    assert (thread.summary() or pytest.fail()).status == "done"
+    thread.fork("0", as_=as_)
+    found = saver.log.thread(as_ or "t").summary()
+    assert found is not None
+    assert found.status == "running"
+    assert found.labels == ({"user": "ada"} if as_ else {"archived": True, "user": "eve"})
+    if as_:
+        (last,) = [each for _, each in saver.log.thread(as_).events() if getattr(each, "status", None) == "running"][
+            -1:
+        ]
+        assert getattr(last, "step_id", None) == saver.log.thread(as_).resolve().step_id
+        thread.fork("1", as_="v")
+        assert [each.thread_id for each in saver.log.threads(status="running")] == ["u"]
+
+
 def test_a_fork_of_a_pruned_thread_is_whole(saver: StepwellSaver) -> None:
     """What was pruned away is not missed: places and references are made anew."""
     graph = graph_of(saver)
