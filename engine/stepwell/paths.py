@@ -60,7 +60,7 @@ ABSENT: Final = _Absent()
 _WORD: Final = r"[^\W\d][\w:|~/-]*"
 _PART: Final = re.compile(
     rf"""(?:(?P<first>^)|\.)(?P<word>{_WORD})
-       | \[\s*(?P<index>-?\d+)\s*\]
+       | \[\s*(?P<index>-?[0-9]{{1,18}})\s*\]
        | \[\s*(?P<text>"(?:[^"\\]|\\.)*")\s*\]
        | \[\s*'(?P<single>[^']*)'\s*\]
        | \[\s*(?P<field>[\w-]+)\s*=\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^\]]*))\s*\]""",

@@ -71,7 +71,8 @@ def grep(history: History, pattern: str | re.Pattern[str], *, regex: bool, ignor
         compiled = re.compile(pattern if regex else re.escape(pattern), re.IGNORECASE if ignore_case else 0)
     except re.error as error:
         raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
-    return _Search(history, compiled, None if regex or ignore_case else pattern.encode())
+    literal = None if regex or ignore_case else pattern.encode(errors="surrogatepass")
+    return _Search(history, compiled, literal)
 
 
 class _Search:
@@ -160,7 +161,7 @@ class _Search:
                 index += len(piece.lengths) if isinstance(piece, New) else piece.count
 
     def _of_content(self, sequence: int, path: Path, content: Content, type_: str) -> Iterator[_Place]:
-        if not self._may_hold(sequence, content):
+        if not self._may_hold(sequence, content, is_plain=type_ != "json"):
             return
         payloads = self._history.payloads
         data = inspect.decode(type_, content_of(content, payloads))
@@ -189,11 +190,11 @@ class _Search:
             around = text[first : match.end() + _AROUND]
             yield str(path), around, match.start() - first, match.end() - first
 
-    def _may_hold(self, sequence: int, content: Content) -> bool:
-        """Whether an event brings content that the text may stand in."""
+    def _may_hold(self, sequence: int, content: Content, *, is_plain: bool = True) -> bool:
+        """Whether an event brings content that the text may stand in; what is not plain spells characters out."""
         parts = (content,) if isinstance(content, bytes | Ref) else content.parts
         own = [part for part in parts if isinstance(part, bytes) or part.sequence == sequence]
-        if not own or self._literal is None:
+        if not own or self._literal is None or not is_plain:
             return bool(own)
         return any(self._literal in bytes(content_of(part, self._history.payloads)) for part in own)
 

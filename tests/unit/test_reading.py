@@ -10,7 +10,7 @@ import pytest
 
 from building import step
 from reading import Book, message
-from stepwell import ABSENT, ConflictError, CorruptionError, Log, UsageError
+from stepwell import ABSENT, ConflictError, CorruptionError, Log, StepCommitted, UsageError, changes
 from stepwell.inspect import Opaque, Typed
 from stepwell.searching import Hit
 from stepwell.storage.freepages import oldest_readers
@@ -221,6 +221,15 @@ def test_text_is_found_once_where_it_came_from(book: Book) -> None:
     assert ("s0", "__start__.messages[id=q].content", None) in hits(book, "TIDES", ignore_case=True)
     assert hits(book, "follow.*moon", regex=True) == [("s2", "messages[id=a].content", "model")]
     assert hits(book, "step 3") == [("s2", 'plan["step 3"]', "notes")]
+
+
+def test_text_is_found_however_it_is_written(book: Book) -> None:
+    """JSON spells out what is not ASCII; halves of surrogate pairs stand nowhere."""
+    values = {"told": ("json", b'{"who": "caf\\u00e9"}')}
+    book.thread.append([StepCommitted("s9", "s3", changes(values), changes({}))])
+    assert hits(book, "caf\u00e9") == [("s9", "told.who", None)]
+    assert hits(book, "\ud800") == []
+    assert book.thread.view("s1").find("messages[id=\ud800]") is ABSENT
 
 
 def test_a_hit_shows_the_text_around(book: Book) -> None:
