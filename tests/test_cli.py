@@ -147,6 +147,8 @@ def test_threads(cli: Cli, path: Path) -> None:
     assert "--all" in shown.out
     assert "user-2" in cli("threads", path, "--all").out
     assert cli("threads", path, "--since", "1h", "--json").items
+    assert cli("threads", path, "--since", "9999999w", "--json").items
+    assert cli("threads", path, "--since", "1960-01-01", "--json").items
     assert cli("threads", path, "--status", "failed") == (exits.OK, "no such thread\n", "")
     assert cli("threads", path, "--since", "yesterday").code == exits.USAGE
 
@@ -232,6 +234,7 @@ def test_blame_watch_grep(cli: Cli, path: Path) -> None:
     assert {item["thread"] for item in hits.items} == {"user-1", "user-2", "mail@example.org"}
     assert "note 2" in cli("grep", path, "NOTE 2", "user-2", "-i").out
     assert len(cli("grep", path, "note [0-2]", "user-2", "-e", "-n", 1).out.splitlines()) == 1
+    assert len(cli("grep", path, "note 2", "user-2", "-n", 1 << 70, "--json").items) == 1
     assert cli("grep", path, "nowhere") == (exits.FOUND, "", "")
 
 
@@ -384,6 +387,10 @@ def test_follow(cli: Cli, path: Path) -> None:
         (("show", "LOG"), "THREAD"),
         (("import", "sqlite:///x.db", "LOG"), "the log comes first"),
         (("import", "LOG", "nowhere.bundle"), "no file"),
+        (("threads", "LOG", "--since", f"{'9' * 400}w"), "is no time"),
+        (("fork", "LOG", "user-2", "--set", f"count={'[' * 100_000}"), "nested too deeply"),
+        (("grep", "LOG", "(", "-e"), "no regular expression"),
+        (("show", "LOG", "user-1\udcff"), "half a surrogate pair"),
     ],
 )
 def test_helpful_errors(arguments: tuple[str, ...], hint: str, cli: Cli, path: Path) -> None:

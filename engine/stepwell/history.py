@@ -697,4 +697,5 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def _near_threads(storage: Storage, thread_id: str) -> str:
-    return near(thread_id, (name for name, _ in storage.threads(0, 1000)))
+    names = (name for name, _ in storage.threads(0, 1000))
+    return near(thread_id, (name for name in names if not name.startswith(fmt.OWN_THREADS)))

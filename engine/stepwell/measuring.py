@@ -15,7 +15,7 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import StepwellError
-from stepwell.events import StepCommitted, WritesRecorded
+from stepwell.events import ItemEvent, ItemPut, StepCommitted, WritesRecorded
 from stepwell.patch import Blob, Content, Joined, Map, Merge, New, Patch, Ref
 from stepwell.storage import Storage, ThreadRow
 
@@ -32,6 +32,9 @@ _KINDS: Final = {
     fmt.KIND_THREAD_PRUNED: "ThreadPruned",
     fmt.KIND_THREAD_DELETED: "ThreadDeleted",
     fmt.KIND_THREAD_LABELLED: "ThreadLabelled",
+    fmt.KIND_ITEM_PUT: "ItemPut",
+    fmt.KIND_ITEM_DELETED: "ItemDeleted",
+    fmt.KIND_ITEM_TOUCHED: "ItemTouched",
 }
 
 
@@ -83,6 +86,22 @@ class ThreadSize(NamedTuple):
     stored_bytes: int
 
 
+class ItemsSize(NamedTuple):
+    """What is remembered across threads, with its past.
+
+    Attributes:
+        events: How many events say something of it.
+        new_bytes: Bytes of content that these events hold, before compression.
+        shared_bytes: Bytes that they refer to, held once by others of them.
+        stored_bytes: Bytes of their records and segments.
+    """
+
+    events: int
+    new_bytes: int
+    shared_bytes: int
+    stored_bytes: int
+
+
 class Measurement(NamedTuple):
     """What a log's bytes are for.
 
@@ -94,6 +113,7 @@ class Measurement(NamedTuple):
         channels: By channel, those with most new bytes first; written by steps and by tasks.
         fields: By what the adapter keeps beside the channels, likewise.
         other_content: Of channels and fields whose names came after `measuring.MOST_NAMES` others.
+        items: What is remembered across threads; of one thread there is nothing.
         largest: The threads with most stored bytes, the largest first.
         damaged: Records and segments that could not be read, and are left out.
     """
@@ -105,6 +125,7 @@ class Measurement(NamedTuple):
     channels: dict[str, ContentSize]
     fields: dict[str, ContentSize]
     other_content: ContentSize
+    items: ItemsSize
     largest: list[ThreadSize]
     damaged: int
 
@@ -115,10 +136,11 @@ def measure(
     """See `Log.measure`."""
     sizes = (ThreadSize(name, row.last - row.first + 1, row.stored_bytes) for name, row in _threads(storage, thread_id))
     counted = _Counted(sizes)
-    biggest = heapq.nlargest(largest, counted, key=lambda size: size.stored_bytes)
+    named = (size for size in counted if not size.thread_id.startswith(fmt.OWN_THREADS))
+    biggest = heapq.nlargest(largest, named, key=lambda size: size.stored_bytes)
     walk = _Walk(storage, counted.events, progress)
-    for _, row in _threads(storage, thread_id):
-        walk.thread(row)
+    for name, row in _threads(storage, thread_id):
+        walk.thread(row, is_own=name.startswith(fmt.OWN_THREADS))
     return walk.measurement(biggest)
 
 
@@ -179,9 +201,13 @@ class _Walk:
         self._kinds: dict[str, KindSize] = {}
         self._channels = _Names()
         self._fields = _Names()
+        self._items = ItemsSize(0, 0, 0, 0)
 
-    def thread(self, row: ThreadRow) -> None:
-        self._threads += 1
+    def thread(self, row: ThreadRow, *, is_own: bool) -> None:
+        if is_own:
+            self._items = self._items._replace(stored_bytes=self._items.stored_bytes + row.stored_bytes)
+        else:
+            self._threads += 1
         self._loose = _more(self._loose, 0, 0, row.loose_bytes)
         self._sealed = _more(self._sealed, 0, 0, row.stored_bytes - row.loose_bytes)
         after = row.first - 1
@@ -216,6 +242,12 @@ class _Walk:
         elif isinstance(event, WritesRecorded):
             for write in event.writes:
                 self._channels.add(write.channel, *weigh(write.value))
+        elif isinstance(event, ItemEvent):
+            values = (event.value, *event.attachments.values()) if isinstance(event, ItemPut) else ()
+            weights = [weigh(value) for value in values]
+            events, new, shared, stored_bytes = self._items
+            new, shared = new + sum(each for each, _ in weights), shared + sum(each for _, each in weights)
+            self._items = ItemsSize(events + 1, new, shared, stored_bytes)
 
     def measurement(self, largest: list[ThreadSize]) -> Measurement:
         others = zip(self._channels.others, self._fields.others, strict=True)
@@ -227,6 +259,7 @@ class _Walk:
             self._channels.found(),
             self._fields.found(),
             ContentSize(*(channels + fields for channels, fields in others)),
+            self._items,
             largest,
             self._damaged,
         )

@@ -69,7 +69,7 @@ def grep(history: History, pattern: str | re.Pattern[str], *, regex: bool, ignor
         raise UsageError("there is nothing to look for: the pattern is empty")
     try:
         compiled = re.compile(pattern if regex else re.escape(pattern), re.IGNORECASE if ignore_case else 0)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
     literal = None if regex or ignore_case else pattern.encode(errors="surrogatepass")
     return _Search(history, compiled, literal)
