@@ -27,12 +27,12 @@ from building import wrote
 from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
 from stepwell_cli import exits
 from stepwell_cli.main import application, run
-from stepwell_langgraph import StepwellSaver
+from stepwell_langgraph import StepwellCache, StepwellSaver, StepwellStore
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("threads", "log", "tree", "show", "diff", "blame", "watch", "grep", "fork", "replay"),
-    *("stats", "audit", "repair", "seal", "compact", "export", "import", "follow"),
+    *("memories", "stats", "audit", "repair", "seal", "compact", "export", "import", "follow"),
 )
 EVIL = "evil \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
 
@@ -268,6 +268,67 @@ def test_stats(cli: Cli, path: Path) -> None:
     (item,) = cli("stats", path, "user-1", "--json").items
     assert item["measured"]["threads"] == 1
     assert "notes" in cli("stats", path, "--measure").out
+
+
+@pytest.fixture
+def remembering(path: Path) -> Path:
+    """The log with what an agent remembers in it: before `user-1` was forked to 1, and after."""
+    with Log.open(path) as log:
+        store = StepwellStore(log)
+        for number in range(3):
+            store.put(("users", "ada"), f"k{number}", {"text": f"note {number}"})
+        store.put(("visitors", EVIL), EVIL, {"text": EVIL, "[red]": "[blue]"})
+        log.thread("user-1").fork("1")
+        store.put(("users", "ada"), "k1", {"text": "else"})
+        store.delete(("users", "ada"), "k2")
+        StepwellCache(log).set({(("node",), "key"): ("result", None)})
+    return path
+
+
+def test_memories(cli: Cli, remembering: Path) -> None:
+    """What is remembered is listed by namespace, as it is and as it was at a step; results of nodes are not."""
+    items = cli("memories", remembering, "--json").items
+    assert [(item["namespace"], item["key"]) for item in items] == [
+        (["users", "ada"], "k0"),
+        (["users", "ada"], "k1"),
+        (["visitors", EVIL], EVIL),
+    ]
+    assert items[1]["value"] == {"text": "else"}
+    then = cli("memories", remembering, "--at", "user-1@head", "--json").items
+    assert [item["value"]["text"] for item in then] == ["note 0", "note 1", "note 2", EVIL]
+    assert cli("memories", remembering, "users", "ada", "--at", then[0]["commit"], "--json").items == then[:1]
+    assert cli("memories", remembering, "--at", "user-1", "--json").items == then
+    assert cli("memories", remembering, "--at", "0s", "--json").items == items
+    assert cli("memories", remembering, "--at", "1h").out == "no memory there\n"
+    shown = cli("memories", remembering, "-n", 1).out
+    assert shown.splitlines()[0] == "users ada"
+    assert "--all" in shown
+    assert harmless(cli("memories", remembering).out)
+    (item,) = cli("memories", remembering, "users", "ada", "--key", "k1", "--json").items
+    assert item == items[1]
+    versions = cli("memories", remembering, "users", "ada", "--key", "k2", "--history", "--json").items
+    assert [item.get("value") for item in versions] == [None, {"text": "note 2"}]
+    assert "deleted" in cli("memories", remembering, "users", "ada", "--key", "k2", "--history").out
+    assert harmless(cli("memories", remembering, "visitors", EVIL, "-k", EVIL).out)
+    for key, says in (("k2", "--history"), ("kk1", "'k1'"), ("\udcff", "surrogate")):
+        told = cli("memories", remembering, "users", "ada", "-k", key)
+        assert (told.code, says in told.err) == (exits.USAGE, True)
+    assert cli("memories", remembering, "--history").code == exits.USAGE
+    assert cli("memories", remembering, "-k", "k9", "--history").code == exits.USAGE
+
+
+def test_memories_are_no_thread(cli: Cli, remembering: Path, tmp_path: Path) -> None:
+    """What holds them is shown by its name, and never as a thread of somebody's."""
+    (item,) = cli("stats", remembering, "--measure", "--json").items
+    assert (item["stats"]["threads"], item["stats"]["items"], item["measured"]["threads"]) == (3, 4, 3)
+    assert item["measured"]["items"]["events"] == 7
+    assert "memories" in cli("stats", remembering).out
+    assert cli("audit", remembering, "--json").items[0]["threads"] == 3
+    for command in (("threads",), ("stats", "-m"), ("audit",), ("grep", "x"), ("export",), ("show", "nobody")):
+        told = cli(command[0], remembering, *command[1:])
+        assert "stepwell.items" not in told.out + told.err
+    assert cli("seal", remembering, "--json").items[0]["sealed_events"] > 0
+    assert cli("export", remembering, "--to", tmp_path / "all.jsonl", "--json").items[0]["threads"] == 3
 
 
 def test_upkeep(cli: Cli, path: Path, tmp_path: Path) -> None:

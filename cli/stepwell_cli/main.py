@@ -13,13 +13,13 @@ from typing import Annotated, Final, NoReturn
 import typer
 from typer.main import get_command
 
-from stepwell_cli import branching, comparison, exits, history, overview, transfer, upkeep
+from stepwell_cli import branching, comparison, exits, history, memories, overview, transfer, upkeep
 from stepwell_cli.places import Command
 from stepwell_cli.screen import safe
 
 COMMANDS: Final[Mapping[str, Command]] = {
     name: command
-    for group in (overview, history, comparison, branching, upkeep, transfer)
+    for group in (overview, history, comparison, memories, branching, upkeep, transfer)
     for name, command in group.COMMANDS.items()
 }
 

@@ -133,7 +133,8 @@ def _say_stats(screen: Screen, log: Path, told: Any) -> None:
     oldest = told.oldest_reader
     since = f"; process {oldest.pid} reads what was there {oldest.age:,} commits ago" if oldest and oldest.age else ""
     if told.items_bytes:
-        screen.say("memories ", f"{told.items:,}; with their past they take {size(told.items_bytes)}")
+        past = f"with their past they take {size(told.items_bytes)}"
+        screen.say("items    ", f"{told.items:,}, memories and results of nodes; {past}")
     screen.say("readers  ", f"{told.readers:,}{since}")
     screen.say()
     screen.table(
@@ -173,7 +174,7 @@ def _say_measured(screen: Screen, measured: Any) -> None:
     if measured.items.events:
         screen.say()
         screen.table(
-            ("memories", ">events", ">new content", ">shared", ">stored"),
+            ("items", ">events", ">new content", ">shared", ">stored"),
             [[("with their past", NAME), f"{measured.items.events:,}", *map(size, measured.items[1:])]],
         )
     if measured.largest:

@@ -142,6 +142,7 @@ _DECODERS: Final[dict[str, Callable[[bytes | memoryview, _Settling], Data]]] = {
     "text": lambda payload, _: bytes(payload).decode(),
     "json": _json,
     "msgpack": _msgpack,
+    "msgpack+vectors": _msgpack,  # of the store, where vectors stand beside it
     "": _msgpack,  # an entry of a map, which has no type of its own
 }
 
