@@ -198,9 +198,25 @@ def test_log_and_tree(cli: Cli, path: Path) -> None:
     assert len(cli("log", path, "user-2", "--all").out.splitlines()) == 5
     assert "head" in cli("tree", path, "user-1").out
     (lane, inner) = cli("tree", path, "user-1", "--json").items
-    assert lane["runs"][0]["steps"] == 3
-    assert [branch["is_head"] for branch in lane["runs"][0]["branches"]] == [False, True]
+    assert [(run["steps"], run["is_head"], run["after"]) for run in lane["runs"]] == [
+        (3, False, None),
+        (2, False, 0),
+        (1, True, 0),
+    ]
     assert inner["lane"] == "tools:1"
+
+
+def test_a_tree_as_deep_as_forks_go(cli: Cli, tmp_path: Path) -> None:
+    """A thread that forks at every step is drawn, and told to programs, which need not nest as deep to read it."""
+    with Log.open(tmp_path / "deep.stepwell") as log:
+        names = [(f"{number}", side) for number in range(1200) for side in "ab"]
+        steps = [
+            StepCommitted(n + s, f"{int(n) - 1}a" if n != "0" else None, changes({}), changes({})) for n, s in names
+        ]
+        log.thread("t").append(steps)
+    (item,) = cli("tree", tmp_path / "deep.stepwell", "t", "--json").items
+    assert sum(run["steps"] for run in item["runs"]) == len(steps)
+    assert cli("tree", tmp_path / "deep.stepwell", "t").code == exits.OK
 
 
 def test_diff(cli: Cli, path: Path) -> None:
