@@ -245,6 +245,8 @@ class _Thread:
             row.first, row.last = sequence, sequence - 1
             row.created_at = header.created_at
             self._opening(sequence, event)
+        elif self._deleted or isinstance(event, ThreadOpened | ThreadPruned | ThreadDeleted):
+            self._breach("I1", sequence, f"a {type(event).__name__} cannot stand there")
         if sequence != row.last + 1:
             self._breach("I1", sequence, f"it follows {row.last}")
         chain = fmt.chain_after(self._number, sequence, header, fmt.body_digest(record.body), row.chain)
