@@ -415,6 +415,11 @@ def test_export_and_import(cli: Cli, path: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.bundle").write_bytes(data)
     assert cli("import", tmp_path / "fresh.stepwell", tmp_path / "bad.bundle").code == exits.DAMAGED
+    (tmp_path / "text.bundle").write_text("no bundle")
+    assert cli("import", tmp_path / "none.stepwell", tmp_path / "text.bundle").code == exits.DAMAGED
+    assert not (tmp_path / "none.stepwell").exists()
+    assert "--thread" in cli("import", last, tmp_path / "one.bundle", "--thread", "user-1").err
+    assert "JSON Lines" in cli("export", path, "user-1", "--exact", "--to", tmp_path / "two.bundle").err
 
 
 def test_databases_of_other_savers(cli: Cli, tmp_path: Path) -> None:
@@ -438,6 +443,10 @@ def test_databases_of_other_savers(cli: Cli, tmp_path: Path) -> None:
     (again,) = cli("import", second, database, "--json").items
     assert (again["checkpoints"], again["present"]) == (0, 3)
     assert cli("import", second, f"sqlite:///{tmp_path}/none.db").code == exits.USAGE
+    assert "--as" in cli("import", second, database, "--as", "u").err
+    nobody = "postgresql://localhost:1/nowhere?connect_timeout=1"
+    for unreached in (("import", second, nobody), ("export", first, "--to", nobody)):
+        assert cli(*unreached).code == exits.USAGE
     assert cli("export", first, "--to", f"sqlite:///{database}").code == exits.USAGE
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -121,7 +122,7 @@ def export_to(
         form in another saver, and is one.
 
     Raises:
-        UsageError: There is something at the path, or the target is none.
+        UsageError: There is something at the path, the target is none, or it cannot be reached.
     """
     saver = log_or_saver if isinstance(log_or_saver, StepwellSaver) else None
     log = saver.log if saver is not None else log_or_saver
@@ -131,10 +132,20 @@ def export_to(
     if isinstance(target, BaseCheckpointSaver):
         return export.run(SaverTarget(target, StepwellSaver(log, serde=export.serde)), threads)
     if isinstance(target, str) and target.startswith(POSTGRES):
-        from langgraph.checkpoint.postgres import PostgresSaver
+        try:
+            import psycopg
+            from langgraph.checkpoint.postgres import PostgresSaver
+        except ImportError as error:
+            raise UsageError(
+                f"this needs {error.name}: pip install langgraph-checkpoint-postgres 'psycopg[binary]'"
+            ) from error
 
-        with PostgresSaver.from_conn_string(target) as postgres:
-            postgres.setup()
+        with ExitStack() as stack:
+            try:
+                postgres = stack.enter_context(PostgresSaver.from_conn_string(target))
+                postgres.setup()
+            except psycopg.Error as error:
+                raise UsageError(f"PostgreSQL cannot be reached, or not be written to: {error}") from error
             return export.run(SaverTarget(postgres, StepwellSaver(log, serde=export.serde)), threads)
     if isinstance(target, os.PathLike) or (isinstance(target, str) and target.startswith(SQLITE)):
         path = Path(target.removeprefix(SQLITE) if isinstance(target, str) else target)
