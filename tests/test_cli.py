@@ -719,6 +719,19 @@ def on_terminal(*arguments: object, keys: bytes = b"", **variables: str) -> Ran:
     return Ran(ran.wait(timeout=60), shown.decode(errors="replace"), "")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(path: Path, closed: str) -> None:
+    """A command whose input or output is closed runs, and no file of the log takes the place of one of them."""
+    command = f"exec {shlex.quote(sys.executable)} -m stepwell_cli fork {shlex.quote(str(path))} user-2@1 {closed}"
+    ran = subprocess.run(["sh", "-c", command], env=environment(), capture_output=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (exits.OK, b"")
+
+
+def test_a_pager_that_is_none(path: Path) -> None:
+    """A pager that no shell could start is left out."""
+    assert "note 3" in on_terminal("show", path, "user-2", PAGER='less "').out
+
+
 def test_colours_are_for_terminals(path: Path) -> None:
     """There are colours on a terminal, none with NO_COLOR, and the lines end at its edge."""
     shown = on_terminal("log", path, "user-1", PAGER="cat")

@@ -64,6 +64,9 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, and no file of ours must come to have its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as we do
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the terminal has no character for

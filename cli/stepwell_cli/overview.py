@@ -67,7 +67,7 @@ def threads(
             ("thread", "status", ">steps", ">size", ">changed", "labels"),
             (
                 (
-                    (row.thread_id, NAME),
+                    (row.thread_id or "''", NAME),
                     (row.status or "-", _STYLES.get(row.status or "", FAINT)),
                     f"{row.steps:,}",
                     size(row.stored_bytes),

@@ -182,7 +182,10 @@ class _Pager(io.TextIOBase):
 
 def _pager() -> list[str] | None:
     command = os.environ.get("STEPWELL_PAGER", os.environ.get("PAGER", "less"))
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation that does not end
+        return None
     return words if words and words != ["cat"] and shutil.which(words[0]) else None
 
 
