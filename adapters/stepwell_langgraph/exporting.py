@@ -107,7 +107,9 @@ def export_to(
 ) -> ExportReport:
     """Export every checkpoint, pending write and fork to another saver.
 
-    The log is only read, and may be in use; what it gets meanwhile may or may not be exported.
+    The log is only read, and may be in use; what it gets meanwhile may or may not be exported.  Into SQLite, bytes go
+    as they are.  Another saver is given objects, which LangGraph's serializer makes of what the log holds: it calls
+    what stands there, so do that with logs that you trust.
 
     Args:
         target: "sqlite:///new.db" or the path of a file, where nothing may be: the file appears when it is complete;
@@ -150,7 +152,9 @@ def export_to(
     if isinstance(target, os.PathLike) or (isinstance(target, str) and target.startswith(SQLITE)):
         path = Path(target.removeprefix(SQLITE) if isinstance(target, str) else target)
         like = None if log.path == IN_MEMORY else os.stat(log.path)
-        with SqliteTarget(path, export.serde, like) as tables:
+        # Bytes go as they are; what has to be decoded by the way calls nothing that a log of a stranger names.
+        serde = export.serde if saver is not None else JsonPlusSerializer(allowed_msgpack_modules=None)
+        with SqliteTarget(path, serde, like) as tables:
             report = export.run(tables, threads)
             tables.finish()
         return report

@@ -41,6 +41,7 @@ from stepwell_cli.screen import (
     local_time,
     moment,
     size,
+    tame_warnings,
 )
 
 if TYPE_CHECKING:
@@ -320,7 +321,8 @@ def replay(
 
     With --graph the recorded writes are given to the graph's own reducers; no
     model and no tool is called. The first step where today's code would come to
-    another state is named, and the exit code is 1. This imports your module.
+    another state is named, and the exit code is 1. This imports your module, and
+    makes objects of what the log holds: only for logs that you trust.
     """
     screen = Screen(as_json=json)
     with reading(log) as opened:
@@ -364,6 +366,7 @@ def _compare(screen: Screen, thread: Thread, graph: str, lane: str) -> None:
         raise typer.BadParameter(f"there is no graph {graph!r} here: {error}") from error
     from stepwell_langgraph.replay import replay as replay_graph
 
+    tame_warnings()
     told = replay_graph(found, thread, lane=lane or None)
     divergence = told.divergence
     if screen.is_json:

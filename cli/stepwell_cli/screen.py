@@ -211,6 +211,18 @@ def safe(content: str) -> str:
     return safe_text(content)
 
 
+def tame_warnings() -> None:
+    """Make what libraries log harmless, too: it may name what stands in a log."""
+    import logging
+
+    class Harmless(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return safe(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Harmless())
+
+
 # --- telling how far it is ---
 
 

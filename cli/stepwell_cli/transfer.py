@@ -13,7 +13,7 @@ import typer
 
 from stepwell_cli import exits
 from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size, tame_warnings
 
 if TYPE_CHECKING:
     from stepwell import Log
@@ -43,7 +43,8 @@ def export(
 
     A bundle is one thread in a file of its own, checksummed, for another log.
     JSON Lines are for reading, one event a line. The databases are
-    what LangGraph's own savers read. The log may be in use.
+    what LangGraph's own savers read; for PostgreSQL, its serializer makes objects
+    of what the log holds: only for logs that you trust. The log may be in use.
     """
     screen = Screen(as_json=json)
     if (exact or states) and to is not None and (to.startswith(_ELSEWHERE) or not to.endswith(_LINES)):
@@ -110,6 +111,7 @@ def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, 
 def _export_elsewhere(screen: Screen, log: Log, thread: str | None, to: str) -> None:
     from stepwell_langgraph.exporting import export_to
 
+    tame_warnings()
     with Meter() as meter:
         report: Any = export_to(to, log, threads=None if thread is None else [thread], progress=_told(meter))
     _say_report(screen, report)
