@@ -156,7 +156,7 @@ def _nothing(history: History, lane: int, name: str, text: str, *, counted: bool
     where = f"lane {name!r} of thread {history.thread_id!r}" if name else f"thread {history.thread_id!r}"
     if counted:
         numbers = [number for link in history.steps(lane) if (number := _number(history, link)) is not None]
-        known = f"; its steps have the numbers {min(numbers)} to {max(numbers)}" if numbers else ""
+        known = f"; its steps have {f'the numbers {min(numbers)} to {max(numbers)}' if numbers else 'no numbers'}"
         return f"{where} has no step with the number {text}{known}; a sequence is written #{text.lstrip('+-')}"
     ids = [link.event.step_id for link in islice(history.steps(lane), _MOST_COMPARED)]
     elsewhere = [
