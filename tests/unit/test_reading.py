@@ -224,6 +224,17 @@ def test_text_is_found_once_where_it_came_from(book: Book) -> None:
     assert hits(book, "step 3") == [("s2", 'plan["step 3"]', "notes")]
 
 
+def test_a_hit_in_a_write_stands_where_the_step_put_it(book: Book) -> None:
+    """What a task returned has another place in the state, and an id only there."""
+    notes = ["one note, long enough to stand by itself", "another note, long enough to stand by itself"]
+    book.step("s4", {"notes": notes[:1]}, "s3")
+    book.wrote("s4", "model", {"notes": notes[1:], "messages": [message(None, "without a name")]})  # type: ignore[arg-type]
+    book.step("s5", {"notes": notes, "messages": [message("a", "before"), message("m", "without a name")]}, "s4")
+    assert hits(book, "another note") == [("s5", "notes[1]", "model")]
+    assert hits(book, "without a name") == [("s5", "messages[id=m].content", "model")]
+    assert book.thread.view("s5").find("notes[1]") == notes[1]
+
+
 def test_text_is_found_however_it_is_written(book: Book) -> None:
     """JSON spells out what is not ASCII; halves of surrogate pairs stand nowhere."""
     values = {"told": ("json", b'{"who": "caf\\u00e9"}')}
