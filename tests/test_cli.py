@@ -28,12 +28,12 @@ from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
 from stepwell.events import ItemPut
 from stepwell_cli import exits
 from stepwell_cli.main import application, run
-from stepwell_langgraph import StepwellSaver
+from stepwell_langgraph import StepwellCache, StepwellSaver, StepwellStore
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("threads", "log", "tree", "show", "diff", "blame", "watch", "grep", "fork", "replay"),
-    *("stats", "audit", "repair", "seal", "compact", "export", "import", "follow"),
+    *("memories", "stats", "audit", "repair", "seal", "compact", "export", "import", "follow"),
 )
 EVIL = "evil \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
 
@@ -148,6 +148,8 @@ def test_threads(cli: Cli, path: Path) -> None:
     assert "--all" in shown.out
     assert "user-2" in cli("threads", path, "--all").out
     assert cli("threads", path, "--since", "1h", "--json").items
+    assert cli("threads", path, "--since", "9999999w", "--json").items
+    assert cli("threads", path, "--since", "1960-01-01", "--json").items
     assert cli("threads", path, "--status", "failed") == (exits.OK, "no such thread\n", "")
     assert cli("threads", path, "--since", "yesterday").code == exits.USAGE
 
@@ -197,9 +199,25 @@ def test_log_and_tree(cli: Cli, path: Path) -> None:
     assert len(cli("log", path, "user-2", "--all").out.splitlines()) == 5
     assert "head" in cli("tree", path, "user-1").out
     (lane, inner) = cli("tree", path, "user-1", "--json").items
-    assert lane["runs"][0]["steps"] == 3
-    assert [branch["is_head"] for branch in lane["runs"][0]["branches"]] == [False, True]
+    assert [(run["steps"], run["is_head"], run["after"]) for run in lane["runs"]] == [
+        (3, False, None),
+        (2, False, 0),
+        (1, True, 0),
+    ]
     assert inner["lane"] == "tools:1"
+
+
+def test_a_tree_as_deep_as_forks_go(cli: Cli, tmp_path: Path) -> None:
+    """A thread that forks at every step is drawn, and told to programs, which need not nest as deep to read it."""
+    with Log.open(tmp_path / "deep.stepwell") as log:
+        names = [(f"{number}", side) for number in range(1200) for side in "ab"]
+        steps = [
+            StepCommitted(n + s, f"{int(n) - 1}a" if n != "0" else None, changes({}), changes({})) for n, s in names
+        ]
+        log.thread("t").append(steps)
+    (item,) = cli("tree", tmp_path / "deep.stepwell", "t", "--json").items
+    assert sum(run["steps"] for run in item["runs"]) == len(steps)
+    assert cli("tree", tmp_path / "deep.stepwell", "t").code == exits.OK
 
 
 def test_diff(cli: Cli, path: Path) -> None:
@@ -233,6 +251,7 @@ def test_blame_watch_grep(cli: Cli, path: Path) -> None:
     assert {item["thread"] for item in hits.items} == {"user-1", "user-2", "mail@example.org"}
     assert "note 2" in cli("grep", path, "NOTE 2", "user-2", "-i").out
     assert len(cli("grep", path, "note [0-2]", "user-2", "-e", "-n", 1).out.splitlines()) == 1
+    assert len(cli("grep", path, "note 2", "user-2", "-n", 1 << 70, "--json").items) == 1
     assert cli("grep", path, "nowhere") == (exits.FOUND, "", "")
 
 
@@ -296,6 +315,67 @@ def test_items_are_no_thread_of_anybody(cli: Cli, path: Path, tmp_path: Path) ->
     assert saved["events"] == audited["events"]
     with Log.open(tmp_path / "saved.stepwell") as log:
         assert log.items.get(("notes",), "k") is not None
+
+
+@pytest.fixture
+def remembering(path: Path) -> Path:
+    """The log with what an agent remembers in it: before `user-1` was forked to 1, and after."""
+    with Log.open(path) as log:
+        store = StepwellStore(log)
+        for number in range(3):
+            store.put(("users", "ada"), f"k{number}", {"text": f"note {number}"})
+        store.put(("visitors", EVIL), EVIL, {"text": EVIL, "[red]": "[blue]"})
+        log.thread("user-1").fork("1")
+        store.put(("users", "ada"), "k1", {"text": "else"})
+        store.delete(("users", "ada"), "k2")
+        StepwellCache(log).set({(("node",), "key"): ("result", None)})
+    return path
+
+
+def test_memories(cli: Cli, remembering: Path) -> None:
+    """What is remembered is listed by namespace, as it is and as it was at a step; results of nodes are not."""
+    items = cli("memories", remembering, "--json").items
+    assert [(item["namespace"], item["key"]) for item in items] == [
+        (["users", "ada"], "k0"),
+        (["users", "ada"], "k1"),
+        (["visitors", EVIL], EVIL),
+    ]
+    assert items[1]["value"] == {"text": "else"}
+    then = cli("memories", remembering, "--at", "user-1@head", "--json").items
+    assert [item["value"]["text"] for item in then] == ["note 0", "note 1", "note 2", EVIL]
+    assert cli("memories", remembering, "users", "ada", "--at", then[0]["commit"], "--json").items == then[:1]
+    assert cli("memories", remembering, "--at", "user-1", "--json").items == then
+    assert cli("memories", remembering, "--at", "0s", "--json").items == items
+    assert cli("memories", remembering, "--at", "1h").out == "no memory there\n"
+    shown = cli("memories", remembering, "-n", 1).out
+    assert shown.splitlines()[0] == "users ada"
+    assert "--all" in shown
+    assert harmless(cli("memories", remembering).out)
+    (item,) = cli("memories", remembering, "users", "ada", "--key", "k1", "--json").items
+    assert item == items[1]
+    versions = cli("memories", remembering, "users", "ada", "--key", "k2", "--history", "--json").items
+    assert [item.get("value") for item in versions] == [None, {"text": "note 2"}]
+    assert "deleted" in cli("memories", remembering, "users", "ada", "--key", "k2", "--history").out
+    assert harmless(cli("memories", remembering, "visitors", EVIL, "-k", EVIL).out)
+    for key, says in (("k2", "--history"), ("kk1", "'k1'"), ("\udcff", "surrogate")):
+        told = cli("memories", remembering, "users", "ada", "-k", key)
+        assert (told.code, says in told.err) == (exits.USAGE, True)
+    assert cli("memories", remembering, "--history").code == exits.USAGE
+    assert cli("memories", remembering, "-k", "k9", "--history").code == exits.USAGE
+
+
+def test_memories_are_no_thread(cli: Cli, remembering: Path, tmp_path: Path) -> None:
+    """What holds them is shown by its name, and never as a thread of somebody's."""
+    (item,) = cli("stats", remembering, "--measure", "--json").items
+    assert (item["stats"]["threads"], item["stats"]["items"], item["measured"]["threads"]) == (3, 4, 3)
+    assert item["measured"]["items"]["events"] == 7
+    assert "memories" in cli("stats", remembering).out
+    assert cli("audit", remembering, "--json").items[0]["threads"] == 3
+    for command in (("threads",), ("stats", "-m"), ("audit",), ("grep", "x"), ("export",), ("show", "nobody")):
+        told = cli(command[0], remembering, *command[1:])
+        assert "stepwell.items" not in told.out + told.err
+    assert cli("seal", remembering, "--json").items[0]["sealed_events"] > 0
+    assert cli("export", remembering, "--to", tmp_path / "all.jsonl", "--json").items[0]["threads"] == 3
 
 
 def test_upkeep(cli: Cli, path: Path, tmp_path: Path) -> None:
@@ -366,6 +446,11 @@ def test_export_and_import(cli: Cli, path: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.bundle").write_bytes(data)
     assert cli("import", tmp_path / "fresh.stepwell", tmp_path / "bad.bundle").code == exits.DAMAGED
+    (tmp_path / "text.bundle").write_text("no bundle")
+    assert cli("import", tmp_path / "none.stepwell", tmp_path / "text.bundle").code == exits.DAMAGED
+    assert not (tmp_path / "none.stepwell").exists()
+    assert "--thread" in cli("import", last, tmp_path / "one.bundle", "--thread", "user-1").err
+    assert "JSON Lines" in cli("export", path, "user-1", "--exact", "--to", tmp_path / "two.bundle").err
 
 
 def test_databases_of_other_savers(cli: Cli, tmp_path: Path) -> None:
@@ -389,6 +474,10 @@ def test_databases_of_other_savers(cli: Cli, tmp_path: Path) -> None:
     (again,) = cli("import", second, database, "--json").items
     assert (again["checkpoints"], again["present"]) == (0, 3)
     assert cli("import", second, f"sqlite:///{tmp_path}/none.db").code == exits.USAGE
+    assert "--as" in cli("import", second, database, "--as", "u").err
+    nobody = "postgresql://localhost:1/nowhere?connect_timeout=1"
+    for unreached in (("import", second, nobody), ("export", first, "--to", nobody)):
+        assert cli(*unreached).code == exits.USAGE
     assert cli("export", first, "--to", f"sqlite:///{database}").code == exits.USAGE
 
 
@@ -421,6 +510,10 @@ def test_follow(cli: Cli, path: Path) -> None:
         (("show", "LOG"), "THREAD"),
         (("import", "sqlite:///x.db", "LOG"), "the log comes first"),
         (("import", "LOG", "nowhere.bundle"), "no file"),
+        (("threads", "LOG", "--since", f"{'9' * 400}w"), "is no time"),
+        (("fork", "LOG", "user-2", "--set", f"count={'[' * 100_000}"), "nested too deeply"),
+        (("grep", "LOG", "(", "-e"), "no regular expression"),
+        (("show", "LOG", "user-1\udcff"), "half a surrogate pair"),
     ],
 )
 def test_helpful_errors(arguments: tuple[str, ...], hint: str, cli: Cli, path: Path) -> None:
@@ -661,6 +754,19 @@ def on_terminal(*arguments: object, keys: bytes = b"", **variables: str) -> Ran:
             keys = b""
     os.close(main)
     return Ran(ran.wait(timeout=60), shown.decode(errors="replace"), "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(path: Path, closed: str) -> None:
+    """A command whose input or output is closed runs, and no file of the log takes the place of one of them."""
+    command = f"exec {shlex.quote(sys.executable)} -m stepwell_cli fork {shlex.quote(str(path))} user-2@1 {closed}"
+    ran = subprocess.run(["sh", "-c", command], env=environment(), capture_output=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (exits.OK, b"")
+
+
+def test_a_pager_that_is_none(path: Path) -> None:
+    """A pager that no shell could start is left out."""
+    assert "note 3" in on_terminal("show", path, "user-2", PAGER='less "').out
 
 
 def test_colours_are_for_terminals(path: Path) -> None:

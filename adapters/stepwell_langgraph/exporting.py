@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -106,7 +107,9 @@ def export_to(
 ) -> ExportReport:
     """Export every checkpoint, pending write and fork to another saver.
 
-    The log is only read, and may be in use; what it gets meanwhile may or may not be exported.
+    The log is only read, and may be in use; what it gets meanwhile may or may not be exported.  Into SQLite, bytes go
+    as they are.  Another saver is given objects, which LangGraph's serializer makes of what the log holds: it calls
+    what stands there, so do that with logs that you trust.
 
     Args:
         target: "sqlite:///new.db" or the path of a file, where nothing may be: the file appears when it is complete;
@@ -121,7 +124,7 @@ def export_to(
         form in another saver, and is one.
 
     Raises:
-        UsageError: There is something at the path, or the target is none.
+        UsageError: There is something at the path, the target is none, or it cannot be reached.
     """
     saver = log_or_saver if isinstance(log_or_saver, StepwellSaver) else None
     log = saver.log if saver is not None else log_or_saver
@@ -131,17 +134,29 @@ def export_to(
     if isinstance(target, BaseCheckpointSaver):
         return export.run(SaverTarget(target, StepwellSaver(log, serde=export.serde)), threads)
     if isinstance(target, str) and target.startswith(POSTGRES):
-        from langgraph.checkpoint.postgres import PostgresSaver
+        try:
+            import psycopg
+            from langgraph.checkpoint.postgres import PostgresSaver
+        except ImportError as error:
+            raise UsageError(
+                f"this needs {error.name}: pip install langgraph-checkpoint-postgres 'psycopg[binary]'"
+            ) from error
 
-        with PostgresSaver.from_conn_string(target) as postgres:
-            postgres.setup()
+        with ExitStack() as stack:
+            try:
+                postgres = stack.enter_context(PostgresSaver.from_conn_string(target))
+                postgres.setup()
+            except psycopg.Error as error:
+                raise UsageError(f"PostgreSQL cannot be reached, or not be written to: {error}") from error
             return export.run(SaverTarget(postgres, StepwellSaver(log, serde=export.serde)), threads)
     if isinstance(target, str) and target.startswith(SQLITE):
         target = Path(target.removeprefix(SQLITE))
     if isinstance(target, os.PathLike) or (isinstance(target, str) and "://" not in target):
         path = Path(target)
         like = None if log.path == IN_MEMORY else os.stat(log.path)
-        with SqliteTarget(path, export.serde, like) as tables:
+        # Bytes go as they are; what has to be decoded by the way calls nothing that a log of a stranger names.
+        serde = export.serde if saver is not None else JsonPlusSerializer(allowed_msgpack_modules=None)
+        with SqliteTarget(path, serde, like) as tables:
             report = export.run(tables, threads)
             tables.finish()
         return report

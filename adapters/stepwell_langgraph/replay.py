@@ -2,7 +2,8 @@
 
 Each step of the log is made again from the step before it: the writes that its tasks recorded go through the
 channels and reducers of the graph as it is now, and what comes out is compared with what was recorded.  No node,
-model or tool is called, and nothing is stored, so a production run becomes a regression test.
+model or tool is called, and nothing is stored, so a production run becomes a regression test.  Values are made with
+LangGraph's serializer, which calls what stands in the log: replay logs that you trust.
 
 What it sees: changed, added and removed reducers and channels, and reducers that raise.
 

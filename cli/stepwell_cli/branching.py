@@ -67,6 +67,8 @@ def _change(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"a change is written path=value, not {text!r}")
     try:
         return path, json_form.loads(value)
+    except RecursionError:
+        raise typer.BadParameter(f"the value of {path!r} is nested too deeply") from None
     except ValueError:
         return path, value
 

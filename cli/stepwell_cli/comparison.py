@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -236,7 +237,7 @@ def grep(
         for name in names:
             searched = existing(opened.thread(name)) if thread is not None else opened.thread(name)
             inside = lane_of(searched, lane) if lane else None
-            left = None if limit is None else limit - count
+            left = None if limit is None else min(limit - count, sys.maxsize)
             for hit in islice(searched.grep(pattern, regex=regex, ignore_case=ignore_case, lane=inside), left):
                 count += 1
                 if json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -41,6 +41,7 @@ from stepwell_cli.screen import (
     local_time,
     moment,
     size,
+    tame_warnings,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def tree(
         drawn = found.tree(lane=lane_of(found, lane) if lane else None)
         if json:
             for name, runs in drawn.lanes.items():
-                screen.emit({"thread": thread, "lane": name, "runs": [_run_json(run) for run in runs]})
+                screen.emit({"thread": thread, "lane": name, "runs": _runs_json(runs)})
             return
         with screen.paged():
             for line in drawn.lines():
@@ -155,22 +156,16 @@ def tree(
                 screen.say(before, (arrow + after, GOOD), cut=True)
 
 
-def _run_json(run: Any) -> dict[str, Any]:
-    """A run for programs; forks nest as deep as they do, so this walks with a stack of its own."""
-    made: dict[str, Any] = {"branches": []}
-    stack = [(run, made)]
+def _runs_json(runs: Iterable[Any]) -> list[dict[str, Any]]:
+    """Runs for programs, each after the one that it branches off from: nested, they would be as deep as forks go."""
+    made: list[dict[str, Any]] = []
+    stack: list[tuple[Any, int | None]] = [(run, None) for run in runs][::-1]
     while stack:
-        each, into = stack.pop()
-        into.update(
-            first=step_json(each.first, each.first_number),
-            last=step_json(each.last, each.last_number),
-            steps=each.steps,
-            is_head=each.is_head,
-        )
-        for branch in each.branches:
-            inner: dict[str, Any] = {"branches": []}
-            into["branches"].append(inner)
-            stack.append((branch, inner))
+        run, after = stack.pop()
+        place = len(made)
+        first, last = step_json(run.first, run.first_number), step_json(run.last, run.last_number)
+        made.append({"first": first, "last": last, "steps": run.steps, "is_head": run.is_head, "after": after})
+        stack += [(branch, place) for branch in run.branches][::-1]
     return made
 
 
@@ -326,7 +321,8 @@ def replay(
 
     With --graph the recorded writes are given to the graph's own reducers; no
     model and no tool is called. The first step where today's code would come to
-    another state is named, and the exit code is 1. This imports your module.
+    another state is named, and the exit code is 1. This imports your module, and
+    makes objects of what the log holds: only for logs that you trust.
     """
     screen = Screen(as_json=json)
     with reading(log) as opened:
@@ -370,6 +366,7 @@ def _compare(screen: Screen, thread: Thread, graph: str, lane: str) -> None:
         raise typer.BadParameter(f"there is no graph {graph!r} here: {error}") from error
     from stepwell_langgraph.replay import replay as replay_graph
 
+    tame_warnings()
     told = replay_graph(found, thread, lane=lane or None)
     divergence = told.divergence
     if screen.is_json:

@@ -13,13 +13,13 @@ from typing import Annotated, Final, NoReturn
 import typer
 from typer.main import get_command
 
-from stepwell_cli import branching, comparison, exits, history, overview, transfer, upkeep
+from stepwell_cli import branching, comparison, exits, history, memories, overview, transfer, upkeep
 from stepwell_cli.places import Command
 from stepwell_cli.screen import safe
 
 COMMANDS: Final[Mapping[str, Command]] = {
     name: command
-    for group in (overview, history, comparison, branching, upkeep, transfer)
+    for group in (overview, history, comparison, memories, branching, upkeep, transfer)
     for name, command in group.COMMANDS.items()
 }
 
@@ -64,6 +64,9 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, and no file of ours must come to have its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as we do
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the terminal has no character for

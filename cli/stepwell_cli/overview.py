@@ -67,7 +67,7 @@ def threads(
             ("thread", "status", ">steps", ">size", ">changed", "labels"),
             (
                 (
-                    (row.thread_id, NAME),
+                    (row.thread_id or "''", NAME),
                     (row.status or "-", _STYLES.get(row.status or "", FAINT)),
                     f"{row.steps:,}",
                     size(row.stored_bytes),
@@ -132,6 +132,9 @@ def _say_stats(screen: Screen, log: Path, told: Any) -> None:
         screen.say("         ", f"can grow by {size(room.headroom_bytes)}")
     oldest = told.oldest_reader
     since = f"; process {oldest.pid} reads what was there {oldest.age:,} commits ago" if oldest and oldest.age else ""
+    if told.items_bytes:
+        past = f"with their past they take {size(told.items_bytes)}"
+        screen.say("items    ", f"{told.items:,}, memories and results of nodes; {past}")
     screen.say("readers  ", f"{told.readers:,}{since}")
     screen.say()
     screen.table(
@@ -170,6 +173,12 @@ def _say_measured(screen: Screen, measured: Any) -> None:
             for name, part in measured.channels.items()
         ),
     )
+    if measured.items.events:
+        screen.say()
+        screen.table(
+            ("items", ">events", ">new content", ">shared", ">stored"),
+            [[("with their past", NAME), f"{measured.items.events:,}", *map(size, measured.items[1:])]],
+        )
     if measured.largest:
         screen.say()
         screen.table(
@@ -219,18 +228,18 @@ def _label(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"a label is written key=value, not {text!r}")
     try:
         return name, json_form.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
 def parse_time(text: str) -> int:
     """A time, or how long ago, as Unix time in nanoseconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if match:
-        return time.time_ns() - int(float(match[1]) * _UNITS[match[2]] * 1e9)
     try:
-        return int(datetime.fromisoformat(text).timestamp() * 1e9)
-    except ValueError:
+        if match:
+            return max(time.time_ns() - int(float(match[1]) * _UNITS[match[2]] * 1e9), 0)
+        return max(int(datetime.fromisoformat(text).timestamp() * 1e9), 0)
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is no time: write 45m, 3h, 2d, 1w or 2026-01-31T12:00") from None
 
 

@@ -182,7 +182,10 @@ class _Pager(io.TextIOBase):
 
 def _pager() -> list[str] | None:
     command = os.environ.get("STEPWELL_PAGER", os.environ.get("PAGER", "less"))
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation that does not end
+        return None
     return words if words and words != ["cat"] and shutil.which(words[0]) else None
 
 
@@ -206,6 +209,18 @@ def safe(content: str) -> str:
     from stepwell.inspect import safe_text
 
     return safe_text(content)
+
+
+def tame_warnings() -> None:
+    """Make what libraries log harmless, too: it may name what stands in a log."""
+    import logging
+
+    class Harmless(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return safe(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Harmless())
 
 
 # --- telling how far it is ---

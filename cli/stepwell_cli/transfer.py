@@ -13,12 +13,13 @@ import typer
 
 from stepwell_cli import exits
 from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size, tame_warnings
 
 if TYPE_CHECKING:
     from stepwell import Log
 
-_ELSEWHERE = ("sqlite:", "postgresql:", "postgres:")
+_ELSEWHERE: Final = ("sqlite:", "postgresql:", "postgres:")
+_LINES: Final = (".jsonl", ".ndjson")
 
 
 def export(
@@ -30,7 +31,7 @@ def export(
             "--to",
             "-o",
             metavar="WHERE",
-            help="FILE.bundle, FILE.jsonl or sqlite:///FILE.  [default: JSON Lines to the screen]",
+            help="FILE.bundle, FILE.jsonl, sqlite:///FILE or postgresql://...  [default: JSON Lines to the screen]",
             show_default=False,
         ),
     ] = None,
@@ -38,19 +39,24 @@ def export(
     states: Annotated[bool, typer.Option("--states", help="JSON Lines with the whole state at each step.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write threads out: bundle, JSON Lines, or SQLite.
+    """Write threads out: bundle, JSON Lines, SQLite or PostgreSQL.
 
     A bundle is one thread in a file of its own, checksummed, for another log.
-    JSON Lines are for reading, one event a line. SQLite is what LangGraph's
-    SqliteSaver reads. The log may be in use.
+    JSON Lines are for reading, one event a line. The databases are
+    what LangGraph's own savers read; for PostgreSQL, its serializer makes objects
+    of what the log holds: only for logs that you trust. The log may be in use.
     """
     screen = Screen(as_json=json)
+    if (exact or states) and to is not None and (to.startswith(_ELSEWHERE) or not to.endswith(_LINES)):
+        raise typer.BadParameter(
+            "--exact and --states are for JSON Lines: to the screen, or to a file that ends with .jsonl"
+        )
     with reading(log) as opened:
         if thread is not None:
             existing(opened.thread(thread))
         if to is not None and to.startswith(_ELSEWHERE):
             _export_elsewhere(screen, opened, thread, to)
-        elif to is not None and not to.endswith((".jsonl", ".ndjson")):
+        elif to is not None and not to.endswith(_LINES):
             _export_bundle(screen, opened, thread, to)
         else:
             _export_lines(screen, opened, thread, to, exact, states)
@@ -105,6 +111,7 @@ def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, 
 def _export_elsewhere(screen: Screen, log: Log, thread: str | None, to: str) -> None:
     from stepwell_langgraph.exporting import export_to
 
+    tame_warnings()
     with Meter() as meter:
         report: Any = export_to(to, log, threads=None if thread is None else [thread], progress=_told(meter))
     _say_report(screen, report)
@@ -136,25 +143,33 @@ def import_(
     import from a database goes on where it was interrupted. Threads that exist
     are left as they are.
     """
+    from stepwell.bundle import describe, import_thread
+
     if str(log).startswith(_ELSEWHERE):
         raise typer.BadParameter(f"the log comes first: stepwell import {source} {log}")
     screen = Screen(as_json=json)
-    if not source.startswith(_ELSEWHERE) and not os.path.exists(source):
+    is_file = not source.startswith(_ELSEWHERE)
+    if is_file and not os.path.exists(source):
         raise typer.BadParameter(f"there is no file {source!r}")
+    is_database = not is_file or _is_sqlite(source)
+    if is_database and as_ is not None:
+        raise typer.BadParameter("--as is for a file of one thread; those of a database keep their names")
+    if not is_database and thread:
+        raise typer.BadParameter("--thread is for databases; a file comes in whole")
+    if not is_database and not source.endswith(_LINES):
+        describe(source)  # before a log is made for what is no bundle
     with writing(log, create=True) as opened, Meter() as meter, _hinting():
-        if source.startswith(_ELSEWHERE) or _is_sqlite(source):
+        if is_database:
             from stepwell_langgraph.importing import import_from
 
-            database = source if source.startswith(_ELSEWHERE) else Path(source)
+            database = Path(source) if is_file else source
             report = import_from(database, opened, threads=thread or None, progress=_told(meter))
             _say_report(screen, report)
-        elif source.endswith((".jsonl", ".ndjson")):
+        elif source.endswith(_LINES):
             from stepwell.jsonlines import import_lines
 
             _say(screen, "imported", str(log), import_lines(opened, source, as_=as_, progress=meter.told))
         else:
-            from stepwell.bundle import import_thread
-
             _say(screen, "imported", str(log), [import_thread(opened, source, as_=as_, progress=meter.told)])
 
 

@@ -61,7 +61,7 @@ class Report(NamedTuple):
     """What an audit found.
 
     Attributes:
-        threads: Number of threads, deleted ones included.
+        threads: Number of threads, deleted ones included, without the log's own.
         events: Number of events.
         breaches: Every invariant that does not hold; empty for a sound log.
     """
@@ -82,7 +82,7 @@ def audit(storage: Storage, progress: Callable[[str, int, int], None] | None = N
     """
     expected: dict[tuple[str, bytes], bytes] = {}
     breaches: list[Breach] = []
-    events = 0
+    events = own = 0
     threads = storage.event_threads()
     commits: dict[int, FeedRow] = {}
     for done, number in enumerate(threads):
@@ -92,6 +92,7 @@ def audit(storage: Storage, progress: Callable[[str, int, int], None] | None = N
         breaches += thread.breaches
         events += thread.events
         expected.update(thread.rows)
+        own += thread.is_own
         for commit, row in thread.commits.items():
             if commit in commits:
                 breaches.append(Breach("I7", number, row.first, f"commit {commit} stands in two threads"))
@@ -104,7 +105,7 @@ def audit(storage: Storage, progress: Callable[[str, int, int], None] | None = N
             breaches.append(Breach("I6", None, None, f"a row of {table} {what}: {key.hex()}"))
     for table, key in expected:
         breaches.append(Breach("I6", None, None, f"a row of {table} is missing: {key.hex()}"))
-    return Report(len(threads), events, breaches)
+    return Report(len(threads) - own, events, breaches)
 
 
 class Derived(NamedTuple):
@@ -115,19 +116,21 @@ class Derived(NamedTuple):
         commits: Its part of the feed, by commit number.
         events: Number of its events.
         breaches: What is wrong with the events themselves; without any, the rows are right.
+        is_own: Whether it is the log's own thread.
     """
 
     rows: dict[tuple[str, bytes], bytes]
     commits: dict[int, FeedRow]
     events: int
     breaches: list[Breach]
+    is_own: bool
 
 
 def derive(storage: Storage, number: int) -> Derived:
     """Read a thread from its first event to its last, and compute from that all that is derived of it."""
     thread = _Thread(storage, number)
     thread.read()
-    return Derived(thread.rows(), thread.commits, thread.events, thread.breaches)
+    return Derived(thread.rows(), thread.commits, thread.events, thread.breaches, thread.is_own)
 
 
 def feed_rows(commits: Iterable[FeedRow]) -> dict[tuple[str, bytes], bytes]:
@@ -242,6 +245,8 @@ class _Thread:
             row.first, row.last = sequence, sequence - 1
             row.created_at = header.created_at
             self._opening(sequence, event)
+        elif self._deleted or isinstance(event, ThreadOpened | ThreadPruned | ThreadDeleted):
+            self._breach("I1", sequence, f"a {type(event).__name__} cannot stand there")
         if sequence != row.last + 1:
             self._breach("I1", sequence, f"it follows {row.last}")
         chain = fmt.chain_after(self._number, sequence, header, fmt.body_digest(record.body), row.chain)
@@ -381,6 +386,11 @@ class _Thread:
             end = ref.start + ref.length
             if end > self._payload_bytes.get(ref.sequence, -1) or ref.sequence > sequence:
                 self._breach("I8", sequence, f"it refers to bytes that event {ref.sequence} does not hold")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the log's own."""
+        return self._id is not None and self._id.startswith(fmt.OWN_THREADS)
 
     def rows(self) -> dict[tuple[str, bytes], bytes]:
         """Every derived row of the thread but its part of the feed."""

@@ -666,7 +666,8 @@ def index_of(value: Array, part: paths.Part, payloads: reader.Payloads) -> int |
 
 def may_hold(content: Content, part: paths.Match, payloads: reader.Payloads) -> bool:
     """Whether an element with this field may stand in some content, as far as its bytes tell."""
-    return part.value.encode() in bytes(content_of(content, payloads)) or part.value.lstrip("-").isdigit()
+    value = part.value.encode(errors="surrogatepass")  # which stands in no text that is stored
+    return value in bytes(content_of(content, payloads)) or part.value.lstrip("-").isdigit()
 
 
 def is_match(content: Content, part: paths.Match, payloads: reader.Payloads) -> bool:

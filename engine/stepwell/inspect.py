@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -74,14 +75,16 @@ class Opaque:
         type: What they are, as far as that is known.
         size_bytes: How many.
         reason: Why they are not shown.
+        digest: BLAKE2b-64 of them, which tells one from another; empty where they are not at hand.
     """
 
-    __slots__ = ("reason", "size_bytes", "type")
+    __slots__ = ("digest", "reason", "size_bytes", "type")
 
-    def __init__(self, type: str, size_bytes: int, reason: str) -> None:
+    def __init__(self, type: str, size_bytes: int, reason: str, digest: str = "") -> None:
         self.type = type
         self.size_bytes = size_bytes
         self.reason = reason
+        self.digest = digest
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and repr(self) == repr(other)
@@ -90,7 +93,11 @@ class Opaque:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        return f"Opaque({self.type!r}, {self.size_bytes}, {self.reason!r})"
+        return f"Opaque({self.type!r}, {self.size_bytes}, {self.reason!r}, {self.digest!r})"
+
+
+def _opaque(type_: str, content: bytes | memoryview, reason: str) -> Opaque:
+    return Opaque(type_, len(content), reason, blake2b(content, digest_size=8).hexdigest())
 
 
 class _Exhausted(Exception):
@@ -107,22 +114,28 @@ def decode(type_: str, payload: bytes | memoryview, *, most_nodes: int = MOST_NO
     """
     decoder = _DECODERS.get(type_)
     if decoder is None:
-        reason = "pickles are never opened" if "pickle" in type_ else "the type is not known"
-        return Opaque(type_, len(payload), reason)
+        return _opaque(type_, payload, _why_not(type_))
     return _guarded(type_, payload, lambda: decoder(payload, _Settling(most_nodes)))
+
+
+def _why_not(type_: str) -> str:
+    if "pickle" in type_:
+        return "pickles are never opened"
+    # LangGraph's EncryptedSerializer names the cipher so: msgpack+aes.
+    return "it is encrypted" if "+" in type_ else "the type is not known"
 
 
 def _guarded(type_: str, payload: bytes | memoryview, decoded: Callable[[], Data]) -> Data:
     try:
         return decoded()
     except RecursionError:
-        return Opaque(type_, len(payload), "it is nested too deeply")
+        return _opaque(type_, payload, "it is nested too deeply")
     except MemoryError:
-        return Opaque(type_, len(payload), "there is not enough memory for it")
+        return _opaque(type_, payload, "there is not enough memory for it")
     except _Exhausted:
-        return Opaque(type_, len(payload), "it holds too many values")
+        return _opaque(type_, payload, "it holds too many values")
     except Exception as error:  # of hostile bytes anything may come
-        return Opaque(type_, len(payload), f"it is damaged: {str(error)[:200]}")
+        return _opaque(type_, payload, f"it is damaged: {str(error)[:200]}")
 
 
 def _msgpack(payload: bytes | memoryview, settling: _Settling) -> Data:
@@ -131,7 +144,7 @@ def _msgpack(payload: bytes | memoryview, settling: _Settling) -> Data:
 
 def _json(payload: bytes | memoryview, settling: _Settling) -> Data:
     if len(payload) > LARGEST_JSON_BYTES:
-        return Opaque("json", len(payload), "it is too large")
+        return _opaque("json", payload, "it is too large")
     return settling.settled(json.loads(bytes(payload), object_hook=_constructed), 0)
 
 
@@ -142,6 +155,7 @@ _DECODERS: Final[dict[str, Callable[[bytes | memoryview, _Settling], Data]]] = {
     "text": lambda payload, _: bytes(payload).decode(),
     "json": _json,
     "msgpack": _msgpack,
+    "msgpack+vectors": _msgpack,  # of the store, where vectors stand beside it
     "": _msgpack,  # an entry of a map, which has no type of its own
 }
 
@@ -168,7 +182,7 @@ class _Settling:
         if len(payload) <= LARGEST_AT_ONCE_BYTES or payload[0] in _TEXTS_AND_BYTES:
             return self.settled(msgspec.msgpack.decode(payload, ext_hook=_extension), depth)
         if depth > DEEPEST:
-            return Opaque("msgpack", len(payload), "it is nested too deeply")
+            return _opaque("msgpack", payload, "it is nested too deeply")
         first = payload[0]
         if first in _EXTENSIONS:
             extension = msgspec.msgpack.decode(payload, type=msgspec.msgpack.Ext)
@@ -184,7 +198,7 @@ class _Settling:
         if code == _DELTA:
             return Typed(_DELTA_TYPE, {"value": self.opened(data, depth + 1)}, (code,))
         parts = [self.opened(memoryview(item), depth + 1) for item in _elements.decode(data)]
-        return _object(code, parts, len(data))
+        return _object(code, parts, data)
 
     def settled(self, data: Any, depth: int) -> Data:
         """Data without what lies too deep; members of sets in order."""
@@ -246,21 +260,21 @@ def _extension(code: int, data: memoryview) -> Any:
     """What an extension stands for."""
     try:
         if code not in range(8):
-            return Opaque(f"msgpack extension {code}", len(data), "the extension is not known")
+            return _opaque(f"msgpack extension {code}", data, "the extension is not known")
         inside = msgspec.msgpack.decode(data, ext_hook=_extension)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Opaque(f"msgpack extension {code}", len(data), f"it is damaged: {error}")
+        return _opaque(f"msgpack extension {code}", data, f"it is damaged: {error}")
     if code == _DELTA:
         return Typed(_DELTA_TYPE, {"value": inside}, (code,))
-    return _object(code, inside, len(data))
+    return _object(code, inside, data)
 
 
-def _object(code: int, parts: Any, size: int) -> Typed | Opaque:
+def _object(code: int, parts: Any, data: memoryview) -> Typed | Opaque:
     """An object from the parts that its extension holds: module, name, and what its class is called with."""
     if code == _NUMPY and isinstance(parts, list) and len(parts) == 4:
         return Typed(_NUMPY_TYPE, dict(zip(("dtype", "shape", "order", "data"), parts, strict=True)), (code,))
     if not isinstance(parts, list) or len(parts) < 3 or not all(isinstance(part, str) for part in parts[:2]):
-        return Opaque(f"msgpack extension {code}", size, "it is not as the serializer makes it")
+        return _opaque(f"msgpack extension {code}", data, "it is not as the serializer makes it")
     module, name, given, *more = parts
     type_ = f"{module}.{name}" if module else name
     if code in (_CALL_NAMED, _MODEL_1, _MODEL_2) and isinstance(given, dict) and all(type(k) is str for k in given):

@@ -15,7 +15,7 @@ from stepwell import codec
 from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import StepwellError
-from stepwell.events import ItemPut, StepCommitted, WritesRecorded
+from stepwell.events import ItemEvent, ItemPut, StepCommitted, WritesRecorded
 from stepwell.patch import Blob, Content, Joined, Map, Merge, New, Patch, Ref
 from stepwell.storage import Storage, ThreadRow
 
@@ -87,6 +87,22 @@ class ThreadSize(NamedTuple):
     stored_bytes: int
 
 
+class ItemsSize(NamedTuple):
+    """What is remembered across threads, with its past.
+
+    Attributes:
+        events: How many events say something of it.
+        new_bytes: Bytes of content that these events hold, before compression.
+        shared_bytes: Bytes that they refer to, held once by others of them.
+        stored_bytes: Bytes of their records and segments.
+    """
+
+    events: int
+    new_bytes: int
+    shared_bytes: int
+    stored_bytes: int
+
+
 class Measurement(NamedTuple):
     """What a log's bytes are for.
 
@@ -98,7 +114,7 @@ class Measurement(NamedTuple):
         channels: By channel, those with most new bytes first; written by steps and by tasks.
         fields: By what the adapter keeps beside the channels, likewise.
         other_content: Of channels and fields whose names came after `measuring.MOST_NAMES` others.
-        items: The values of items, and what was put beside them.
+        items: What is remembered across threads; of one thread there is nothing.
         largest: The threads with most stored bytes, the largest first.
         damaged: Records and segments that could not be read, and are left out.
     """
@@ -110,7 +126,7 @@ class Measurement(NamedTuple):
     channels: dict[str, ContentSize]
     fields: dict[str, ContentSize]
     other_content: ContentSize
-    items: ContentSize
+    items: ItemsSize
     largest: list[ThreadSize]
     damaged: int
 
@@ -121,7 +137,8 @@ def measure(
     """See `Log.measure`."""
     sizes = (_size(name, row) for name, row in _threads(storage, thread_id))
     counted = _Counted(sizes)
-    biggest = heapq.nlargest(largest, counted, key=lambda size: size.stored_bytes)
+    named = (size for size in counted if not size.thread_id.startswith(fmt.OWN_THREADS))
+    biggest = heapq.nlargest(largest, named, key=lambda size: size.stored_bytes)
     walk = _Walk(storage, counted.events, progress)
     for name, row in _threads(storage, thread_id):
         walk.thread(row, is_own=name.startswith(fmt.OWN_THREADS))
@@ -190,10 +207,13 @@ class _Walk:
         self._kinds: dict[str, KindSize] = {}
         self._channels = _Names()
         self._fields = _Names()
-        self._items = ContentSize(0, 0, 0)
+        self._items = ItemsSize(0, 0, 0, 0)
 
     def thread(self, row: ThreadRow, *, is_own: bool) -> None:
-        self._threads += not is_own
+        if is_own:
+            self._items = self._items._replace(stored_bytes=self._items.stored_bytes + row.stored_bytes)
+        else:
+            self._threads += 1
         self._loose = _more(self._loose, 0, 0, row.loose_bytes)
         self._sealed = _more(self._sealed, 0, 0, row.stored_bytes - row.loose_bytes)
         after = row.first - 1
@@ -228,12 +248,12 @@ class _Walk:
         elif isinstance(event, WritesRecorded):
             for write in event.writes:
                 self._channels.add(write.channel, *weigh(write.value))
-        elif isinstance(event, ItemPut):
-            events, new_bytes, shared_bytes = self._items
-            for value in (event.value, *event.attachments.values()):
-                new, shared = weigh(value)
-                new_bytes, shared_bytes = new_bytes + new, shared_bytes + shared
-            self._items = ContentSize(events + 1, new_bytes, shared_bytes)
+        elif isinstance(event, ItemEvent):
+            values = (event.value, *event.attachments.values()) if isinstance(event, ItemPut) else ()
+            weights = [weigh(value) for value in values]
+            events, new, shared, stored_bytes = self._items
+            new, shared = new + sum(each for each, _ in weights), shared + sum(each for _, each in weights)
+            self._items = ItemsSize(events + 1, new, shared, stored_bytes)
 
     def measurement(self, largest: list[ThreadSize]) -> Measurement:
         others = zip(self._channels.others, self._fields.others, strict=True)

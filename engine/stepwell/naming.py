@@ -19,7 +19,9 @@ from stepwell.history import History, Link, near, number_in, step_number
 from stepwell.inspect import safe_text
 
 _SHORTEST_ID: Final = 4  # characters of a part of an id; fewer are more likely a mistake
-_BACK: Final = re.compile(r"(?P<rest>.*?)~(?P<count>\d*)$", re.DOTALL)
+_BACK: Final = re.compile(r"(?P<rest>.*?)(?P<back>(?:~[0-9]{0,18})+)", re.DOTALL)
+_SEQUENCE: Final = re.compile(r"#[0-9]{1,18}")
+_COUNTED: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _HEAD: Final = ("", "head", "HEAD")
 _END: Final = 1 << 62
 _MOST_SHOWN: Final = 5
@@ -38,6 +40,10 @@ def resolve(history: History, at: int | str | None, lane: str = "") -> Link:
         UsageError: There is none, or more than one.
     """
     if at is None or isinstance(at, str):
+        try:
+            (at or "").encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{at!r} names no step: it holds half a surrogate pair, which no UTF-8 text can") from None
         return _named(history, at or "", lane)
     if isinstance(at, bool) or not isinstance(at, int):
         raise UsageError(f"a step is named by a sequence (int) or a text, not by {type(at).__name__}: {at!r}")
@@ -45,11 +51,11 @@ def resolve(history: History, at: int | str | None, lane: str = "") -> Link:
 
 
 def _named(history: History, text: str, lane: str) -> Link:
-    back = _BACK.match(text)
+    back = _BACK.fullmatch(text)
     if back is not None:
         start = _named(history, back["rest"], lane)
-        return _before(history, start, int(back["count"] or 1))
-    if text.startswith("#") and text[1:].isdigit():
+        return _before(history, start, sum(int(count or 1) for count in back["back"].split("~")[1:]))
+    if _SEQUENCE.fullmatch(text):
         return _at_sequence(history, int(text[1:]))
     number, row = history.lane(lane)
     if text in _HEAD:
@@ -59,7 +65,7 @@ def _named(history: History, text: str, lane: str) -> Link:
     (found,) = history.found(number, [text])
     if found.step and not found.hidden:
         return history.link(found.step)
-    counted = re.fullmatch(r"[+-]?\d+", text) is not None
+    counted = _COUNTED.fullmatch(text) is not None
     if counted:
         link = _numbered(history, number, row.head, int(text))
         if link is not None:
@@ -150,7 +156,7 @@ def _nothing(history: History, lane: int, name: str, text: str, *, counted: bool
     where = f"lane {name!r} of thread {history.thread_id!r}" if name else f"thread {history.thread_id!r}"
     if counted:
         numbers = [number for link in history.steps(lane) if (number := _number(history, link)) is not None]
-        known = f"; its steps have the numbers {min(numbers)} to {max(numbers)}" if numbers else ""
+        known = f"; its steps have {f'the numbers {min(numbers)} to {max(numbers)}' if numbers else 'no numbers'}"
         return f"{where} has no step with the number {text}{known}; a sequence is written #{text.lstrip('+-')}"
     ids = [link.event.step_id for link in islice(history.steps(lane), _MOST_COMPARED)]
     elsewhere = [

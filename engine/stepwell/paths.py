@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from stepwell.errors import UsageError
-from stepwell.inspect import Data, Typed, safe_text
+from stepwell.inspect import Data, Opaque, Typed, safe_text
 
 
 class Name(NamedTuple):
@@ -60,7 +60,7 @@ ABSENT: Final = _Absent()
 _WORD: Final = r"[^\W\d][\w:|~/-]*"
 _PART: Final = re.compile(
     rf"""(?:(?P<first>^)|\.)(?P<word>{_WORD})
-       | \[\s*(?P<index>-?\d+)\s*\]
+       | \[\s*(?P<index>-?[0-9]{{1,18}})\s*\]
        | \[\s*(?P<text>"(?:[^"\\]|\\.)*")\s*\]
        | \[\s*'(?P<single>[^']*)'\s*\]
        | \[\s*(?P<field>[\w-]+)\s*=\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^\]]*))\s*\]""",
@@ -230,6 +230,8 @@ def what_is_there(data: Data) -> str:
         return f"its entries are {_names(data)}" if data else "it is an empty map"
     if isinstance(data, list):
         return f"it is a list of {len(data)} elements"
+    if isinstance(data, Opaque):
+        return f"it cannot be looked into: {safe_text(data.reason)}"
     return f"it is a {type(data).__name__}"
 
 

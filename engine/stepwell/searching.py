@@ -69,9 +69,10 @@ def grep(history: History, pattern: str | re.Pattern[str], *, regex: bool, ignor
         raise UsageError("there is nothing to look for: the pattern is empty")
     try:
         compiled = re.compile(pattern if regex else re.escape(pattern), re.IGNORECASE if ignore_case else 0)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
-    return _Search(history, compiled, None if regex or ignore_case else pattern.encode())
+    literal = None if regex or ignore_case else pattern.encode(errors="surrogatepass")
+    return _Search(history, compiled, literal)
 
 
 class _Search:
@@ -128,9 +129,12 @@ class _Search:
         number = number_in(event, self._history.payloads)
         place = (event.lane, event.parent_id or "")
         told = set[_Mark]()
-        for hit in self._waiting.pop(place, ()):
-            told.add(_mark(hit))
-            yield hit._replace(step=step, number=number)
+        waiting = self._waiting.pop(place, ())
+        places = self._places(event, {_mark(hit)[0] for hit in waiting})
+        for hit in waiting:
+            mark = _mark(hit)
+            told.add(mark)
+            yield hit._replace(step=step, number=number, path=places.get(mark, hit.path))
         for channel, patch in event.channels.changes.items():
             for path, text, start, end in self._of_patch(sequence, paths.to(channel), patch):
                 hit = Hit(step, number, event.lane, path, None, sequence, text, start, end)
@@ -142,8 +146,16 @@ class _Search:
             if len(self._children) > _STEPS_REMEMBERED:
                 self._children.popitem(last=False)
 
-    def _of_patch(self, sequence: int, path: Path, patch: Patch) -> Iterator[_Place]:
-        """Where the text stands in what a patch brings."""
+    def _places(self, event: StepCommitted, channels: set[str]) -> dict[_Mark, str]:
+        """Where the text stands in some channels of the state, as far as a step changed them: by marks of hits."""
+        found: dict[_Mark, str] = {}
+        for channel in channels & event.channels.changes.keys():
+            for path, text, start, _ in self._of_patch(None, paths.to(channel), event.channels.changes[channel]):
+                found.setdefault((channel, text, start), path)
+        return found
+
+    def _of_patch(self, sequence: int | None, path: Path, patch: Patch) -> Iterator[_Place]:
+        """Where the text stands in what a patch brings: of that event alone, or of any if there is no sequence."""
         if isinstance(patch, Blob):
             yield from self._of_content(sequence, path, patch.content, patch.type)
         elif isinstance(patch, Map | Merge):
@@ -159,8 +171,8 @@ class _Search:
                         yield from self._of_content(sequence, path / (index + offset), content, "msgpack")
                 index += len(piece.lengths) if isinstance(piece, New) else piece.count
 
-    def _of_content(self, sequence: int, path: Path, content: Content, type_: str) -> Iterator[_Place]:
-        if not self._may_hold(sequence, content):
+    def _of_content(self, sequence: int | None, path: Path, content: Content, type_: str) -> Iterator[_Place]:
+        if not self._may_hold(sequence, content, is_plain=type_ != "json"):
             return
         payloads = self._history.payloads
         data = inspect.decode(type_, content_of(content, payloads))
@@ -189,11 +201,11 @@ class _Search:
             around = text[first : match.end() + _AROUND]
             yield str(path), around, match.start() - first, match.end() - first
 
-    def _may_hold(self, sequence: int, content: Content) -> bool:
-        """Whether an event brings content that the text may stand in."""
+    def _may_hold(self, sequence: int | None, content: Content, *, is_plain: bool = True) -> bool:
+        """Whether an event brings content that the text may stand in; what is not plain spells characters out."""
         parts = (content,) if isinstance(content, bytes | Ref) else content.parts
-        own = [part for part in parts if isinstance(part, bytes) or part.sequence == sequence]
-        if not own or self._literal is None:
+        own = [part for part in parts if isinstance(part, bytes) or sequence in (None, part.sequence)]
+        if not own or self._literal is None or not is_plain:
             return bool(own)
         return any(self._literal in bytes(content_of(part, self._history.payloads)) for part in own)
 

@@ -12,11 +12,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from stepwell import format as fmt
 from stepwell.cache import Cache
 from stepwell.events import Commit
 from stepwell.storage import Storage
 from stepwell.storage.occupancy import FileRoom, Reader, TableSize
-from stepwell.storage.tables import THREADS
+from stepwell.storage.tables import ITEMS, THREADS
 
 SECONDS: Final = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -103,6 +104,8 @@ class LogStats(NamedTuple):
     Attributes:
         commit: The newest commit number.
         threads: Threads that were ever opened, deleted ones included.
+        items: What is remembered across threads now, each by its namespace and key.
+        items_bytes: Bytes of the records and segments that hold it, with its past.
         tables: Rows and bytes of each table: `events` are the loose events, `segments` the sealed ones, the others
             are derived.
         file: What the file takes of disk and map; None of a log in memory.
@@ -114,6 +117,8 @@ class LogStats(NamedTuple):
 
     commit: Commit
     threads: int
+    items: int
+    items_bytes: int
     tables: dict[str, TableSize]
     file: FileRoom | None
     readers: int
@@ -159,9 +164,12 @@ class Tally:
 def collect(storage: Storage, cache: Cache, tally: Tally) -> LogStats:
     """What a log tells about itself; for any size of log in about the same time."""
     occupancy = storage.occupancy()
+    own = storage.thread(fmt.ITEMS_THREAD_ID)
     return LogStats(
         commit=Commit(storage.newest()),
-        threads=occupancy.tables[THREADS].rows,
+        threads=occupancy.tables[THREADS].rows - (own is not None),
+        items=occupancy.tables[ITEMS].rows,
+        items_bytes=0 if own is None else own.stored_bytes,
         tables=occupancy.tables,
         file=occupancy.file,
         readers=len(occupancy.readers),

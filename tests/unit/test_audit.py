@@ -35,6 +35,7 @@ from stepwell.events import (
     Sequence,
     StepCommitted,
     ThreadDeleted,
+    ThreadOpened,
     ThreadPruned,
     WritesRecorded,
 )
@@ -194,6 +195,20 @@ def test_i1_other_beginning(broken: MemoryStorage, event: Event) -> None:
     """I1: a thread begins with an event that says how it came to be, in its right place."""
     with_event(broken, 1, event)
     assert named(broken, "I1", 1)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ThreadOpened("t"),
+        ThreadPruned("t", Sequence(3), fmt.CHAIN_SEED, 1),
+        ThreadDeleted(Sequence(3), fmt.CHAIN_SEED),
+    ],
+)
+def test_i1_beginning_again(broken: MemoryStorage, event: Event) -> None:
+    """I1: what begins a thread, or ends it, stands nowhere in its midst."""
+    with_event(broken, 4, event)
+    assert named(broken, "I1", 4)
 
 
 def test_i1_pruned_beginning(broken: MemoryStorage) -> None:

@@ -24,7 +24,7 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.bundle import Description, describe, export_thread, import_thread
-from stepwell.events import Status, StepCommitted
+from stepwell.events import Sequence, Status, StepCommitted, ThreadDeleted, ThreadOpened, ThreadPruned
 
 SHARED = b"told twice, so that the second time is a reference to the first" * 4
 
@@ -291,6 +291,14 @@ def test_what_strangers_make(memory_log: Log, tmp_path: Path) -> None:
             ("another step", [*good[:4], (good[4][0]._replace(previous=0), codec.plain_body(wild.data, wild.form))]),
         ]
         other.thread("crafted").delete()
+        for event in (
+            ThreadOpened("x"),
+            ThreadPruned("x", Sequence(5), bytes(32), 1),
+            ThreadDeleted(Sequence(5), bytes(32)),
+        ):
+            body = codec.encode(event)
+            header = good[0][0]._replace(kind=body.kind)
+            bad.append((type(event).__name__, [*good, (header, codec.plain_body(body.data, body.form))]))
         for what, records in bad:
             crafted(path, records)
             with pytest.raises((BundleError, NewerFormatError)):

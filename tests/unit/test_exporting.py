@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -114,6 +115,22 @@ def test_forms_that_do_not_fit_together(tmp_path: Path) -> None:
         assert [each[0]["b"] for each in there.values() if "b" in each[0]] == [
             each[0]["b"] for each in found.values() if "b" in each[0]
         ]
+
+
+def test_nothing_that_a_log_names_is_called(saver: StepwellSaver, tmp_path: Path) -> None:
+    """Of a bare log, metadata and values that have to be put together are data: no class is imported for them."""
+    marker = tmp_path / "marker"
+    call = msgspec.msgpack.Ext(0, msgspec.msgpack.encode(["os", "mkdir", str(marker)]))
+    thread = saver.log.thread("one")
+    head = thread.state()
+    assert head is not None
+    metadata = {"source": "loop", "step": 1, "parents": {}, "gadget": call}
+    channels = {**head.channels, "a": ("msgpack", msgspec.msgpack.encode(call)), "b": ("json", b"1")}
+    fields = {**head.fields, "metadata": ("msgpack", msgspec.msgpack.encode(metadata))}
+    thread.append([StepCommitted("crafted", head.step_id, changes(channels), changes(fields))])
+    export_to(tmp_path / "new.db", saver.log, verify=False)
+    assert (tmp_path / "new.db").exists()
+    assert not marker.exists()
 
 
 def test_encrypted_values(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def config(thread_id: str) -> Any:
     return {"configurable": {"thread_id": thread_id}}
 
 
+def steps(saver: StepwellSaver, thread_id: str) -> list[StepCommitted]:
+    return [event for _, event in saver.log.thread(thread_id).events() if isinstance(event, StepCommitted)]
+
+
 def contents(state: dict[str, Any]) -> list[str]:
     return [each.content for each in state["messages"]]
 

@@ -35,6 +35,7 @@ DATA = {
         ("messages.content", ABSENT),
         ("set.value[0]", 1),
         ("map[two=words]", ABSENT),
+        ("messages[id=\ud800]", ABSENT),
     ],
 )
 def test_a_path_leads_where_it_says(text: str, value: object) -> None:
@@ -58,7 +59,9 @@ def test_a_path_is_read_as_it_was_written(channel: Name, parts: list[Name | Inde
     assert Path.parse(str(path)) == path
 
 
-@pytest.mark.parametrize("text", ["", "[0]", "a..b", "a[", "a b", "a[id=", ".a", "a.0", '["a]', "[x=y]", '["\\x"]'])
+@pytest.mark.parametrize(
+    "text", ["", "[0]", "a..b", "a[", "a b", "a[id=", ".a", "a.0", '["a]', "[x=y]", '["\\x"]', f"a[{10**18}]"]
+)
 def test_what_is_no_path_is_refused(text: str) -> None:
     """A text that is no path is an error that shows what one looks like."""
     with pytest.raises(UsageError, match=r"path|quotes"):

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from building import step
 from reading import Book, message
-from stepwell import ABSENT, ConflictError, CorruptionError, Log, UsageError
+from stepwell import ABSENT, ConflictError, CorruptionError, Log, Sequence, StepCommitted, UsageError, changes
 from stepwell.inspect import Opaque, Typed
 from stepwell.searching import Hit
 from stepwell.storage.freepages import oldest_readers
@@ -223,6 +224,26 @@ def test_text_is_found_once_where_it_came_from(book: Book) -> None:
     assert hits(book, "step 3") == [("s2", 'plan["step 3"]', "notes")]
 
 
+def test_a_hit_in_a_write_stands_where_the_step_put_it(book: Book) -> None:
+    """What a task returned has another place in the state, and an id only there."""
+    notes = ["one note, long enough to stand by itself", "another note, long enough to stand by itself"]
+    book.step("s4", {"notes": notes[:1]}, "s3")
+    book.wrote("s4", "model", {"notes": notes[1:], "messages": [message(None, "without a name")]})  # type: ignore[arg-type]
+    book.step("s5", {"notes": notes, "messages": [message("a", "before"), message("m", "without a name")]}, "s4")
+    assert hits(book, "another note") == [("s5", "notes[1]", "model")]
+    assert hits(book, "without a name") == [("s5", "messages[id=m].content", "model")]
+    assert book.thread.view("s5").find("notes[1]") == notes[1]
+
+
+def test_text_is_found_however_it_is_written(book: Book) -> None:
+    """JSON spells out what is not ASCII; halves of surrogate pairs stand nowhere."""
+    values = {"told": ("json", b'{"who": "caf\\u00e9"}')}
+    book.thread.append([StepCommitted("s9", "s3", changes(values), changes({}))])
+    assert hits(book, "caf\u00e9") == [("s9", "told.who", None)]
+    assert hits(book, "\ud800") == []
+    assert book.thread.view("s1").find("messages[id=\ud800]") is ABSENT
+
+
 def test_a_hit_shows_the_text_around(book: Book) -> None:
     """The text and where in it the pattern stands, however long it is."""
     book.step("s4", {"long": "x" * 500 + "needle" + "y" * 500}, "s3")
@@ -241,7 +262,7 @@ def test_writes_that_no_step_took_over_are_found_too(book: Book) -> None:
 
 def test_what_cannot_be_looked_for_is_refused(book: Book) -> None:
     """Empty patterns and broken expressions are errors."""
-    for pattern, regex in (("", False), ("(", True)):
+    for pattern, regex in (("", False), ("(", True), ("(" * 5000 + ")" * 5000, True), ("a{99999999999}", True)):
         with pytest.raises(UsageError, match=r"empty|no regular expression"):
             list(book.thread.grep(pattern, regex=regex))
     with pytest.raises(UsageError, match="no lane"):
@@ -311,6 +332,28 @@ def test_a_pickle_in_a_thread_is_passed_over() -> None:
         assert len([*book.thread.replay()]) == 2
 
 
+def test_encrypted_values_are_told_as_such() -> None:
+    """What nobody without the key can read is compared by its bytes, and what names something in it says why not."""
+    with Log.open(":memory:") as log:
+        thread, last = log.thread("t"), None
+        for number, sealed in enumerate((b"one", b"two", b"two")):
+            values = {"messages": ("msgpack+aes", sealed)}
+            made = changes(values, last.values if last else None)
+            base = last.sequence if last else Sequence(0)
+            thread.append([StepCommitted(f"s{number}", last and last.step_id, made, changes({}), base=base)])
+            last = thread.state()
+        assert [change.step.step_id for change in thread.watch("messages")] == ["s1", "s0"]
+        assert [each.path for each in thread.diff("s0", "s1")] == ["messages"]
+        assert thread.diff("s1", "s2") == []
+        told = thread.view()["messages"]
+        assert isinstance(told, Opaque)
+        assert (told.type, told.size_bytes, told.reason) == ("msgpack+aes", 3, "it is encrypted")
+        with pytest.raises(UsageError, match="it cannot be looked into: it is encrypted"):
+            thread.blame("messages[0]")
+        with pytest.raises(UsageError, match="no step with the number 7; its steps have no numbers"):
+            thread.view("7")
+
+
 def test_messages_of_strangers_do_nothing_to_a_terminal() -> None:
     """Whatever stands in names, ids and texts, errors and drawings are printable."""
     with Log.open(":memory:") as log:
@@ -375,3 +418,22 @@ def test_a_branch_behind_a_long_one(memory_log: Log) -> None:
     thread.append([step("joined", {"x": b"joined"}, parent="fork")])
     assert thread.resolve("~2").step_id == "s300"
     assert thread.resolve("~302").step_id == "s0"
+
+
+def test_what_cannot_be_shown_is_told_apart() -> None:
+    """Pickles, unknown extensions and values within lists differ by their bytes, however alike they look."""
+    with Log.open(":memory:") as log:
+        thread = log.thread("t")
+        ext = [msgspec.msgpack.Ext(99, bytes([number]) * 9) for number in range(3)]
+        states = [
+            {"pickled": ("pickle", b"%d" % number), "list": ("msgpack", msgspec.msgpack.encode([ext[0], ext[number]]))}
+            for number in range(3)
+        ]
+        for number, state in enumerate(states):
+            thread.append(
+                [StepCommitted(f"s{number}", f"s{number - 1}" if number else None, changes(state), changes({}))]
+            )
+        assert [each.path for each in thread.diff("s0", "s1")] == ["pickled", "list[1]"]
+        for path in ("pickled", "list[1]", "list"):
+            assert [change.step.step_id for change in thread.watch(path)] == ["s2", "s1", "s0"]
+        assert [change.step.step_id for change in thread.watch("list[0]")] == ["s0"]
