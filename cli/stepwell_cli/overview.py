@@ -144,7 +144,6 @@ def _say_stats(screen: Screen, log: Path, told: Any) -> None:
 
 
 def _say_measured(screen: Screen, measured: Any) -> None:
-    from stepwell.format import name_for_people
 
     screen.say()
     screen.table(
@@ -183,10 +182,7 @@ def _say_measured(screen: Screen, measured: Any) -> None:
         screen.say()
         screen.table(
             ("largest threads", ">events", ">stored"),
-            (
-                ((name_for_people(each.thread_id), NAME), f"{each.events:,}", size(each.stored_bytes))
-                for each in measured.largest
-            ),
+            (((each.thread_id, NAME), f"{each.events:,}", size(each.stored_bytes)) for each in measured.largest),
         )
     if measured.damaged:
         screen.say((f"{measured.damaged:,} damaged events were left out: stepwell audit", BAD))

@@ -22,7 +22,6 @@ from stepwell import (
     UsageError,
     WritesRecorded,
     measuring,
-    parse,
 )
 from stepwell import format as fmt
 from stepwell.patch import Blob
@@ -258,26 +257,6 @@ def test_what_the_bytes_are_for(log: Log) -> None:
     assert log.measure(largest=1).largest == found.largest[:1]
 
 
-def test_the_thread_of_items_is_measured(log: Log) -> None:
-    """Events of the log's own thread are counted like all others, under its name."""
-    log.thread("t").append([step("s0")])
-    log.thread("t").label({"customer": "acme"})
-    log.items.submit([ItemPut(("notes",), "k", parse("text", noise(2000)))]).result()
-    log.items.submit([ItemDeleted(("notes",), "k")]).result()
-    found = log.measure()
-    assert found.threads == 2
-    assert {name: kind.events for name, kind in found.kinds.items()} == {
-        "ItemPut": 1,
-        "ItemDeleted": 1,
-        "ThreadLabelled": 1,
-        "StepCommitted": 1,
-        "ThreadOpened": 2,
-        "LaneOpened": 1,
-    }
-    assert found.kinds["ItemPut"].plain_bytes > 2000
-    assert [fmt.name_for_people(each.thread_id) for each in found.largest] == ["(items)", "t"]
-
-
 def test_compression(log: Log) -> None:
     """Loose and sealed events are told apart, and both add up to the catalogue; sealing changes no plain byte."""
     fill(log)
@@ -321,7 +300,7 @@ def test_progress(log: Log) -> None:
 
 
 def test_items_are_measured(log: Log) -> None:
-    """Items are measured as what they are: no thread, but among the largest by a name that can be read."""
+    """Items are measured as what they are, and are no thread."""
     fill(log)
     before = log.measure()
     beside = {"f32": Blob("f32", b"v" * 40)}
@@ -329,10 +308,12 @@ def test_items_are_measured(log: Log) -> None:
     log.items.submit([ItemDeleted(("users",), "k")]).result()
     found = log.measure(largest=10)
     assert found.threads == before.threads
-    assert (before.items, found.items) == ((0, 0, 0), (1, 5040, 0))
+    row = log.storage.thread(fmt.ITEMS_THREAD_ID)
+    assert row is not None
+    assert (before.items, found.items) == ((0, 0, 0, 0), (2, 5040, 0, row.stored_bytes))
     assert found.channels == before.channels
     assert {found.kinds[kind].events for kind in ("ItemPut", "ItemDeleted")} == {1}
-    assert {each.thread_id for each in found.largest} - {each.thread_id for each in before.largest} == {"(items)"}
+    assert found.largest == before.largest
 
 
 def test_bounded_memory(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
