@@ -265,7 +265,7 @@ class _Copying:
         self._lanes.add(event.lane)
         self._places[record.sequence] = self._last
         moved = entry(event, body, now)
-        return moved._replace(base=self._place(event.base)) if moved.base else moved
+        return moved._replace(base=self._place(moved.base)) if moved.base else moved
 
     def _place(self, sequence: int) -> Sequence:
         place = self._places.get(sequence)
