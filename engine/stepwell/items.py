@@ -70,7 +70,12 @@ class Items:
             encoding = Encoding(self._content, fmt.ITEMS_THREAD_ID, changes, now())
         except (UnicodeEncodeError, OverflowError, TypeError) as error:
             raise UsageError(f"a change of an item holds what cannot be stored: {error}") from error
-        operation = Append(fmt.ITEMS_THREAD_ID, encoding.entries, placed=encoding.locate)
+        operation = Append(
+            fmt.ITEMS_THREAD_ID,
+            encoding.entries,
+            placed=encoding.locate,
+            stored_bytes=lambda: encoding.stored_bytes,
+        )
         return self._submit(operation, encoding.places)
 
     def forget(self, prefix: tuple[str, ...]) -> None:

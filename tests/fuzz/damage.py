@@ -37,7 +37,7 @@ import msgspec
 from langgraph.checkpoint.base import empty_checkpoint
 
 from building import step, wrote
-from stepwell import CorruptionError, FormatError, Log, StepwellError
+from stepwell import CorruptionError, FormatError, ItemDeleted, ItemPut, Log, StepwellError, parse
 from stepwell.storage.pages import PageError, Pages, Row, Tree, read_meta, read_tree
 from stepwell_langgraph import StepwellSaver
 
@@ -47,6 +47,7 @@ LONGEST_SECONDS: Final = 60.0  # for one case; what takes longer hangs
 CASES_BETWEEN_REPORTS: Final = 2000
 THREADS: Final = ("sealed", "loose", "copied", "pruned", "agent", "deleted", "nobody")
 LANES: Final = ("", "sub")
+ITEMS: Final = ((("a",), "k"), (("a",), "k" * 100), (("a", "b"), ""), (("ab",), "rare"), (("ab",), "k\0"))
 
 Damage = Callable[[bytearray, random.Random, "Layout"], None]
 
@@ -85,8 +86,20 @@ def build(path: Path) -> None:
             saver.put_writes(config, [("messages", messages[-1]), ("count", number)], task_id=f"task-{number}")
         for name in ("loose", "copied"):
             log.thread(name).append([step("big", {"x": rng.randbytes(9000)}, lane="sub")])
+        _remember(log, rng)
     with Log.open(path) as log:
         assert log.audit().breaches == []
+
+
+def _remember(log: Log, rng: random.Random) -> None:
+    """Items with many versions, sealed and loose, large and small; some are deleted, some expire."""
+    for number in range(120):
+        value = parse("text", rng.randbytes(rng.choice((20, 20, 1500))))
+        key = rng.choice(ITEMS)
+        change = ItemPut(*key, value, rng.choice((None, 50)), {"v": parse("f32", bytes(8))})
+        log.items.submit([change, ItemDeleted(*rng.choice(ITEMS))] if number % 5 == 0 else [change]).result()
+        if number == 90:
+            log.seal()
 
 
 def _grow(log: Log, name: str, rng: random.Random, count: int, first: int = 0) -> None:
@@ -286,7 +299,10 @@ Question = tuple[str, str, Any]
 
 def questions(steps: dict[str, list[int]]) -> list[Question]:
     """Every read, of every thread; states at some sequences."""
-    asked: list[Question] = [("", what, None) for what in ("threads", "feed")]
+    asked: list[Question] = [("", what, None) for what in ("threads", "feed", "namespaces", "expired", "changes")]
+    asked += [("", "items", at) for at in (None, 240, 300)]
+    asked += [("", "item", (at, *name)) for name in ITEMS for at in (None, 220, 260, 310)]
+    asked += [("", "history", name) for name in ITEMS]
     for name in THREADS:
         asked += [(name, what, None) for what in ("summary", "events", "backwards", "steps", "list", "tuple")]
         asked += [(name, what, lane) for lane in LANES for what in ("lane steps", "forks", "head")]
@@ -305,6 +321,12 @@ def answer(log: Log, saver: StepwellSaver, question: Question) -> Any:
     answers: dict[str, Callable[[], Any]] = {
         "threads": lambda: list(log.threads()),
         "feed": lambda: list(log.feed()),
+        "namespaces": lambda: list(log.items.namespaces()),
+        "expired": lambda: log.items.expired(60),
+        "changes": lambda: list(log.items.changes(0) or ()),
+        "items": lambda: list(log.items.scan(at=of, attachments=True)),
+        "item": lambda: log.items.get(of[1], of[2], at=of[0]),
+        "history": lambda: list(log.items.history(*of)),
         "summary": thread.summary,
         "events": lambda: list(thread.events()),
         "backwards": lambda: list(thread.events(reverse=True)),
@@ -431,6 +453,8 @@ def change(log: Log, saver: StepwellSaver, sound: Intact, rng: random.Random) ->
     told = {question for question in sound.truth if ask(log, saver, question, sound.truth[question]) is None}
     changes: list[Callable[[], object]] = [
         lambda: log.thread("new").append([step("s0"), wrote("s0")]),
+        lambda: log.items.submit([ItemPut(*name, parse("text", b"new")) for name in ITEMS]).result(),
+        lambda: log.items.forget(("ab",)),
         lambda: log.thread("sealed").append([step("s50")]),
         lambda: log.seal("sealed"),
         lambda: log.thread("sealed").delete(),

@@ -26,7 +26,7 @@ def test_the_log_holds_everything() -> None:
     assert len(set(sound.where.owners.values())) > 1
     assert len(sound.where.unused) > 5
     assert set(sound.numbers.values()) == {"sealed", "loose", "copied", "pruned", "agent"}
-    for what in ("summary", "events", "steps", "head", "at", "id", "writes", "list", "tuple"):
+    for what in ("summary", "events", "steps", "head", "at", "id", "writes", "list", "tuple", "items", "history"):
         assert any(truth for question, truth in sound.truth.items() if question[1] == what), what
 
 

@@ -86,6 +86,16 @@ def test_of_what_was_written(log: Log) -> None:
     assert log.stats().tables["segments"].rows > 0
 
 
+def test_items_that_were_written(log: Log) -> None:
+    """Changes of items count as what is appended, with the bytes of their records."""
+    for number in range(5):
+        log.items.submit([ItemPut(("a",), "k", Blob("t", noise(1000))), ItemDeleted(("a",), f"{number}")]).result()
+    stats, row = log.stats().writer, log.storage.thread("\0stepwell.items")
+    assert (stats.appends, stats.events) == (5, 10)
+    assert row is not None
+    assert row.stored_bytes - 200 < stats.stored_bytes < row.stored_bytes
+
+
 def test_of_the_file(file_log: Log) -> None:
     """What the file takes is what the system says, and its pages are those of the tables, or free."""
     path = Path(file_log.path)
