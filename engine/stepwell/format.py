@@ -172,10 +172,8 @@ def chain_after(thread: int, sequence: int, header: Header, digest: bytes, chain
 
 
 def _seal(thread: int, sequence: int, covered: bytes, digest: bytes) -> bytes:
-    hasher = blake2b(_THREAD_AND_SEQUENCE.pack(thread, sequence), digest_size=_SEAL_BYTES)
-    hasher.update(covered)
-    hasher.update(digest)
-    return hasher.digest()
+    place = _THREAD_AND_SEQUENCE.pack(thread, sequence)
+    return blake2b(b"".join((place, covered, digest)), digest_size=_SEAL_BYTES).digest()
 
 
 def _chained(chain: bytes, seal: bytes) -> bytes:
