@@ -159,7 +159,7 @@ def tree(
 def _runs_json(runs: Iterable[Any]) -> list[dict[str, Any]]:
     """Runs for programs, each after the one that it branches off from: nested, they would be as deep as forks go."""
     made: list[dict[str, Any]] = []
-    stack: list[tuple[Any, int | None]] = [(run, None) for run in runs][::-1]
+    stack: list[tuple[Any, int | None]] = [(run, None) for run in reversed([*runs])]
     while stack:
         run, after = stack.pop()
         place = len(made)
