@@ -207,6 +207,16 @@ def test_log_and_tree(cli: Cli, path: Path) -> None:
     assert inner["lane"] == "tools:1"
 
 
+def test_what_was_pruned_is_not_older(cli: Cli, path: Path) -> None:
+    """Nobody is told to look for older steps where there are none any more."""
+    with Log.open(path) as log:
+        thread = log.thread("user-2")
+        thread.prune([thread.resolve(name).sequence for name in ("2", "3")])
+    assert len(cli("log", path, "user-2").out.splitlines()) == 2
+    assert "--all" in cli("log", path, "user-2", "-n", 1).out
+    assert "the first of its branch" in cli("diff", path, "user-2@2").err
+
+
 def test_a_tree_as_deep_as_forks_go(cli: Cli, tmp_path: Path) -> None:
     """A thread that forks at every step is drawn, and told to programs, which need not nest as deep to read it."""
     with Log.open(tmp_path / "deep.stepwell") as log:

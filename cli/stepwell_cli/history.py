@@ -70,22 +70,20 @@ def log_(
     with reading(log) as opened:
         named = refer(opened, thread)
         name = lane_of(named.thread, lane)
-        steps = _newest(named.thread, named.at, name, None if everything else limit)
+        steps, has_older = _newest(named.thread, named.at, name, None if everything else limit)
         if json:
             for step in steps:
                 screen.emit(_replayed_json(named.thread, step))
             return
         with screen.paged():
-            last = None
             for step in steps:
                 screen.say(*_one_line(screen, step), cut=True)
-                last = step
-            if last is not None and last.parent_id is not None and not everything:
+            if has_older:
                 screen.say((f"There are older ones: --limit {limit * 10}, or --all.", FAINT))
 
 
-def _newest(thread: Thread, at: str | None, lane: str, limit: int | None) -> Iterator[Any]:
-    """The steps of a branch, newest first."""
+def _newest(thread: Thread, at: str | None, lane: str, limit: int | None) -> tuple[Iterator[Any], bool]:
+    """The steps of a branch, newest first, and whether there are more than were asked for."""
     from stepwell import UsageError
 
     since = None
@@ -95,7 +93,7 @@ def _newest(thread: Thread, at: str | None, lane: str, limit: int | None) -> Ite
         except UsageError:
             since = None  # the branch is shorter than that, or there is no such step, which replaying says
     steps = [*thread.replay(lane, since=since, until=at)]
-    return reversed(steps)
+    return reversed(steps), since is not None
 
 
 def _one_line(screen: Screen, step: Any) -> list[Part]:
@@ -159,8 +157,7 @@ def tree(
 def _runs_json(runs: Iterable[Any]) -> list[dict[str, Any]]:
     """Runs for programs, each after the one that it branches off from: nested, they would be as deep as forks go."""
     made: list[dict[str, Any]] = []
-    stack: list[tuple[Any, int | None]] = []
-    stack += [(run, None) for run in runs][::-1]
+    stack: list[tuple[Any, int | None]] = [(run, None) for run in reversed([*runs])]
     while stack:
         run, after = stack.pop()
         place = len(made)

@@ -97,12 +97,20 @@ class Change:
         return [
             task
             for task in tasks
-            if any(
-                inspect.equal(self.new, value) or inspect.equal(self.new, paths.find(value, self._path.inside))
-                for channel, value in task.values
-                if channel == self._path.channel
-            )
+            if any(channel == self._path.channel and self._is_in(value) for channel, value in task.values)
         ]
+
+    def _is_in(self, written: Any) -> bool:
+        """Whether what stands there now is what was written, at the path in it, or in one of its elements."""
+        inside = self._path.inside
+        if inspect.equal(self.new, written) or inspect.equal(self.new, paths.find(written, inside)):
+            return True
+        return (
+            isinstance(written, list)
+            and bool(inside)
+            and not isinstance(inside[0], Name)
+            and any(inspect.equal(self.new, paths.find(item, inside[1:])) for item in written)
+        )
 
     @property
     def node(self) -> str | None:

@@ -20,7 +20,6 @@ from stepwell.patch import Blob, Content, Joined, Map, Merge, New, Patch, Ref
 from stepwell.storage import Storage, ThreadRow
 
 MOST_NAMES: Final = 4096
-ITEMS_NAME: Final = "(items)"  # of the thread that items are kept in
 _PAGE_THREADS: Final = 256
 _PAGE_EVENTS: Final = 128
 
@@ -80,7 +79,7 @@ class ContentSize(NamedTuple):
 
 
 class ThreadSize(NamedTuple):
-    """One thread, or `measuring.ITEMS_NAME`: how many events, and the bytes of their records and segments."""
+    """One thread: how many events, and the bytes of their records and segments."""
 
     thread_id: str
     events: int
@@ -135,7 +134,7 @@ def measure(
     storage: Storage, thread_id: str | None, largest: int, progress: Callable[[str, int, int], None]
 ) -> Measurement:
     """See `Log.measure`."""
-    sizes = (_size(name, row) for name, row in _threads(storage, thread_id))
+    sizes = (ThreadSize(name, row.last - row.first + 1, row.stored_bytes) for name, row in _threads(storage, thread_id))
     counted = _Counted(sizes)
     named = (size for size in counted if not size.thread_id.startswith(fmt.OWN_THREADS))
     biggest = heapq.nlargest(largest, named, key=lambda size: size.stored_bytes)
@@ -143,11 +142,6 @@ def measure(
     for name, row in _threads(storage, thread_id):
         walk.thread(row, is_own=name.startswith(fmt.OWN_THREADS))
     return walk.measurement(biggest)
-
-
-def _size(name: str, row: ThreadRow) -> ThreadSize:
-    shown = ITEMS_NAME if name == fmt.ITEMS_THREAD_ID else name
-    return ThreadSize(shown, row.last - row.first + 1, row.stored_bytes)
 
 
 def _threads(storage: Storage, thread_id: str | None) -> Iterator[tuple[str, ThreadRow]]:

@@ -109,6 +109,8 @@ def _before(history: History, start: Link, count: int) -> Link:
         if passed + len(page) > count:
             return page[count - passed]
         passed += len(page)
+    if passed == 1:
+        raise UsageError(f"step #{start.sequence} is the first of its branch: there is none before it")
     raise UsageError(f"there are only {passed - 1} steps before step #{start.sequence} on its branch, not {count}")
 
 

@@ -72,6 +72,7 @@ def test_a_lane_is_looked_in_by_its_name(book: Book) -> None:
         (0, "no event at sequence 0"),
         (-1, "no event at sequence -1"),
         ("head~9", r"only 2 steps before step #7 on its branch, not 9"),
+        ("#3~1", "step #3 is the first of its branch: there is none before it"),
         ("#\u00b2", "no step '#\u00b2'"),
         ("\u0663", "no step '\u0663'"),
         ("9" * 5000, "no step '999"),

@@ -118,6 +118,16 @@ def test_where_nothing_stands_it_is_told(book: Book, path: str, says: str) -> No
         book.thread.blame(path)
 
 
+def test_who_wrote_a_short_element_is_found(book: Book) -> None:
+    """Of several tasks that added to a list, the one whose element it is, however short, wherever it came to stand."""
+    book.step("s4", {"notes": ["a"]}, "s3")
+    for node, note in (("left", "b"), ("right", "c")):
+        book.wrote("s4", node, {"notes": [note], "plans": [{"who": node}]})
+    book.step("s5", {"notes": ["a", "b", "c"], "plans": [{"who": "left"}, {"who": "right"}]}, "s4")
+    for path, node in (("notes[1]", "left"), ("notes[-1]", "right"), ("plans[1].who", "right"), ("notes", None)):
+        assert book.thread.blame(path).node == node, path
+
+
 def test_the_node_of_what_was_sent_is_found() -> None:
     """A task that was sent runs the node that the Send names."""
     with Log.open(":memory:") as log:
