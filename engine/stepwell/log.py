@@ -273,8 +273,11 @@ class Log:
     def all_threads(self) -> Iterator[str]:
         """The ids of all threads, in the order in which they were opened: each once, whatever happens meanwhile."""
         after = 0
-        while page := self.storage.threads(after, _PAGE_ROWS):
+        while True:
+            page = self.storage.threads(after, _PAGE_ROWS)
             yield from (thread_id for thread_id, _ in page if not thread_id.startswith(fmt.OWN_THREADS))
+            if len(page) < _PAGE_ROWS:
+                return
             after = page[-1][1].number
 
     def feed(self, *, after: int = 0) -> Iterator[FeedEntry]:

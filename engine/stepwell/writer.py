@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Final
@@ -169,7 +170,7 @@ class Writer:
             ticket.mark = tell(observer.submitted, operation)
         with self._lock:
             if self._closed:
-                raise ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
+                raise self._closed_error()
             if not self._started:
                 # Interrupted here, it may have started all the same.  Of several threads the first one writes.
                 threading.Thread(target=self._run, name="stepwell-writer", daemon=True).start()
@@ -178,10 +179,17 @@ class Writer:
             # First that the writer will be told: an interruption after it leaves nothing in the queue unseen.
             rings = self._loops.ring_later()
             self._queue.append(ticket)
+            if self._closed:  # by a handler that interrupted this: what stands behind the end is carried out by nobody
+                with suppress(ValueError):
+                    self._queue.remove(ticket)
+                    raise self._closed_error()
             if not rings:
                 self._ring()
         # failpoint: operation-queued
         return ticket
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the log {self._storage.path!r} was closed; open it again with Log.open")
 
     def close(self) -> None:
         """Wait for everything that was submitted, then end the thread."""
