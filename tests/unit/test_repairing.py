@@ -27,7 +27,6 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.events import ThreadPruned
-from stepwell.repairing import ThreadRepair
 from stepwell.storage import Group
 from stepwell.storage import lmdb as engine
 from stepwell.storage.lmdb import LmdbStorage, LogFormat
