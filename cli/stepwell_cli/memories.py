@@ -6,7 +6,7 @@ import json as json_form
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -57,7 +57,7 @@ def memories(
     prefix = tuple(namespace or ())
     with reading(log) as opened, screen.paged():
         if key is not None:
-            for version in _versions(opened, prefix, key) if history else _one(opened, prefix, key, at):
+            for version in _versions(opened, prefix, key, at, history=history):
                 if json:
                     screen.emit(_item_json(version))
                 else:
@@ -96,27 +96,20 @@ def _commit(log: Log, text: str | None) -> int | None:
     return thread.commit_of(sequence)
 
 
-def _one(log: Log, namespace: tuple[str, ...], key: str, at: str | None) -> Iterator[Any]:
+def _versions(log: Log, namespace: tuple[str, ...], key: str, at: str | None, *, history: bool) -> Iterator[Any]:
+    """One memory: as it is or was, or all that it ever was."""
     from stepwell import UsageError
 
-    item = log.items.get(namespace, key, at=_commit(log, at))
-    if item is None:
-        if any(log.items.history(namespace, key)):
-            raise UsageError(f"nothing is remembered under {key!r} in {namespace!r} then; --history tells what was")
+    now = () if history else log.items.get_many([(namespace, key)], at=_commit(log, at))
+    found = log.items.history(namespace, key) if history else filter(None, now)
+    first = next(found, None)
+    if first is not None:
+        yield from chain([first], found)
+    elif not history and any(log.items.history(namespace, key)):
+        raise UsageError(f"nothing is remembered under {key!r} in {namespace!r} then; --history tells what was")
+    else:
         keys = [other.key for other in islice(log.items.scan(namespace), _COMPARED) if other.namespace == namespace]
         raise UsageError(f"nothing is remembered under {key!r} in {namespace!r}{nearest(key, keys)}")
-    yield item
-
-
-def _versions(log: Log, namespace: tuple[str, ...], key: str) -> Iterator[Any]:
-    from stepwell import UsageError
-
-    versions = log.items.history(namespace, key)
-    first = next(versions, None)
-    if first is None:
-        raise UsageError(f"nothing was ever remembered under {key!r} in {namespace!r}")
-    yield first
-    yield from versions
 
 
 def _say_version(screen: Screen, version: Any, *, whole: bool) -> None:
