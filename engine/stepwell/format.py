@@ -194,12 +194,6 @@ INDEX_KEY_BYTES: Final = 8 + 4 + ID_KEY_BYTES  # thread, lane, id
 OWN_THREADS: Final = "\0stepwell."
 ITEMS_THREAD_ID: Final = OWN_THREADS + "items"
 
-
-def name_for_people(thread_id: str) -> str:
-    """A thread's id as reports show it; one of the log's own as what it holds: `(items)`."""
-    return f"({thread_id.removeprefix(OWN_THREADS)})" if thread_id.startswith(OWN_THREADS) else thread_id
-
-
 # A text in the key of an item: its length and itself; or, if it is longer, one of these bytes and a hash.
 LONGEST_TEXT_IN_KEY_BYTES: Final = 63
 PARTS_IN_KEY: Final = 6  # of a namespace; those that follow stand there as one hash

@@ -93,13 +93,9 @@ class ThreadRepair(NamedTuple):
     mended: int
 
     def __str__(self) -> str:
-<<<<<<< HEAD
-        name = "deleted" if self.thread_id is None else repr(fmt.name_for_people(self.thread_id))
-=======
         name = "deleted" if self.thread_id is None else repr(self.thread_id)
         if self.thread_id == fmt.ITEMS_THREAD_ID:
-            name = "the log's own, of items"
->>>>>>> h-r3
+            name = "items"
         lines = [f"thread {self.number} ({name}): {self.events:,} events could be proven"]
         for each in self.lost_names:
             lines.append(f"{each!r} is a new name: the old one is lost")

@@ -592,5 +592,5 @@ def test_no_file(tmp_path: Path, kind: str) -> None:
 def test_the_thread_of_items_is_told_as_such() -> None:
     """A report names no thread that nobody can have made."""
     report = str(ThreadRepair(9, fmt.ITEMS_THREAD_ID, (), 5, (), (), rewritten=False, found=1, mended=0))
-    assert report.startswith("thread 9 (the log's own, of items): 5 events")
+    assert report.startswith("thread 9 (items): 5 events")
     assert "\\x00" not in report
