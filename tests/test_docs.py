@@ -26,6 +26,10 @@ PAGES = (
     "docs/crash-recovery.md",
     "docs/format.md",
     "docs/command-line.md",
+    "docs/how-it-works.md",
+    "docs/memory.md",
+    "docs/migration.md",
+    "docs/operations.md",
 )
 # A block that needs what a test cannot have says so: ```python no-run
 _FENCE = re.compile(r"^```python(?P<no_run> no-run)?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -216,7 +216,7 @@ def test_filter_keys_hold_any_characters(store: StepwellStore, key: str) -> None
     "made",
     [
         None,
-        iter(()),
+        pytest.param(iter(()), id="an iterator"),
         [],
         [1.0, 2.0],
         [[[1.0], 2.0]],
