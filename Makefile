@@ -3,9 +3,12 @@
 PYTHON ?= python3
 ARGS ?=
 
+# Many tests wait for the disk, or for processes that they kill.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores + cores / 2)))
+
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
 
@@ -14,7 +17,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check kill crash signals stress damage repair full agents bench bench-agents bench-quick bench-looking bench-micro bench-cli bench-catalogue bench-import imports format clean
+.PHONY: help setup demo test check kill crash signals stress properties damage repair full agents bench bench-agents bench-quick bench-looking bench-micro bench-cli bench-catalogue bench-import imports format clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -26,13 +29,13 @@ demo: $(DEMO_READY) ## an agent is killed and comes back (ARGS='--help' for its 
 	@$(PY) examples/demo.py $(ARGS)
 
 test: $(DEV_READY) ## run the tests (ARGS='-k name' to choose)
-	$(PY) -m pytest --numprocesses auto $(ARGS)
+	$(PY) -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest --numprocesses auto
+	$(PY) -m pytest --numprocesses $(WORKERS)
 
 kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
@@ -48,9 +51,12 @@ signals: $(DEV_READY) ## interrupt every call at every moment, by Ctrl-C and by 
 stress: $(DEV_READY) ## use one saver from several event loops and threads at once for 5 minutes, against a model
 	PYTHONPATH=tests $(PY) tests/concurrency/stress.py --seconds 300 $(ARGS)
 
+properties: $(DEV_READY) ## try 2,000 examples of each property, not the 60 that `make test` tries
+	HYPOTHESIS_PROFILE=thorough $(PY) -m pytest --numprocesses $(WORKERS) tests/property $(ARGS)
+
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)
-	RECORDS_SEEDS=20 $(PY) -m pytest --numprocesses auto tests/fuzz
+	RECORDS_SEEDS=20 $(PY) -m pytest --numprocesses $(WORKERS) tests/fuzz
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)

@@ -37,7 +37,7 @@ THREAD, SEQUENCE = 5, 77
 SEEDS = (
     [int(os.environ["RECORDS_SEED"])]
     if "RECORDS_SEED" in os.environ
-    else list(range(int(os.environ.get("RECORDS_SEEDS", 2))))
+    else list(range(int(os.environ.get("RECORDS_SEEDS", 1))))
 )
 
 
