@@ -17,7 +17,7 @@ BENCH_RESULTS := bench/results/savers.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check kill crash signals stress properties damage repair full agents bench bench-agents bench-quick bench-looking bench-micro bench-cli bench-catalogue bench-import imports format clean
+.PHONY: help setup demo test check kill crash signals stress properties damage repair full agents bench bench-agents bench-quick bench-looking bench-store bench-micro bench-cli bench-catalogue bench-import imports format clean
 
 help: ## show this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -80,7 +80,11 @@ bench-agents: $(DEV_READY) ## measure many agents at once, in one process and in
 bench-quick: $(DEV_READY) ## a short look at the same
 	$(PY) bench/run.py --workload research-300,chat-200 --contenders stepwell,sqlite,memory --rounds 1 --reopenings 1 $(ARGS)
 
-bench-looking: $(DEV_READY) ## time what it takes to look into a thread of 10,000 steps $(PY) bench/looking.py $(ARGS) bench-store: measure the store memories against other stores (ARGS='--items 5000 --vectors 1000' for short look) bench/store.py
+bench-looking: $(DEV_READY) ## time what it takes to look into a thread of 10,000 steps
+	$(PY) bench/looking.py $(ARGS)
+
+bench-store: $(DEV_READY) ## measure the store of memories against other stores (ARGS='--items 5000 --vectors 1000' for a short look)
+	$(PY) bench/store.py $(ARGS)
 
 bench-micro: $(DEV_READY) ## time single operations of the engine
 	$(PY) -m pytest bench/micro --benchmark-columns=median,iqr,min,rounds $(ARGS)
