@@ -94,6 +94,7 @@ bench-cli: $(DEV_READY) ## time commands as whole processes, on 100,000 threads 
 
 bench-catalogue: $(DEV_READY) ## time lists of threads, among 100,000
 	$(PY) bench/catalogue.py $(ARGS)
+
 bench-import: $(DEV_READY) ## import databases of SqliteSaver and PostgresSaver: time, memory, sizes
 	$(PY) bench/importing.py --workload research-1000 $(ARGS)
 
