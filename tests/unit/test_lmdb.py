@@ -13,9 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
@@ -815,6 +818,25 @@ def test_forks_while_writing(path: Path) -> None:
         log.close()
         """
     assert run(script, path) == "15 15 []"
+
+
+def test_who_opens_while_the_second_commit_is_being_written_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMDB writes over a meta page before it says that there is another transaction: that is no damage."""
+    ids, looked = iter([5, 6, 6]), []
+
+    @contextmanager
+    def begin() -> Iterator[SimpleNamespace]:
+        number = next(ids)
+        yield SimpleNamespace(id=lambda: number)
+
+    def check(path: str, real_path: str, transaction: int, most_bytes: int | None) -> None:
+        looked.append(transaction)
+        if transaction == 5:
+            raise CorruptionError("no meta page is of that transaction")
+
+    monkeypatch.setattr(engine, "_check_pages", check)
+    engine._check_snapshot(begin, "a.stepwell", "a.stepwell", None)  # type: ignore[arg-type]
+    assert looked == [5, 6]
 
 
 def test_a_fork_of_a_log_in_memory(path: Path) -> None:

@@ -1035,9 +1035,9 @@ def _check_snapshot(
                 _check_pages(path, real_path, number, most_bytes)
                 return
             except CorruptionError:
-                # The second commit after it writes over its meta page, which may have been while it was read.
+                # The second commit after it writes over its meta page, and can be read only when that is durable.
                 with begin() as later:
-                    overtaken = later.id() >= number + 2
+                    overtaken = later.id() > number
                 if attempt == _SNAPSHOT_ATTEMPTS - 1 or not overtaken:
                     raise
 
