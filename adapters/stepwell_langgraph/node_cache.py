@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Final, Self
 
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
@@ -18,6 +17,7 @@ from stepwell.errors import UsageError
 from stepwell.events import ItemDeleted, ItemEvent, ItemPut
 from stepwell.log import Log
 from stepwell.patch import parse
+from stepwell_langgraph.closing import Closing
 from stepwell_langgraph.collection import OWN
 from stepwell_langgraph.offload import offload
 
@@ -27,7 +27,7 @@ _END_OF_TIME: Final = 1 << 62
 _REFUSED_TYPE: Final = "pickle"
 
 
-class StepwellCache(BaseCache[ValueT]):
+class StepwellCache(Closing, BaseCache[ValueT]):
     """A cache that outlives the process, for `compile(cache=...)`.  Thread-safe; sync and async in one class.
 
     >>> with StepwellCache.from_conn_string(":memory:") as cache:
@@ -56,14 +56,6 @@ class StepwellCache(BaseCache[ValueT]):
         """Close the log, if the cache has opened it."""
         if self._owns_log:
             self.log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def get(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:
         """The values of those keys that are there and have not expired."""

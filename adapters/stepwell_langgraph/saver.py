@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -45,6 +44,7 @@ from stepwell.writer import Ticket
 from stepwell_langgraph import retention
 from stepwell_langgraph.addresses import CHECKPOINT, METADATA, Address, check_id, locate, read_address, to_config
 from stepwell_langgraph.catalogue import SavedThread, saved_threads, status_of_writes
+from stepwell_langgraph.closing import Closing
 from stepwell_langgraph.collector import paused
 from stepwell_langgraph.memory import LaneKey, LaneMemory, Memories, recall_step
 from stepwell_langgraph.offload import offload, offload_iterator
@@ -64,7 +64,7 @@ _T = TypeVar("_T")
 _Page = list[tuple[str, Found]]  # a name of its own: the saver has a method `list`
 
 
-class StepwellSaver(BaseCheckpointSaver[str]):
+class StepwellSaver(Closing, BaseCheckpointSaver[str]):
     """A LangGraph checkpointer that stores what is new.
 
     Use it as it is, or as a context manager, sync or async:
@@ -131,22 +131,6 @@ class StepwellSaver(BaseCheckpointSaver[str]):
                 self._store_late_changes(lane, step_id, memory)
         finally:
             self.log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await offload(self.close)
 
     # --- put ---
 

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary
 
@@ -40,6 +39,7 @@ from stepwell.patch import Blob, Value, parse
 from stepwell.storage import Item, ItemName
 from stepwell.writer import Ticket
 from stepwell_langgraph import values
+from stepwell_langgraph.closing import Closing
 from stepwell_langgraph.collection import UNKNOWN, Change, Namespace, Past, Present, Put, View
 from stepwell_langgraph.embedding import Index, Text
 from stepwell_langgraph.filters import Filter
@@ -92,7 +92,7 @@ class _Put(NamedTuple):
     texts: Sequence[Text] = ()
 
 
-class StepwellStore(BaseStore):
+class StepwellStore(Closing, BaseStore):
     """A LangGraph store whose every item has a history.
 
     >>> with StepwellStore.from_conn_string(":memory:") as store:
@@ -175,22 +175,6 @@ class StepwellStore(BaseStore):
         self._sweeper.stop()
         if self._owns_log:
             self.log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await offload(self.close)
 
     # --- LangGraph's methods that may ask for the past ---
 

@@ -144,7 +144,6 @@ def _say_stats(screen: Screen, log: Path, told: Any) -> None:
 
 
 def _say_measured(screen: Screen, measured: Any) -> None:
-
     screen.say()
     screen.table(
         ("what is stored", ">events", ">plain", ">stored", ">of it"),

@@ -116,7 +116,7 @@ def _matching(tables: Tables, query: Query, rows: Iterable[ThreadRow]) -> Iterat
             and all(row.labels.get(name) == value for name, value in query.labels.items())
         ):
             thread_id = load_name(tables, THREAD_NAMES, row.name_hash)
-            if thread_id.startswith(query.prefix) and not thread_id.startswith(fmt.OWN_THREADS):
+            if thread_id.startswith(query.prefix):
                 yield thread_id, row
 
 
