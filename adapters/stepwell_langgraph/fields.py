@@ -18,6 +18,7 @@ from stepwell_langgraph.translate import by_element, encode_element
 
 _TYPE: Final = "msgpack"
 _COMPARABLE: Final = frozenset({str, int, bool, type(None)})  # equal and of one type is the same encoding
+_STR: Final = frozenset({str})
 _DICTS: Final = frozenset({dict, defaultdict})
 _ENTRY_BYTES: Final = 64  # roughly
 
@@ -48,37 +49,33 @@ class Fields:
             self._stored, self._known = parse(type_, bytes(payload)), None
             self.size = len(payload)
             return diff(before, self._stored)
-        known = _known(value)
+        known, self.size = _known(value)
         if self._known is not None:
             patch = _difference(self._known, known, _TYPE)
         else:
             patch = diff(self._stored, _value(known, _TYPE))
         self._stored, self._known = None, known
-        self.size = _size(known)
         return patch
 
 
-def _known(value: Mapping[str, Any], depth: int = 1) -> _Known:
+def _known(value: Mapping[str, Any], depth: int = 1) -> tuple[_Known, int]:
+    """What a dict holds, and how many bytes that is, roughly."""
     known: _Known = {}
+    size = _ENTRY_BYTES * len(value)
     for name, item in value.items():
         kind = type(item)
-        if kind in _COMPARABLE:
+        if kind is str:
+            known[name] = item
+            size += len(item)
+        elif kind in _COMPARABLE:
             known[name] = item
         elif depth < DEEPEST_STRUCTURE and kind in _DICTS and _has_names(copy := dict(item)):
-            known[name] = _known(copy, depth + 1)  # of a copy: another thread may change it meanwhile
+            known[name], inside = _known(copy, depth + 1)  # of a copy: another thread may change it meanwhile
+            size += inside
         else:
-            known[name] = encode_element(item)
-    return known
-
-
-def _size(known: _Known) -> int:
-    size = _ENTRY_BYTES * len(known)
-    for item in known.values():
-        if isinstance(item, str | bytes):
-            size += len(item)
-        elif isinstance(item, dict):
-            size += _size(item)
-    return size
+            known[name] = encoded = encode_element(item)
+            size += len(encoded)
+    return known, size
 
 
 def _difference(old: _Known, new: _Known, type_: str) -> Patch | None:
@@ -95,18 +92,13 @@ def _difference(old: _Known, new: _Known, type_: str) -> Patch | None:
             patch = None if type(item) is type(before) and item == before else _entry(item)
         if patch is not None:
             changes[name] = patch
-    drop = () if old.keys() <= new.keys() else tuple(name for name in old if name not in new)
-    if not _in_order(old, new):
+    names = [*new]
+    if names[: len(old)] == [*old]:  # as mostly
+        return Merge((), changes) if changes else None
+    # A merge keeps entries in their place, and adds others at the end.
+    if [name for name in old if name in new] + [name for name in names if name not in old] != names:
         return _value(new, type_)
-    return Merge(drop, changes) if drop or changes else None
-
-
-def _in_order(old: _Known, new: _Known) -> bool:
-    """Whether a merge, which keeps entries in their place and adds others at the end, leads to the new order."""
-    names = list(new)
-    if names[: len(old)] == list(old):
-        return True
-    return [name for name in old if name in new] + [name for name in names if name not in old] == names
+    return Merge(tuple(name for name in old if name not in new), changes)
 
 
 def _entry(item: str | int | bool | bytes | _Known | None) -> Value:
@@ -121,7 +113,10 @@ def _value(known: _Known, type_: str) -> Map:
 
 def _has_names(value: dict[Any, Any]) -> bool:
     """Whether a dict's keys are texts that are encoded as they stand."""
-    return all(type(name) is str and name.isprintable() for name in value)
+    try:
+        return all(map(str.isprintable, value)) and {*map(type, value)} <= _STR
+    except TypeError:  # one of them is no text
+        return False
 
 
 _NOTHING: Final = object()

@@ -192,7 +192,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
             UsageError: The config names no thread or no checkpoint, or an id is not a str.
             CapacityError: There is no room; nothing was stored.
         """
-        self._begin_writes(config, writes, task_id, task_path)().result()
+        _, begin = self._writes(config, writes, task_id, task_path)
+        begin().result()
 
     async def aput_writes(
         self,
@@ -202,14 +203,14 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """`put_writes` for coroutines.  If it is cancelled, the writes may be stored all the same."""
-        begin = self._begin_writes(config, writes, task_id, task_path)
+        thread_id, begin = self._writes(config, writes, task_id, task_path)
         light = is_light(value for _, value in writes)
-        await (await self._turns.begin(read_address(config).thread_id, begin, light=light))
+        await (await self._turns.begin(thread_id, begin, light=light))
 
-    def _begin_writes(
+    def _writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> Begin:
-        """What encodes the writes and submits them."""
+    ) -> tuple[str, Begin]:
+        """The thread that they go to, and what encodes them and submits them."""
         address = read_address(config)
         if address.checkpoint_id is None:
             raise UsageError("put_writes needs a checkpoint_id in the config: the checkpoint that the task ran on")
@@ -228,7 +229,7 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
             event = WritesRecorded(step_id, task_id, task_path, recorded, address.lane, status=status)
             return self.log.thread(address.thread_id).begin_append([event], may_read=may_read)
 
-        return begin
+        return address.thread_id, begin
 
     def _value(self, value: Any) -> Value:
         type_, payload = self.serde.dumps_typed(value)

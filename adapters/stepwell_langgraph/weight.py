@@ -17,6 +17,7 @@ LIGHT_BYTES: Final = 1 << 16
 _OBJECT_BYTES: Final = 64  # that an object costs beside its content
 _TEXTS: Final = (str, bytes, bytearray, memoryview)
 _SEVERAL: Final = (dict, list, tuple, set, frozenset, deque)
+_SCALARS: Final = IMMUTABLE_TYPES - {*_TEXTS}
 
 
 def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
@@ -29,20 +30,23 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
     for item in found:  # which grows meanwhile
         kind: type = type(item)
         weight += _OBJECT_BYTES
-        if kind not in IMMUTABLE_TYPES or kind in _TEXTS:
-            if isinstance(item, _TEXTS):
-                weight += len(item)
-            elif isinstance(item, _SEVERAL):
-                if len(item) * _OBJECT_BYTES > most_bytes:
-                    return False
-                found += item
-                if isinstance(item, dict):
-                    found += item.values()
-            else:
-                weight += _look_into(item, kind, found)
+        if kind is str:  # first, as most are
+            weight += len(item)
+        elif kind in _SCALARS:
+            continue
+        elif isinstance(item, _SEVERAL):
+            if len(item) * _OBJECT_BYTES > most_bytes:
+                return False
+            found += item
+            if isinstance(item, dict):
+                found += item.values()
+        elif isinstance(item, _TEXTS):
+            weight += len(item)
+        else:
+            weight += _look_into(item, kind, found)
         if weight > most_bytes:
             return False
-    return True
+    return weight <= most_bytes
 
 
 def _look_into(item: Any, kind: type, found: list[Any]) -> int:

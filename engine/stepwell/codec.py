@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 import msgspec
 import zstandard
@@ -68,6 +68,7 @@ _LARGEST_ZSTD_BLOCK_BYTES: Final = 1 << 17
 DecompressionError = zstandard.ZstdError
 
 _LENGTH_BYTES: Final = 4
+_KINDS: Final = {event: int(event.__struct_config__.tag) for event in get_args(Event)}
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _raw_elements = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -119,7 +120,7 @@ def encode(event: Event, known: Known | None = None) -> Body:
         EventTooLargeError: The event cannot be held by a log.
     """
     packer = _Packer(known)
-    kind: int = type(event).__struct_config__.tag  # type: ignore[assignment]
+    kind = _KINDS[type(event)]
     if isinstance(event, StepCommitted):
         skeleton: Event = StepCommitted(
             event.step_id,

@@ -53,6 +53,7 @@ from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62
+_STATUSES: Final = frozenset(Status)
 _PAGE_ROWS: Final = 256
 _LEAST_GIVEN_BACK_BYTES: Final = 1 << 16  # less is not worth what making holes costs, now and when they are filled
 _HOPEFUL_ATTEMPTS: Final = 3  # at rewriting a thread without making others wait
@@ -1072,6 +1073,8 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
 
 def check_text(what: str, text: str) -> None:
     """Raise UsageError unless the text can be stored."""
+    if text.isascii():  # as nearly all, told in a tenth of the time
+        return
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -1088,22 +1091,26 @@ def _check_event(event: Event) -> None:
     """Raise UsageError unless the event is one that callers may append, with fields that can be stored."""
     if not isinstance(event, StepCommitted | WritesRecorded):
         raise UsageError(f"append takes StepCommitted and WritesRecorded, not {type(event).__name__}")
-    texts = {"lane": event.lane, "step id": event.step_id}
+    _check_str("lane", event.lane)
+    _check_str("step id", event.step_id)
     if isinstance(event, StepCommitted):
-        texts["parent id"] = event.parent_id or ""
+        _check_str("parent id", event.parent_id or "")
         check_sequence("base", event.base)
     else:
-        texts.update({"task id": event.task_id, "task path": event.task_path})
+        _check_str("task id", event.task_id)
+        _check_str("task path", event.task_path)
     check_sequence("created_at", event.created_at)
     _check_status(event.status)
-    for what, text in texts.items():
-        if not isinstance(text, str):
-            raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
-        check_text(what, text)
+
+
+def _check_str(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
+    check_text(what, text)
 
 
 def _check_status(status: object) -> None:
-    if status is not None and status not in tuple(Status):
+    if status is not None and status not in _STATUSES:
         raise UsageError(f"a status is one of {', '.join(Status)}, not {status!r}")
 
 

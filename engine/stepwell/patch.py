@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
@@ -596,6 +596,8 @@ def map_references(patch: Patch, change: Callable[[Ref], bytes | Ref]) -> Patch:
 def map_pieces(patch: Patch, blob: Callable[[Content], Content], new: Callable[[New], tuple[New, ...]]) -> Patch:
     """The same patch with the content of blobs and the runs of new elements replaced.
 
+    What nothing is replaced in is not copied.
+
     Args:
         patch: The patch, left as it is.
         blob: Replaces the content of a Blob.
@@ -609,10 +611,20 @@ def map_pieces(patch: Patch, blob: Callable[[Content], Content], new: Callable[[
     if isinstance(patch, Splice):
         return Splice(tuple(p for piece in patch.pieces for p in (new(piece) if isinstance(piece, New) else (piece,))))
     if isinstance(patch, Merge):
-        return Merge(patch.drop, {key: map_pieces(item, blob, new) for key, item in patch.changes.items()})
-    entries: dict[str, Value] = {}
-    for key, item in patch.entries.items():
-        entry = map_pieces(item, blob, new)
-        assert isinstance(entry, Blob | Array | Map)
-        entries[key] = entry
-    return Map(patch.type, patch.wrapped, entries)
+        changes = _map_items(patch.changes, blob, new)
+        return Merge(patch.drop, changes) if changes else patch
+    entries = _map_items(patch.entries, blob, new)
+    return Map(patch.type, patch.wrapped, cast("dict[str, Value]", entries)) if entries else patch
+
+
+def _map_items(
+    items: Mapping[str, Patch], blob: Callable[[Content], Content], new: Callable[[New], tuple[New, ...]]
+) -> dict[str, Patch] | None:
+    """The items with `map_pieces` done to each; None if that changed nothing."""
+    mapped: dict[str, Patch] | None = None
+    for key, item in items.items():
+        changed = map_pieces(item, blob, new)
+        if changed is not item:
+            mapped = dict(items) if mapped is None else mapped
+            mapped[key] = changed
+    return mapped
