@@ -105,7 +105,7 @@ def set_row(storage: Storage, table: str, key: bytes, value: bytes | None) -> No
     """Change a row as no operation would; None removes it.  The storage forgets what it has read."""
     assert isinstance(storage, TableStorage)
     storage._held = Held()
-    with storage._writing() as tables:
+    with storage._writing() as (tables, _):
         if value is None:
             tables.delete(table, key)
         else:
@@ -166,7 +166,7 @@ def repack(storage: Storage, thread: int, bases: Mapping[int, bytes | memoryview
     """Pack all segments of a thread again, with these states in the place of those that they keep."""
     assert isinstance(storage, TableStorage)
     storage._held = Held()
-    with storage._writing() as tables:
+    with storage._writing() as (tables, _):
         records = Records(tables, Held(), committed=False)
         group, packed, size = Group(), dict[int, bytes](), 0
         for first, last, old_bytes in records.sealed(thread):
@@ -216,9 +216,9 @@ class FailingStorage(MemoryStorage):
             return super().commit(operations)
 
     @contextmanager
-    def _writing(self) -> Iterator[Tables]:
-        with super()._writing() as tables:
-            yield tables
+    def _writing(self) -> Iterator[tuple[Tables, int]]:
+        with super()._writing() as writing:
+            yield writing
             error = self.failure(self.groups[-1]) if self.groups else None
             if error is not None:
                 raise error

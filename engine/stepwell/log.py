@@ -53,7 +53,6 @@ from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62
-_STATUSES: Final = frozenset(Status)
 _PAGE_ROWS: Final = 256
 _LEAST_GIVEN_BACK_BYTES: Final = 1 << 16  # less is not worth what making holes costs, now and when they are filled
 _HOPEFUL_ATTEMPTS: Final = 3  # at rewriting a thread without making others wait
@@ -1110,7 +1109,7 @@ def _check_str(what: str, text: object) -> None:
 
 
 def _check_status(status: object) -> None:
-    if status is not None and status not in _STATUSES:
+    if status is not None and status not in tuple(Status):
         raise UsageError(f"a status is one of {', '.join(Status)}, not {status!r}")
 
 

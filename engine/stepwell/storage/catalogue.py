@@ -19,12 +19,13 @@ are looked at first; only if few of those match, all numbers with the prefix are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError
+from stepwell.events import Label
 from stepwell.labels import facet_of
 from stepwell.storage import Query, ThreadRow, unpack_thread
 from stepwell.storage.feed import read_feed, row_number
@@ -52,19 +53,20 @@ class Standing(NamedTuple):
     number: int
     epoch: int
     span: int
-    facets: frozenset[bytes]
+    status: int
+    labels: Mapping[str, Label]
 
     def keys(self) -> set[bytes]:
         """The keys of its rows."""
-        return {fmt.recent_key(facet, self.epoch, self.span, self.number) for facet in self.facets}
+        facets = {fmt.status_facet(self.status), *(facet_of(name, value) for name, value in self.labels.items())}
+        return {fmt.recent_key(facet, self.epoch, self.span, self.number) for facet in facets}
 
 
 def standing_of(row: ThreadRow) -> Standing | None:
     """Where a thread stands; None if it was deleted, or is in no list."""
     if row.deleted or row.name_hash == ITEMS_OWNER:
         return None
-    facets = {fmt.status_facet(row.status), *(facet_of(name, value) for name, value in row.labels.items())}
-    return Standing(row.number, fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), frozenset(facets))
+    return Standing(row.number, fmt.epoch_of(row.commit), fmt.span_of(row.updated_at), row.status, row.labels)
 
 
 def move(tables: Tables, before: Standing | None, after: Standing | None) -> None:

@@ -42,10 +42,11 @@ from stepwell.storage import (
 )
 from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
-from stepwell.storage.feed import Feed
+from stepwell.storage.feed import Feed, read_end
 from stepwell.storage.held import Held
 from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
 from stepwell.storage.records import Records
+from stepwell.storage.remembered import Remembered
 from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
     EVENTS,
@@ -69,17 +70,22 @@ from stepwell.storage.tables import (
 
 
 class Commit:
-    """One group on its way into the tables: rows are read once, changed in memory, and written at the end."""
+    """One group on its way into the tables: rows are read once, changed in memory, and written at the end.
 
-    def __init__(self, tables: Tables, held: Held) -> None:
+    Args:
+        tables: The tables.
+        held: Records that were read lately.
+        rows: What is remembered of the tables; what they hold when the group has ended is added.
+    """
+
+    def __init__(self, tables: Tables, held: Held, rows: Remembered) -> None:
         self._tables = tables
         self._records = Records(tables, held, committed=False)
-        self._threads: dict[str, ThreadRow | None] = {}
+        self._rows = rows
         self._changed: dict[int, ThreadRow] = {}
         self._standing: dict[int, Standing | None] = {}  # before this group
-        self._lanes: dict[tuple[int, int], LaneRow] = {}
-        self._lane_numbers: dict[tuple[int, str], int] = {}
-        self._feed_rows = Feed(tables)
+        self._changed_lanes: set[tuple[int, int]] = set()
+        self._feed_rows = Feed(tables, rows.feed or read_end(tables))
         self._commit = self._feed_rows.last
         self._changing = False
 
@@ -104,18 +110,15 @@ class Commit:
                 raise
             return error
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
+        """Write what was changed; whether anything was."""
         for number, row in self._changed.items():
             self._tables.put(THREADS, fmt.number_key(number), pack_row(row))
             catalogue.move(self._tables, self._standing.get(number), standing_of(row))
-        self._changed.clear()
-        self._standing.clear()
         self._feed_rows.flush()
-        for (thread, lane), lane_row in self._lanes.items():
-            self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(lane_row))
-        self._lanes.clear()
-        self._lane_numbers.clear()
-        self._threads.clear()
+        self._rows.feed = self._feed_rows.end
+        self._flush_lanes()
+        return bool(self._changed)
 
     def _begin(self) -> None:
         """From here on the tables change."""
@@ -136,7 +139,9 @@ class Commit:
         # failpoint: append-checked
         # What is moved says with which commit it came: those that follow it have higher numbers, also where a repair
         # found nothing else of them.
-        self._commit = max(self._commit, *(entry.item.commit for entry in entries if entry.item is not None), 0)
+        for entry in entries:
+            if entry.item is not None:
+                self._commit = max(self._commit, entry.item.commit)
         self._begin()
         if row is None:
             row = self._open(operation.thread_id)
@@ -207,8 +212,9 @@ class Commit:
             name = entry.lane.encode()
             name_key = fmt.name_key(row.number, name)
             self._tables.put(NAMES, name_key, pack_name(lane, name))
-            self._lane_numbers[row.number, entry.lane] = lane
-            self._lanes[row.number, lane] = LaneRow(name_key[8:])
+            self._rows.lane_numbers[row.number, entry.lane] = lane
+            self._rows.lanes[row.number, lane] = LaneRow(name_key[8:])
+            self._changed_lanes.add((row.number, lane))
             self._record(row, lane, _entry(LaneOpened(entry.lane), None, entry.created_at))
         if entry.kind == fmt.KIND_STEP:
             return self._step(row, lane, entry)
@@ -233,11 +239,13 @@ class Commit:
         if entry.hidden:
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
         elif before.step and not before.hidden:
+            self._changed_lanes.add((row.number, lane))
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_REPLACES, before.original)
             lane_row.replaced += 1
             if before.original == lane_row.tip:
                 lane_row.head = sequence
         else:
+            self._changed_lanes.add((row.number, lane))
             sequence = self._record(row, lane, entry, flags, lane_row.tip)
             lane_row.head = lane_row.tip = sequence
             lane_row.steps += 1
@@ -306,7 +314,7 @@ class Commit:
         row.deleted, row.name_hash = True, b""
         sequence = self._record(row, 0, gone)
         self._feed(row, sequence)
-        self._threads[operation.thread_id] = None
+        self._rows.threads[operation.thread_id] = None
         return Committed(row.number, self._commit, (sequence,))
 
     def _copy(self, operation: Copy) -> Committed:
@@ -397,6 +405,7 @@ class Commit:
 
     def _copy_derived(self, source: int, target: int) -> None:
         self._flush_lanes()
+        self._rows.forget_lanes()
         old, new = fmt.number_key(source), fmt.number_key(target)
         for table in (INDEX, LANES):
             for key, value in self._pages(table, old, prefix_end(old)):
@@ -407,6 +416,7 @@ class Commit:
     def _clear(self, row: ThreadRow) -> None:
         """Remove all events of a thread and what was derived from them."""
         self._flush_lanes()
+        self._rows.forget_lanes()
         commits: set[int] = set()
         owner = fmt.number_key(row.number)
         try:
@@ -449,35 +459,37 @@ class Commit:
         if name_key[8:] != ITEMS_OWNER:
             self._tables.put(IDS, fmt.sorted_key(name, number), b"")
         row = ThreadRow(number, name_key[8:])
-        self._threads[thread_id] = row
+        self._rows.threads[thread_id] = row
         self._changed[number] = row
         return row
 
     def _thread(self, thread_id: str) -> ThreadRow | None:
-        if thread_id not in self._threads:
-            row = self._threads[thread_id] = find_thread(self._tables, thread_id)
-            if row is not None:
-                self._standing.setdefault(row.number, standing_of(row))
-        return self._threads[thread_id]
+        threads = self._rows.threads
+        if thread_id not in threads:
+            threads[thread_id] = find_thread(self._tables, thread_id)
+        row = threads[thread_id]
+        if row is not None and row.number not in self._changed and row.number not in self._standing:
+            self._standing[row.number] = standing_of(row)
+        return row
 
     def _lane_number(self, thread: int, name: str) -> int | None:
-        number = self._lane_numbers.get((thread, name))
+        number = self._rows.lane_numbers.get((thread, name))
         if number is None:
             number = find_lane(self._tables, thread, name)
             if number is not None:
-                self._lane_numbers[thread, name] = number
+                self._rows.lane_numbers[thread, name] = number
         return number
 
     def _lane_row(self, thread: int, lane: int) -> LaneRow:
-        if (thread, lane) not in self._lanes:
-            self._lanes[thread, lane] = load_lane(self._tables, thread, lane)
-        return self._lanes[thread, lane]
+        row = self._rows.lanes.get((thread, lane))
+        if row is None:
+            row = self._rows.lanes[thread, lane] = load_lane(self._tables, thread, lane)
+        return row
 
     def _flush_lanes(self) -> None:
-        for (thread, lane), row in self._lanes.items():
-            self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(row))
-        self._lanes.clear()
-        self._lane_numbers.clear()
+        for thread, lane in self._changed_lanes:
+            self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(self._rows.lanes[thread, lane]))
+        self._changed_lanes.clear()
 
 
 def _status(step: int, writes: int) -> int:

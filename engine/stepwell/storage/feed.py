@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -56,23 +56,51 @@ def _entry(row: FeedRow) -> _Entry:
     return row.commit % COMMITS_IN_ROW, row.thread, row.first, row.last - row.first
 
 
+class FeedEnd(NamedTuple):
+    """Where the feed ends.
+
+    Attributes:
+        last: The newest commit number.
+        number: The number of its row.
+        entries: What that row holds.
+    """
+
+    last: int
+    number: int
+    entries: list[_Entry]
+
+
+def read_end(tables: Tables) -> FeedEnd:
+    """Where the feed ends, by the tables."""
+    newest = next(tables.scan_back(FEED, b"", AFTER_ALL), None)
+    if newest is None:
+        return FeedEnd(0, 0, [])
+    number, entries = fmt.read_number(newest[0]), _unpack(newest[1])
+    return FeedEnd(number * COMMITS_IN_ROW + entries[-1][0], number, entries)
+
+
 class Feed:
     """The end of the feed within one group: rows are read once, changed in memory, and written by `flush`.
+
+    Args:
+        tables: The tables.
+        end: Where the feed ends in them.
 
     Attributes:
         last: The newest commit number.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, end: FeedEnd) -> None:
         self._tables = tables
-        self._rows: dict[int, list[_Entry]] = {}
+        self._rows = {end.number: end.entries}
         self._changed: set[int] = set()
-        self.last = 0
-        newest = next(tables.scan_back(FEED, b"", AFTER_ALL), None)
-        if newest is not None:
-            number = fmt.read_number(newest[0])
-            self._rows[number] = _unpack(newest[1])
-            self.last = number * COMMITS_IN_ROW + self._rows[number][-1][0]
+        self.last = end.last
+
+    @property
+    def end(self) -> FeedEnd:
+        """Where it ends now."""
+        number = row_number(self.last)
+        return FeedEnd(self.last, number, self._row(number))
 
     def append(self, row: FeedRow) -> None:
         """Add an append; commit numbers rise."""

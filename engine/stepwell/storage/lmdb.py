@@ -137,10 +137,12 @@ class LmdbStorage(TableStorage):
         def attempt() -> list[Outcome]:
             with environment.transaction(write=True) as transaction:
                 tables = _LmdbTables(transaction, environment.tables)
-                outcomes = self._carry_out(CheckedTables(tables), operations)
+                moment = transaction.id()
+                outcomes, left = self._carry_out(CheckedTables(tables), operations, moment)
                 if not makes_room:
-                    environment.check_spare_pages(transaction.id() - 1, tables.put_bytes)
+                    environment.check_spare_pages(moment - 1, tables.put_bytes)
             # failpoint: group-committed
+            self._left = left
             return outcomes
 
         return environment.retrying(attempt, makes_room)
@@ -157,10 +159,10 @@ class LmdbStorage(TableStorage):
             yield CheckedTables(_LmdbTables(transaction, environment.tables))
 
     @contextmanager
-    def _writing(self) -> Iterator[Tables]:
+    def _writing(self) -> Iterator[tuple[Tables, int]]:
         environment = self._open_environment()
         with environment.transaction(write=True) as transaction:
-            yield CheckedTables(_LmdbTables(transaction, environment.tables))
+            yield CheckedTables(_LmdbTables(transaction, environment.tables)), transaction.id()
 
     def moment(self) -> int:
         # What LMDB says of itself (`env.info`) costs more, and names a transaction before it can be read.

@@ -40,12 +40,12 @@ class MemoryStorage(TableStorage):
             yield self._open_tables()
 
     @contextmanager
-    def _writing(self) -> Iterator[Tables]:
+    def _writing(self) -> Iterator[tuple[Tables, int]]:
         self._check_process()
         with self._lock:
             tables = self._open_tables()
             try:
-                yield tables
+                yield tables, self._commits + 1
             except BaseException:
                 tables.undo()
                 raise

@@ -39,6 +39,7 @@ from stepwell.storage.held import Held
 from stepwell.storage.index import find_step
 from stepwell.storage.items import Items
 from stepwell.storage.records import Records
+from stepwell.storage.remembered import Left, Remembered
 from stepwell.storage.tables import (
     AFTER_ALL,
     DERIVED,
@@ -65,33 +66,48 @@ class TableStorage(ABC):
 
     def __init__(self, cache: Cache | None = None) -> None:
         self._held = Held(cache)
+        self._left: Left | None = None
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Tables]:
         """A transaction that sees one moment and changes nothing."""
 
     @abstractmethod
-    def _writing(self) -> AbstractContextManager[Tables]:
-        """A transaction that is durable when its block ends, and undone if the block raises."""
+    def _writing(self) -> AbstractContextManager[tuple[Tables, int]]:
+        """A transaction that is durable when its block ends, and undone if the block raises; and its number."""
 
     def commit(self, operations: Several[Operation]) -> list[Outcome]:
-        with self._writing() as tables:
-            return self._carry_out(tables, operations)
+        with self._writing() as (tables, moment):
+            outcomes, left = self._carry_out(tables, operations, moment)
+        self._left = left
+        return outcomes
 
-    def _carry_out(self, tables: Tables, operations: Several[Operation]) -> list[Outcome]:
-        """Change the tables as a group of operations asks for."""
+    def _carry_out(self, tables: Tables, operations: Several[Operation], moment: int) -> tuple[list[Outcome], Left]:
+        """Change the tables as a group of operations asks for.
+
+        Args:
+            tables: The tables.
+            operations: The group.
+            moment: Number of the transaction.
+
+        Returns:
+            What became of each, and what is to be remembered as `_left` if the transaction is committed.
+        """
         # failpoint: group-begun
+        left, self._left = self._left, None
+        rows = Remembered() if left is None else left.at(moment)
         for operation in operations:
             if isinstance(operation, Append) and operation.placed is not None:
                 operation.placed(None)
-        commit = Commit(tables, self._held)
+        commit = Commit(tables, self._held, rows)
         outcomes = [commit.attempt(operation) for operation in operations]
-        commit.finish()
+        changed = commit.finish()
         # failpoint: group-put
-        return outcomes
+        # A transaction that changed nothing is none: the next one has its number.
+        return outcomes, Left(moment if changed else moment - 1, rows)
 
     def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
-        with self._writing() as tables:
+        with self._writing() as (tables, _):
             for table, key, value in rows:
                 if value is None:
                     tables.delete(table, key)
@@ -272,7 +288,7 @@ class TableStorage(ABC):
 
     def newest(self) -> int:
         with self._reading() as tables:
-            return feeding.Feed(tables).last
+            return feeding.read_end(tables).last
 
     def items(self, names: Several[ItemName], at: int | None, *, attachments: bool) -> list[Item | None]:
         with self._reading() as tables:
