@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
     ("storage.index", "storage.feed"),  # rows that hold several things
+    ("storage.remembered",),  # rows that one group leaves for the next
     ("storage.catalogue",),  # rows that lists of threads go by
     ("storage.segments",),  # blocks of sealed records
     ("storage.held",),

@@ -623,6 +623,8 @@ def _map_items(
     """The items with `map_pieces` done to each; None if that changed nothing."""
     mapped: dict[str, Patch] | None = None
     for key, item in items.items():
+        if type(item) is Blob and blob(item.content) is item.content:
+            continue
         changed = map_pieces(item, blob, new)
         if changed is not item:
             mapped = dict(items) if mapped is None else mapped
