@@ -27,10 +27,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.items",),  # what is remembered across threads
     ("storage.commit",),  # what the operations change
     ("storage.ordered",),  # the whole protocol, for engines that offer ordered tables
-    ("storage.pages", "storage.checksums", "storage.lockfile", "storage.newfile"),
-    ("storage.datafile", "storage.filesystem", "storage.freepages", "storage.metapages"),
-    ("storage.structure", "storage.remains", "storage.room"),
-    ("storage.lmdb", "storage.memory"),
+    ("storage.checksums", "storage.newfile", "storage.memory"),
+    ("storage.lmdb.pages", "storage.lmdb.lockfile", "storage.lmdb.filesystem"),
+    ("storage.lmdb.datafile", "storage.lmdb.freepages", "storage.lmdb.metapages"),
+    ("storage.lmdb.structure", "storage.lmdb.remains", "storage.lmdb.room"),
+    ("storage.lmdb.tables", "storage.lmdb.trouble"),
+    ("storage.lmdb.opening",),  # what is looked at before a file is mapped, and while it is
+    ("storage.lmdb.environment",),  # its transactions
+    ("storage.lmdb.elastic",),  # its room
+    ("storage.lmdb.registry",),  # one environment per file and process
+    ("storage.lmdb.compaction",),
+    ("storage.lmdb.engine",),  # the whole protocol, for files
+    ("storage.lmdb",),
     ("observing",),
     ("reader",),
     ("content", "pruning", "history"),
@@ -53,6 +61,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 GROUND = LAYERS[0]
+LMDB = frozenset(module for module in RANK if f"{module}.".startswith("storage.lmdb."))
+REPAIR = frozenset({"salvage", "repairing"})
 
 # Who may import what, beside the layers: (the modules it is about, what those never import, why).
 FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
@@ -61,14 +71,14 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
         ("langgraph", "langchain", "langchain_core", "stepwell_langgraph"),
         "the engine knows no framework",
     ),
-    (frozenset(RANK) - {"storage.lmdb"}, ("lmdb",), "only storage/lmdb.py speaks to LMDB"),
+    (frozenset(RANK) - LMDB, ("lmdb",), "only storage/lmdb speaks to LMDB"),
     (
         frozenset(RANK) - {"telemetry"},
         ("opentelemetry", "stepwell.telemetry"),
         "who does not ask for telemetry does without it",
     ),
     (
-        frozenset(RANK) - {"log"},
+        frozenset(RANK) - {"log"} - LMDB - REPAIR,
         ("stepwell.storage.lmdb", "stepwell.storage.memory"),
         "only log.py chooses a storage engine",
     ),
@@ -81,7 +91,7 @@ FORBIDDEN: tuple[tuple[frozenset[str], tuple[str, ...], str], ...] = (
 
 
 def module_name(path: Path) -> str:
-    """The dotted name below `stepwell`: storage/lmdb.py -> storage.lmdb, storage/__init__.py -> storage."""
+    """The dotted name below `stepwell`: storage/index.py -> storage.index, storage/__init__.py -> storage."""
     parts = path.relative_to(ENGINE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -146,3 +156,10 @@ def test_forbidden_imports(about: frozenset[str], never: tuple[str, ...], why: s
         if any(name == root or name.startswith(f"{root}.") for root in never)
     ]
     assert broken == [], why
+
+
+@pytest.mark.parametrize("module", sorted(REPAIR))
+def test_repair_needs_no_engine(module: str) -> None:
+    """A file that no engine opens can be repaired: nothing is imported of any but the reader of damaged files."""
+    engines = LMDB | {"storage.memory"}
+    assert engine_imports_of(module) & engines == {"storage.lmdb.remains"}

@@ -42,9 +42,9 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.storage import segments, tables
 from stepwell.storage.checksums import with_checksum
-from stepwell.storage.datafile import LogFormat
 from stepwell.storage.index import IndexRow
 from stepwell.storage.items import ItemRow
+from stepwell.storage.lmdb.datafile import LogFormat
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = (ROOT / "SPEC.md").read_text(encoding="utf-8")

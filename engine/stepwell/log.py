@@ -48,8 +48,8 @@ from stepwell.statistics import LogStats, collect
 from stepwell.storage import Append, Compaction, Copy, Delete, Entry, Found, Query, Rewrite, Seal, Storage, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage, new_log
 from stepwell.storage.lmdb import compact as compact_file
+from stepwell.storage.lmdb.remains import Remains
 from stepwell.storage.memory import MemoryStorage
-from stepwell.storage.remains import Remains
 from stepwell.writer import Ticket, Writer, finish_all
 
 _END: Final = 1 << 62

@@ -43,7 +43,7 @@ from stepwell.forgetting import moved
 from stepwell.patch import Merge, Patch, Ref, references
 from stepwell.salvage import Progress, Salvage, StoredRow, put
 from stepwell.storage import Append, Delete, Entry, FeedRow, Operation, RawStorage, ThreadRow, pack_name, pack_row
-from stepwell.storage.remains import Remains
+from stepwell.storage.lmdb.remains import Remains
 from stepwell.storage.tables import EVENTS, IDS, NAMES, SEGMENTS, THREAD_NAMES, THREADS
 
 _PAGE_EVENTS: Final = 128

@@ -32,7 +32,7 @@ from stepwell.events import ThreadDeleted, ThreadOpened, ThreadPruned
 from stepwell.storage import Group, RawStorage, ThreadRow, unpack_lane, unpack_name, unpack_thread
 from stepwell.storage.checksums import plain_value
 from stepwell.storage.feed import read_feed
-from stepwell.storage.remains import Remains
+from stepwell.storage.lmdb.remains import Remains
 from stepwell.storage.segments import cut, pack
 from stepwell.storage.tables import (
     EVENTS,

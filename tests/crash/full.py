@@ -31,7 +31,7 @@ from typing import Any, Final
 from building import noise, step, wrote
 from conformance.calls import checkpoint_of, config_of, new_id, new_version
 from stepwell import CapacityError, DiskFullError, Log, MapFullError, Thread
-from stepwell.storage import room
+from stepwell.storage.lmdb import room
 from stepwell_langgraph import StepwellSaver
 
 MAP_BYTES: Final = 2 << 20

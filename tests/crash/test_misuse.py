@@ -327,7 +327,7 @@ def test_closing_while_coroutines_are_in_calls(path: Path) -> None:
 def test_closing_in_a_finalizer(where: str, path: Path) -> None:
     """A finalizer may close the log in whatever thread the collector meets it, the log's own ones too."""
     script = f"""
-        from stepwell.storage import lmdb as engine
+        from stepwell.storage.lmdb import environment, registry
         where = {where!r}
         class Owner:
             def __init__(self, saver):
@@ -356,14 +356,14 @@ def test_closing_in_a_finalizer(where: str, path: Path) -> None:
             log._folding._plan = planning
             keep_appending(log, "t")
         else:
-            open_map = engine._open_map
+            open_map = environment.open_map
             def opening(*arguments):
                 if "owner" in globals():
                     collect()
                 return open_map(*arguments)
-            engine._open_map = opening
+            environment.open_map = opening
             Log.open(path + ".other").close()
-        while engine._environments:
+        while registry.environments:
             time.sleep(0.01)
         try:
             append(log, "t", 100)

@@ -32,8 +32,7 @@ from crash.trace import (
     Zeroed,
 )
 from stepwell import Log, StepCommitted, changes
-from stepwell.storage import freepages
-from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb import LmdbStorage, freepages
 
 SEED_VARIABLE = "STEPWELL_CRASH_SEED"
 
@@ -82,7 +81,7 @@ def test_workloads_do_what_they_are_for(library: Path, tmp_path: Path) -> None:
         with Log.open(tmp_path / name / "files" / FILE) as log:
             rows = [log.thread(each.thread_id).row() for each in log.threads()]
             assert isinstance(log.storage, LmdbStorage)
-            used = log.storage._open_environment()._env.info()["last_pgno"] * PAGE_BYTES
+            used = log.storage._open_environment().env.info()["last_pgno"] * PAGE_BYTES
         if name == "sealing":
             assert max(row.sealed for row in rows if row is not None) > 8
         elif name in ("map-growth", "maps"):

@@ -38,7 +38,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 
 from building import step, wrote
 from stepwell import CorruptionError, FormatError, ItemDeleted, ItemPut, Log, StepwellError, parse
-from stepwell.storage.pages import PageError, Pages, Row, Tree, read_meta, read_tree
+from stepwell.storage.lmdb.pages import PageError, Pages, Row, Tree, read_meta, read_tree
 from stepwell_langgraph import StepwellSaver
 
 PAGE: Final = 4096

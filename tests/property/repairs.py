@@ -26,7 +26,7 @@ from stepwell import format as fmt
 from stepwell.events import ItemEvent, ItemTouched, StepCommitted, WritesRecorded
 from stepwell.forgetting import moved
 from stepwell.storage.lmdb import LmdbStorage
-from stepwell.storage.pages import Pages, Row, read_meta, read_tree
+from stepwell.storage.lmdb.pages import Pages, Row, read_meta, read_tree
 from stepwell.storage.tables import EVENTS, SEGMENTS
 
 PAGE_BYTES = 4096

@@ -17,8 +17,7 @@ import pytest
 import stepwell
 from building import noise, step
 from stepwell import CorruptionError, DiskFullError, Log, NotALogError, UsageError, compact
-from stepwell.storage import lmdb as engine
-from stepwell.storage import lockfile
+from stepwell.storage.lmdb import compaction, engine, lockfile
 
 alone = pytest.mark.skipif(not lockfile.CAN_LOCK, reason="this system has no such locks")
 
@@ -166,8 +165,9 @@ def test_nothing_is_left_of_a_failure(
             os.write(descriptor, b"half")
             raise raised
 
-    copy = engine._copy_compactly
-    monkeypatch.setattr(engine, "_copy_compactly", lambda env, file, name: copy(Failing(env), file, name))
+    copy = compaction.copy_compactly
+    for module in (compaction, engine):
+        monkeypatch.setattr(module, "copy_compactly", lambda env, file, name: copy(Failing(env), file, name))
     if in_place:
         with pytest.raises(expected):
             compact(path)

@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from stepwell import CorruptionError, Log, NotALogError, UsageError
-from stepwell.storage.datafile import Finding, inspect
+from stepwell.storage.lmdb.datafile import Finding, inspect
 
 MAGIC = 0xBEEFC0DE
 

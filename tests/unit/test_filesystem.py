@@ -17,7 +17,7 @@ import pytest
 
 from building import step
 from stepwell import Log, UsageError
-from stepwell.storage import filesystem
+from stepwell.storage.lmdb import filesystem
 from stepwell_langgraph import StepwellSaver
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="file systems are told apart on Linux")
@@ -278,7 +278,7 @@ def append(step_id):
 def test_a_file_of_a_lower_layer(handled: bool, mounts: Path) -> None:
     """A reader of a file that a container's image brought sees what others append; left in its layer, it would not."""
     script = f"""
-        from stepwell.storage import filesystem
+        from stepwell.storage.lmdb import filesystem
         try:
             overlay()
         except subprocess.CalledProcessError:

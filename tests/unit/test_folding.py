@@ -551,8 +551,10 @@ STOPPED = """
 import os, signal, sys, threading
 path, moment, *sys.path[:0] = sys.argv[1:]
 from stepwell import Log, folding
-from stepwell.storage import commit, lmdb, ordered, segments
-files = {module.__file__ for module in (folding, commit, lmdb, ordered, segments)}
+from stepwell.storage import commit, ordered, segments
+from stepwell.storage.lmdb import elastic, engine, environment, tables
+sealing = (folding, commit, ordered, segments, elastic, engine, environment, tables)
+files = {module.__file__ for module in sealing}
 folding.FEWEST_FOLDED_STEPS = 1
 passed = 0
 def trace(frame, event, argument):

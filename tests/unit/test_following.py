@@ -234,7 +234,7 @@ def test_nothing_is_open_between(tmp_path: Path) -> None:
     """A follower that pauses keeps no page from being used again: LMDB knows of no reader."""
     with Log.open(tmp_path / "agents.stepwell") as log:
         assert isinstance(log.storage, LmdbStorage)
-        environment = log.storage._open_environment()._env
+        environment = log.storage._open_environment().env
         for number in range(10):
             log.thread("t").append([step(f"s{number}")])
         followers = log.follow(), log.thread("t").follow()

@@ -15,9 +15,9 @@ import lmdb
 import pytest
 from lmdb import verify as offline
 
-from stepwell.storage import freepages
-from stepwell.storage.freepages import Extent, FreeList, PageFile, UnableError, UnclearError, array
-from stepwell.storage.structure import UnsoundError, check
+from stepwell.storage.lmdb import freepages
+from stepwell.storage.lmdb.freepages import Extent, FreeList, PageFile, UnableError, UnclearError, array
+from stepwell.storage.lmdb.structure import UnsoundError, check
 
 PAGE = 4096
 LAST_PAGE_AT = 16 + 120

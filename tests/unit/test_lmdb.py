@@ -38,13 +38,11 @@ from stepwell import (
     StepwellError,
     UsageError,
 )
-from stepwell.storage import freepages
-from stepwell.storage import lmdb as engine
 from stepwell.storage.checksums import checked, with_checksum
-from stepwell.storage.datafile import LogFormat
-from stepwell.storage.freepages import UnclearError
-from stepwell.storage.lmdb import LmdbStorage
-from stepwell.storage.structure import UnsoundError
+from stepwell.storage.lmdb import LmdbStorage, environment, freepages, opening, registry
+from stepwell.storage.lmdb.datafile import LogFormat
+from stepwell.storage.lmdb.freepages import UnclearError
+from stepwell.storage.lmdb.structure import UnsoundError
 from stepwell.storage.tables import ALL
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
@@ -147,9 +145,9 @@ def test_closed_with_the_last_handle(made: Path) -> None:
         list(one.thread("t").steps())
     with pytest.raises(ClosedError, match="closed"):
         one.thread("t").append([step("s4")])
-    assert [opened.path for opened in engine._environments.values()] == [str(made)]
+    assert [opened.path for opened in registry.environments.values()] == [str(made)]
     other.close()
-    assert engine._environments == {}
+    assert registry.environments == {}
     with Log.open(made) as again:
         assert ids(again) == ["s3", "s2", "s1", "s0"]
 
@@ -172,7 +170,7 @@ def test_open_and_close_from_many_threads(made: Path) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert engine._environments == {}
+    assert registry.environments == {}
     with Log.open(made) as log:
         assert [found.steps for found in log.threads(newest_first=False)] == [3, 15, 15, 15, 15]
 
@@ -181,13 +179,13 @@ def test_a_dropped_log_is_given_back_at_any_moment(path: Path) -> None:
     """A log that is dropped unclosed gives its file back, even if the collector meets it while another is opened."""
     script = """
         import faulthandler, gc
-        from stepwell.storage import lmdb as engine
+        from stepwell.storage.lmdb import environment, registry
         faulthandler.dump_traceback_later(5, exit=True)
-        open_map = engine._open_map
+        open_map = environment.open_map
         def opening(*arguments):
             gc.collect()
             return open_map(*arguments)
-        engine._open_map = opening
+        environment.open_map = opening
         gc.disable()
         for written in (False, True):
             for other in (path + ".other", path):
@@ -199,7 +197,7 @@ def test_a_dropped_log_is_given_back_at_any_moment(path: Path) -> None:
                 with Log.open(other) as log:
                     log.thread("t").append([step("s1")])
                     gc.collect()
-        while engine._environments:
+        while registry.environments:
             pass
         print("done")
         """
@@ -298,7 +296,7 @@ def test_read_only_beside_writable(made: Path) -> None:
 def test_upgrade_to_writable_fails(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a file that is open to read cannot be opened to write, the handles to read go on."""
     reader = Log.open(made, read_only=True)
-    open_map = engine._open_map
+    open_map = environment.open_map
 
     def refused(real_path: str, read_only: bool, *rest: Any) -> lmdb.Environment:
         if not read_only:
@@ -307,12 +305,12 @@ def test_upgrade_to_writable_fails(made: Path, monkeypatch: pytest.MonkeyPatch) 
             raise error
         return open_map(real_path, read_only, *rest)
 
-    monkeypatch.setattr(engine, "_open_map", refused)
+    monkeypatch.setattr(environment, "open_map", refused)
     with pytest.raises((ReadOnlyError, CorruptionError)):
         Log.open(made)
     assert ids(reader) == ["s2", "s1", "s0"]
     reader.close()
-    assert engine._environments == {}
+    assert registry.environments == {}
 
 
 def test_a_file_that_was_renamed_while_it_is_open_to_read(made: Path) -> None:
@@ -346,7 +344,7 @@ def test_verifying_what_another_thread_has_open(made: Path) -> None:
 def test_a_stranger_that_is_damaged_is_refused_each_time(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without a lock file is looked at in full, however often that failed or was broken off."""
     Path(f"{made}-lock").unlink()
-    monkeypatch.setattr(engine, "_MOST_BYTES", 0)
+    monkeypatch.setattr(environment, "_MOST_BYTES", 0)
     for trouble in (UnsoundError("damaged"), KeyboardInterrupt()):
 
         def fails(path: str, transaction: object, most_bytes: int | None, trouble: BaseException = trouble) -> None:
@@ -355,7 +353,7 @@ def test_a_stranger_that_is_damaged_is_refused_each_time(made: Path, monkeypatch
 
         for _ in range(2):
             with monkeypatch.context() as patched:
-                patched.setattr(engine, "check", fails)
+                patched.setattr(opening, "check", fails)
                 with pytest.raises((CorruptionError, KeyboardInterrupt)):
                     Log.open(made)
             assert not Path(f"{made}-lock").exists()
@@ -455,7 +453,7 @@ def test_other_lmdb_files(path: Path, table: bytes | None, rows: dict[bytes, byt
     with pytest.raises(NotALogError, match="not a"):
         Log.open(path, read_only=read_only)
     assert path.read_bytes() == before
-    assert engine._environments == {}
+    assert registry.environments == {}
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
@@ -506,7 +504,7 @@ def test_newer_format(path: Path, read_only: bool) -> None:
     before = path.read_bytes()
     with pytest.raises(NewerFormatError, match=r"format 7.*upgrade"):
         Log.open(path, read_only=read_only)
-    assert engine._environments == {}
+    assert registry.environments == {}
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -635,13 +633,13 @@ def test_small_address_space_that_grows(path: Path) -> None:
     """A log that began with a small map grows it while it is used, and no append is lost."""
     script = """
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        before = log.storage._environment._env.info()["map_size"]
+        before = log.storage._environment.env.info()["map_size"]
         tickets = [thread.begin_append([step(f"s{n}", {"x": noise(1 << 20)})]) for n in range(90)]
         other = Log.open(path)
         other.thread("u").append([step("s0")])
         for ticket in tickets:
             ticket.result()
-        after = log.storage._environment._env.info()["map_size"]
+        after = log.storage._environment.env.info()["map_size"]
         assert before <= 64 << 20 < after, (before, after)
         print(len(list(thread.steps())), len(list(other.thread("u").steps())), len(log.audit().breaches))
         """
@@ -680,7 +678,7 @@ def test_small_address_space_leaves_room(path: Path) -> None:
     """The map takes half of a small address space at most, so that the file can be looked at, and the program go on."""
     script = """
         log.storage._environment.check()
-        print(log.storage._environment._env.info()["map_size"] <= 64 << 20, len(bytearray(32 << 20)) >> 20)
+        print(log.storage._environment.env.info()["map_size"] <= 64 << 20, len(bytearray(32 << 20)) >> 20)
         """
     assert run(dedent(LIMITED) + dedent(script), path) == "True 32"
 
@@ -834,8 +832,8 @@ def test_who_opens_while_the_second_commit_is_being_written_looks_again(monkeypa
         if transaction == 5:
             raise CorruptionError("no meta page is of that transaction")
 
-    monkeypatch.setattr(engine, "_check_pages", check)
-    engine._check_snapshot(begin, "a.stepwell", "a.stepwell", None)  # type: ignore[arg-type]
+    monkeypatch.setattr(opening, "check_pages", check)
+    opening.check_snapshot(begin, "a.stepwell", "a.stepwell", None)  # type: ignore[arg-type]
     assert looked == [5, 6]
 
 
@@ -964,7 +962,7 @@ def test_killed_reader(path: Path) -> None:
         storage = log.storage
         assert isinstance(storage, LmdbStorage)
         assert storage._environment is not None
-        assert "(no active readers)" in storage._environment._env.readers()
+        assert "(no active readers)" in storage._environment.env.readers()
 
 
 # --- no transaction survives a yield ---
@@ -989,7 +987,7 @@ def commits_beside_an_iterator(path: Path, kind: str) -> int:
         storage = log.storage
         assert isinstance(storage, LmdbStorage)
         assert storage._environment is not None
-        assert "(no active readers)" in storage._environment._env.readers()
+        assert "(no active readers)" in storage._environment.env.readers()
         for _ in range(2000):
             storage.commit([building.append("u", step("s"))])
         for iterator in paused:
@@ -1015,7 +1013,7 @@ def test_readers_are_given_back(made: Path) -> None:
             with pytest.raises(RuntimeError), storage._reading():
                 raise RuntimeError
         assert storage._environment is not None
-        assert "(no active readers)" in storage._environment._env.readers()
+        assert "(no active readers)" in storage._environment.env.readers()
 
 
 def test_compacted_copy_is_a_log(made: Path, tmp_path: Path) -> None:

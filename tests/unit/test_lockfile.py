@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stepwell import Log
-from stepwell.storage import lockfile
+from stepwell.storage.lmdb import lockfile
 
 pytestmark = pytest.mark.skipif(not lockfile.CAN_LOCK, reason="this system has no such locks")
 

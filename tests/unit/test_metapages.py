@@ -9,7 +9,7 @@ import pytest
 
 from building import step
 from stepwell import Log
-from stepwell.storage import freepages, metapages
+from stepwell.storage.lmdb import freepages, metapages
 
 PAGE = 4096
 TRANSACTION_AT = 16 + 128

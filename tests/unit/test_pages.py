@@ -11,8 +11,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from stepwell.storage.freepages import before, read_free
-from stepwell.storage.pages import FIRST_PAGE, PageError, Pages, Row, can_read, read_meta, read_tree
+from stepwell.storage.lmdb.freepages import before, read_free
+from stepwell.storage.lmdb.pages import FIRST_PAGE, PageError, Pages, Row, can_read, read_meta, read_tree
 
 pytestmark = pytest.mark.skipif(not can_read(), reason="LMDB's files look different here")
 

@@ -14,8 +14,8 @@ from reading import Book, message
 from stepwell import ABSENT, ConflictError, CorruptionError, Log, Sequence, StepCommitted, UsageError, changes
 from stepwell.inspect import Opaque, Typed
 from stepwell.searching import Hit
-from stepwell.storage.freepages import oldest_readers
 from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb.freepages import oldest_readers
 
 
 @pytest.fixture
@@ -408,7 +408,7 @@ def test_paused_readers_hold_nothing_open(tmp_path: Path) -> None:
         for iterator in started:
             next(iterator)  # type: ignore[call-overload]
         assert isinstance(log.storage, LmdbStorage)
-        assert oldest_readers(log.storage._open_environment()._env.readers()) == []
+        assert oldest_readers(log.storage._open_environment().env.readers()) == []
         thread.delete()
         for iterator in started[:2]:
             with pytest.raises((ConflictError, CorruptionError)):

@@ -32,8 +32,8 @@ from stepwell import format as fmt
 from stepwell.events import ItemTouched, ThreadPruned
 from stepwell.patch import Blob
 from stepwell.storage import Group
-from stepwell.storage import lmdb as engine
-from stepwell.storage.lmdb import LmdbStorage, LogFormat
+from stepwell.storage.lmdb import LmdbStorage, opening
+from stepwell.storage.lmdb.datafile import LogFormat
 from stepwell.storage.segments import pack
 from stepwell.storage.tables import EVENTS, META, NAMES, SEGMENTS, THREAD_NAMES, THREADS
 
@@ -97,7 +97,7 @@ def forget(log: Log, path: Path) -> Path:
     assert log.storage._environment is not None
     copy = path.parent / "alone" / "log"
     copy.parent.mkdir()
-    log.storage._environment._env.copy(str(copy), compact=True)
+    log.storage._environment.env.copy(str(copy), compact=True)
     return copy
 
 
@@ -441,7 +441,7 @@ def test_a_new_log_that_outgrows_its_map(log: Log, path: Path, monkeypatch: pyte
     for number in range(8):
         log.thread(f"t{number}").append([step("s0", {"x": noise(200_000)})])
     log.close()
-    monkeypatch.setattr(engine, "_FIRST_MAP_BYTES", 1 << 18)
+    monkeypatch.setattr(opening, "_FIRST_MAP_BYTES", 1 << 18)
 
     def check(new: Log, report: RepairReport) -> None:
         assert (report.threads, report.repaired) == (8, ())

@@ -10,8 +10,8 @@ import pytest
 
 from building import step
 from stepwell import DiskFullError, Log
-from stepwell.storage import freepages, lmdb, room
-from stepwell.storage.room import LockFile, Reserve
+from stepwell.storage.lmdb import elastic, freepages, room
+from stepwell.storage.lmdb.room import LockFile, Reserve
 
 needs_fallocate = pytest.mark.skipif(not freepages.can_allocate(), reason="the system gives no blocks beforehand")
 
@@ -36,7 +36,7 @@ def test_reserve_grows_with_the_log() -> None:
 
 def test_there_is_a_reserve_only_while_the_disk_runs_low(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next append after the disk ran low makes the file, the next after there is room again removes it."""
-    monkeypatch.setattr(lmdb, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(elastic, "_SECONDS_BETWEEN_LOOKS", 0.0)
     reserve = Path(f"{path}-reserve")
     with Log.open(path) as log:
         log.thread("t").append([step("s0")])

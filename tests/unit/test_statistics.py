@@ -27,7 +27,8 @@ from stepwell import format as fmt
 from stepwell.patch import Blob
 from stepwell.statistics import GROUP_SIZES, SECONDS, Tally
 from stepwell.storage import ordered
-from stepwell.storage.lmdb import LmdbStorage, _LmdbTables
+from stepwell.storage.lmdb import LmdbStorage
+from stepwell.storage.lmdb.tables import LmdbTables
 from stepwell.storage.occupancy import Reader
 from stepwell.storage.ordered import TableStorage
 from stepwell.storage.tables import ALL
@@ -146,12 +147,12 @@ def test_of_one_moment(file_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
     for name in ("get", "scan", "scan_back", "next_key", "previous_key", "neighbours"):
 
-        def counting(*args: object, method: object = getattr(_LmdbTables, name)) -> object:
+        def counting(*args: object, method: object = getattr(LmdbTables, name)) -> object:
             nonlocal looks
             looks += 1
             return method(*args)  # type: ignore[operator]
 
-        monkeypatch.setattr(_LmdbTables, name, counting)
+        monkeypatch.setattr(LmdbTables, name, counting)
     counts = []
     for threads in (1, 200):
         for number in range(threads):

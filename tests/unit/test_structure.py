@@ -13,8 +13,8 @@ from lmdb import verify as offline
 
 from building import noise, step, wrote
 from stepwell import Log
-from stepwell.storage.pages import Pages, Tree, read_meta, read_tree
-from stepwell.storage.structure import UnsoundError, check
+from stepwell.storage.lmdb.pages import Pages, Tree, read_meta, read_tree
+from stepwell.storage.lmdb.structure import UnsoundError, check
 
 PAGE = 4096
 HEAD = struct.Struct("<QHHHH")  # number, unused, flags, lower, upper

@@ -1,7 +1,7 @@
 """The seam between the log and what keeps its bytes: whole operations, never cursors or transactions.
 
 Each method is one round trip and sees one consistent moment of the log; none leaves anything open behind
-it.  `lmdb.py` is the engine for files, `memory.py` the small one for `:memory:`, and one contract suite
+it.  `lmdb` is the engine for files, `memory.py` the small one for `:memory:`, and one contract suite
 (tests/unit/test_storage.py) holds the two against each other.
 
 Storage knows records by their header, and a step by the parent that it names.  It numbers threads and

@@ -25,8 +25,8 @@ from itertools import pairwise
 from operator import lt
 from typing import Final
 
-from stepwell.storage.freepages import UnclearError, before, read_free
-from stepwell.storage.pages import (
+from stepwell.storage.lmdb.freepages import UnclearError, before, read_free
+from stepwell.storage.lmdb.pages import (
     FIRST_PAGE,
     META_BYTES,
     PAGE_HEADER_BYTES,

@@ -18,7 +18,7 @@ import os
 import struct
 from typing import Final
 
-from stepwell.storage.pages import MAGIC, PAGE_HEADER_BYTES, PAGE_SIZES
+from stepwell.storage.lmdb.pages import MAGIC, PAGE_HEADER_BYTES, PAGE_SIZES
 
 _HEAD = struct.Struct("=II8x")  # magic, format, address of the map
 _STATE_BYTES: Final = 8 + 2 * 48 + 8  # size of the map, two roots, last page: what LMDB writes, up to the transaction

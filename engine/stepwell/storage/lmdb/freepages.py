@@ -34,8 +34,8 @@ from contextlib import suppress
 from operator import gt
 from typing import Final, NamedTuple, NoReturn, Self, cast
 
+from stepwell.storage.lmdb.pages import FIRST_PAGE, FORMAT, META_BYTES, Meta, PageError, Pages, Row, can_read, read_meta
 from stepwell.storage.newfile import occupied_bytes
-from stepwell.storage.pages import FIRST_PAGE, FORMAT, META_BYTES, Meta, PageError, Pages, Row, can_read, read_meta
 
 _NUMBER_BYTES: Final = 8
 

@@ -18,7 +18,7 @@ import msgspec
 from stepwell import format as fmt
 from stepwell.errors import CorruptionError, FormatError, NewerFormatError, NotALogError, UsageError
 from stepwell.storage.checksums import checked
-from stepwell.storage.pages import (
+from stepwell.storage.lmdb.pages import (
     FORMAT,
     MAGIC,
     META_BYTES,

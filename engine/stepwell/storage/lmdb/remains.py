@@ -22,8 +22,8 @@ from typing import Final, NamedTuple, Self
 from stepwell.errors import ConflictError, CorruptionError, NotALogError, UsageError
 from stepwell.storage.checksums import plain_value
 from stepwell.storage.feed import read_feed
-from stepwell.storage.freepages import UnclearError, before, read_free
-from stepwell.storage.pages import (
+from stepwell.storage.lmdb.freepages import UnclearError, before, read_free
+from stepwell.storage.lmdb.pages import (
     FIRST_PAGE,
     FORMAT,
     META_BYTES,

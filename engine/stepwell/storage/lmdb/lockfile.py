@@ -21,6 +21,7 @@ if sys.platform != "win32":
 
 SUFFIX: Final = "-lock"
 CAN_LOCK: Final = sys.platform != "win32"
+MAX_READERS: Final = 510  # 64 bytes each in the lock file; a read takes a slot for microseconds
 
 
 class InUseError(Exception):

@@ -22,8 +22,8 @@ from contextlib import suppress
 from typing import Final
 
 from stepwell.errors import DiskFullError
-from stepwell.storage import freepages, lockfile
-from stepwell.storage.freepages import UnableError
+from stepwell.storage.lmdb import freepages, lockfile
+from stepwell.storage.lmdb.freepages import UnableError
 from stepwell.storage.newfile import occupied_bytes
 
 if sys.platform != "win32":
