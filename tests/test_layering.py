@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
     ("cache", "clock", "loops", "inspect"),
-    ("paths", "labels", "due"),
+    ("paths", "labels", "due", "arguments"),
     ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows
     ("storage.tables",),  # rows of ordered tables
@@ -53,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("audit",),
     ("salvage",),
     ("repairing",),
+    ("thread",),
     ("log",),
     ("bundle",),  # a thread as a file of its own
     ("jsonlines",),
@@ -99,12 +101,17 @@ def module_name(path: Path) -> str:
 SOURCES = {module_name(path): path for path in sorted(ENGINE.rglob("*.py"))}
 
 
-def imports_of(module: str) -> set[str]:
-    """Every absolute dotted name that a module imports, wherever in it the import stands."""
+def imports_of(module: str, *, for_types: bool = True) -> set[str]:
+    """Every absolute dotted name that a module imports, wherever in it the import stands.
+
+    Args:
+        module: Which.
+        for_types: With those that only who checks types comes to.
+    """
     path = SOURCES[module]
     package = ["stepwell", *path.relative_to(ENGINE).parent.parts]
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), for_types):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -118,14 +125,22 @@ def imports_of(module: str) -> set[str]:
     return names
 
 
+def statements(tree: ast.AST, for_types: bool) -> Iterator[ast.AST]:
+    """Every node, without what stands under `if TYPE_CHECKING:` if that is not asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if for_types or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from statements(node, for_types)
+
+
 def is_engine_module(name: str) -> bool:
     """Whether a dotted name is one of the engine's modules (and not a name within one)."""
     return name == "stepwell" or name.removeprefix("stepwell.") in SOURCES
 
 
 def engine_imports_of(module: str) -> set[str]:
-    """The engine's own modules that a module imports, named as in the table."""
-    modules = filter(is_engine_module, imports_of(module))
+    """The engine's own modules that a module imports when it runs, named as in the table."""
+    modules = filter(is_engine_module, imports_of(module, for_types=False))
     return {name.removeprefix("stepwell").removeprefix(".") for name in modules}
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
+from stepwell.arguments import check_text
 from stepwell.errors import UsageError
-from stepwell.log import check_text
 from stepwell.storage import Storage
 
 # The fields of a step: the checkpoint without its channel values, and its metadata.

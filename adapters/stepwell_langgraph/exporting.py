@@ -22,8 +22,9 @@ from stepwell import reader
 from stepwell.errors import UsageError
 from stepwell.events import WritesRecorded
 from stepwell.format import id_key
-from stepwell.log import IN_MEMORY, Log, Thread
+from stepwell.log import IN_MEMORY, Log
 from stepwell.storage import Found
+from stepwell.thread import Thread
 from stepwell_langgraph.importing import Problem, disk_bytes
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.sources import POSTGRES, SQLITE

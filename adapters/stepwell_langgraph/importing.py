@@ -24,9 +24,10 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from stepwell.arguments import check_text
 from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, ReadOnlyError, UsageError
 from stepwell.fold import State
-from stepwell.log import IN_MEMORY, Log, check_text
+from stepwell.log import IN_MEMORY, Log
 from stepwell.storage.newfile import occupied_bytes
 from stepwell_langgraph.ahead import ReadAhead, Wanted
 from stepwell_langgraph.receiving import Arrival, Receiver

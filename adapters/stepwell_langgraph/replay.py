@@ -52,9 +52,9 @@ from stepwell import inspect, paths
 from stepwell.difference import Difference, compare_data
 from stepwell.history import Step, TaskWrites
 from stepwell.inspect import Data, Typed
-from stepwell.log import Thread
 from stepwell.paths import ABSENT
 from stepwell.replaying import Replayed
+from stepwell.thread import Thread
 from stepwell_langgraph.addresses import to_config
 from stepwell_langgraph.saver import StepwellSaver
 

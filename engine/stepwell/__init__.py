@@ -44,7 +44,7 @@ from stepwell.fold import PendingWrite
 from stepwell.following import FeedEntry, Following
 from stepwell.history import LaneSummary, Step, TaskWrites, View
 from stepwell.items import Items
-from stepwell.log import Log, Snapshot, Thread, ThreadSummary, changes, compact, repair
+from stepwell.log import Log, compact, repair
 from stepwell.measuring import Compression, ContentSize, KindSize, Measurement, ThreadSize
 from stepwell.observing import Observer
 from stepwell.patch import apply, compose, diff, parse
@@ -55,6 +55,7 @@ from stepwell.searching import Hit
 from stepwell.statistics import CacheStats, Histogram, LogStats, WriterStats
 from stepwell.storage import Compaction, Deletion, Item
 from stepwell.storage.occupancy import FileRoom, Reader, TableSize
+from stepwell.thread import Snapshot, Thread, ThreadSummary, changes
 
 __all__ = [
     "ABSENT",

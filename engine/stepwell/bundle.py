@@ -42,10 +42,11 @@ from stepwell.errors import (
 )
 from stepwell.events import Event, LaneOpened, ThreadLabelled, ThreadOpened, ThreadPruned
 from stepwell.labels import check_labels
-from stepwell.log import Log, Thread
+from stepwell.log import Log
 from stepwell.salvage import Progress
 from stepwell.storage import Append, Entry, ThreadRow
 from stepwell.storage.newfile import NewFile
+from stepwell.thread import Thread
 
 MAGIC: Final = b"\x89SWB\r\n\x1a\n"  # as PNG's: a transfer that changes line ends shows at once
 VERSION: Final = 1

@@ -28,10 +28,11 @@ from stepwell.events import (
     WritesRecorded,
 )
 from stepwell.history import History, decoded, split, spot_data
-from stepwell.log import Log, Thread
+from stepwell.log import Log
 from stepwell.patch import Merge, New, Patch, Splice
 from stepwell.salvage import Progress
 from stepwell.storage import ThreadRow
+from stepwell.thread import Thread
 
 VERSION: Final = 1
 SUFFIX: Final = ".jsonl"

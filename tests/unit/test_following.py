@@ -99,7 +99,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 def is_waited_for(log: Log) -> bool:
     """Whether somebody waits for the log to change."""
-    return bool(log._watch._bells)
+    return bool(log.watch._bells)
 
 
 def watchers() -> list[threading.Thread]:
@@ -266,7 +266,7 @@ def test_closing_the_log(log: Log, tmp_path: Path) -> None:
             errors.append(error)
 
     with in_thread(follow), in_thread(follow):
-        until(lambda: len(closing._watch._bells) == 2)
+        until(lambda: len(closing.watch._bells) == 2)
         closing.close()
     assert len(errors) == 2
     with pytest.raises(ClosedError):
