@@ -23,6 +23,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage, ToolMessage
 
 import script
+import slow_sync
 import threads
 from contenders import MANY_CALLERS, Contender
 from meter import Figures, Meter, percentile
@@ -40,6 +41,10 @@ LARGE = "large"
 
 class WrongStateError(Exception):
     """A thread holds something else than what was put."""
+
+
+class NoSyncsError(Exception):
+    """What should have been slow was not."""
 
 
 class Agent:
@@ -139,6 +144,7 @@ def measure(how: str, contender: Contender, directory: Path, all_agents: list[Ag
     gc.freeze()  # as a server does when it has started: what was imported is not looked at again and again
     with contender.open(directory) as store:
         meter = Meter(store.saver)
+        syncs = slow_sync.counted()
         used, began = contender.usage(directory), time.perf_counter()
         figures = (on_loop if how == "async" else on_threads)(store, meter, all_agents)
         seconds = time.perf_counter() - began
@@ -149,6 +155,10 @@ def measure(how: str, contender: Contender, directory: Path, all_agents: list[Ag
             "calls_per_second": len(puts + writes + gets) / seconds,
             "cpu_ms_per_call": spent.cpu_seconds * 1000 / len(puts + writes + gets),
         }
+        if (now := slow_sync.counted()) is not None and syncs is not None:
+            if now == syncs:
+                raise NoSyncsError("not one sync was delayed")
+            figures["syncs_per_call"] = (now - syncs) / len(puts + writes + gets)
         for name, calls in (("put", puts), ("put_writes", writes), ("get_tuple", gets)):
             figures |= {f"{name}_median_ms": percentile(calls, 0.5), f"{name}_p99_ms": percentile(calls, 0.99)}
     with contender.open(directory) as store:

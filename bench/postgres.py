@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,14 @@ class Server:
     """The server whose files are in this directory.
 
     The directory must exist, be empty, and lie where `nobody` may go, if we are root.  Where there are several servers,
-    one that has the extension is taken.
+    one that has the extension is taken.  It runs with what is given added to its environment.
     """
 
-    def __init__(self, directory: Path, extension: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, extension: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._directory = directory
+        self._environment = environment or {}
         self._folder = find(extension)
         self._process: subprocess.Popen[bytes] | None = None
         if len(str(directory / ".s.PGSQL.5432")) > LONGEST_SOCKET:
@@ -79,7 +82,7 @@ class Server:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C is for us, and we stop it
                 preexec_fn=_end_with_parent,
-                **_as_nobody(),
+                **_as_nobody(self._environment),
             )
         try:
             self._await_readiness(self._process, log)
@@ -173,9 +176,9 @@ def _is_ready(directory: Path, process: int) -> bool:
     return False
 
 
-def _as_nobody() -> dict[str, Any]:
+def _as_nobody(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Arguments of a process that may not be root, in a folder that everyone may be in."""
-    given: dict[str, Any] = {"cwd": "/", "env": {"PATH": os.defpath, "LC_ALL": "C"}}
+    given: dict[str, Any] = {"cwd": "/", "env": {"PATH": os.defpath, "LC_ALL": "C", **(environment or {})}}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam(UNPRIVILEGED)
         given |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}

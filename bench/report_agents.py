@@ -29,30 +29,36 @@ ROWS = (
     Row("`get_tuple`: p99", "get_tuple_p99_ms"),
     Row("longest stall of the event loop", "stall_ms"),
     Row("CPU per call", "cpu_ms_per_call"),
+    Row("syncs per call", "syncs_per_call", ""),
 )
 
 
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result."""
     parts = [_scenario(run) for run in result["scenarios"]]
-    parts += [_writers(result["writers"], result["seconds"]), _taken(result)]
+    if result["writers"]:
+        parts.append(_writers(result["writers"], result["seconds"]))
+    parts.append(_taken(result))
     return "\n\n".join(parts)
 
 
 def _scenario(run: dict[str, Any]) -> str:
     entries = {name: entry for name, entry in run["contenders"].items() if entry["figures"]}
+    if not entries:
+        return f"{run['about']}: {next(filter(None, map(_why_absent, run['contenders'].values())))}."
     base = next((entry for name, entry in entries.items() if name.startswith("sqlite")), None)
     lines = _head(run["about"], [entry["label"] for entry in entries.values()])
     for row in ROWS:
         cells = [_cell(row, entry, None if entry is base else base) for entry in entries.values()]
         if any(cells):
             lines.append(f"| {row.title} | " + " | ".join(cell or "-" for cell in cells) + " |")
-    absent = [
-        f"{entry['label']}: {entry['not_run'] or entry['failed']}."
-        for entry in run["contenders"].values()
-        if entry["not_run"] or entry["failed"]
-    ]
+    absent = [f"{entry['label']}: {why}." for entry in run["contenders"].values() if (why := _why_absent(entry))]
     return "\n".join([*lines, *(["", "  \n".join(absent)] if absent else [])])
+
+
+def _why_absent(entry: dict[str, Any]) -> str | None:
+    why: str | None = entry["not_run"] or entry["failed"]
+    return why
 
 
 def _writers(writers: list[dict[str, Any]], seconds: float) -> str:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -178,12 +178,12 @@ class Place:
 
 
 @contextmanager
-def prepared(contender: Contender, parent: Path) -> Iterator[Place]:
-    """An empty directory, which is gone afterwards."""
+def prepared(contender: Contender, parent: Path, environment: Mapping[str, str] | None = None) -> Iterator[Place]:
+    """An empty directory, which is gone afterwards; a server there runs with this added to its environment."""
     directory = Path(tempfile.mkdtemp(prefix=f"{contender.name}-", dir=parent))
     try:
         if contender.server:
-            with Server(directory) as server:
+            with Server(directory, environment=environment) as server:
                 yield Place(directory, server)
         else:
             yield Place(directory, None)

@@ -3,6 +3,9 @@
     python writers.py DIRECTORY --processes 8 --seconds 60
     python writers.py DIRECTORY --processes 8 --seconds 60 --kill    one of them is killed every second, another begins
 
+Writers are forked, as a server forks its workers, from a process that has imported everything and opened nothing: what
+a killed one's successor costs is what the log asks for, not the second that Python's imports take.
+
 Each writer makes the calls that LangGraph makes, one after the other, and says what has returned.  In the end a process
 that wrote nothing compares the log with that: every put and every write that was acknowledged is there once, in order;
 nothing else is there but what a killed writer was about to be told; and the log proves itself (`Log.audit`).
@@ -13,6 +16,7 @@ Prints one line of JSON.
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -20,11 +24,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import script
 from meter import Figures
 from replay import Loop, chat_turn, play
 from script import Script
@@ -33,14 +37,26 @@ from stores import Saver
 CHANNELS = ("messages", "__start__", "branch:to:chat")
 TURNS = 2
 SHARED_EVERY = 4  # of so many threads one is everybody's
-CONTENT_TURNS = 200  # what writers say, over and over
 SEED = 20_250_601
 KILL_SECONDS = 1.0
 END_SECONDS = 60.0
 
-# Writers are forked from a process that has imported what takes long and has opened nothing.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["script", "replay", "stepwell_langgraph", "langchain_core.messages"])
+processes.set_forkserver_preload(["writers", "lines", "stepwell_langgraph"])
+
+
+def start_forking() -> None:
+    """Start the process that writers are forked from, if it does not run."""
+    known = os.environ.get("PYTHONPATH")
+    # It looks for modules where the environment says, not where we do, and passes over those it does not find.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if known is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = known
 
 
 class LostError(Exception):
@@ -86,20 +102,19 @@ class Acknowledging:
         self._pipe.send((True, step))
 
 
-def write(path: str, name: str, seconds: float, pipe: Connection) -> None:
+def write(path: str, name: str, pipe: Connection) -> None:
     """What a writer's process does."""
+    import lines
     from stepwell_langgraph import StepwellSaver
 
-    said = script.chat(CONTENT_TURNS, SEED).turns
     identifiers = random.Random(name)
     with StepwellSaver.from_conn_string(path) as opened:
         saver: Any = Acknowledging(opened, pipe)
         pipe.send("ready")
-        pipe.recv()
-        end = time.monotonic() + seconds
+        end = pipe.recv()
         for number in count():
             shared = number % SHARED_EVERY == 0
-            turns = [said[(number * TURNS + turn) % CONTENT_TURNS] for turn in range(TURNS)]
+            turns = [lines.TURNS[(number * TURNS + turn) % len(lines.TURNS)] for turn in range(TURNS)]
             mine = Script(f"shared {number}" if shared else f"{name} {number}", turns, identifiers)
             loop = Loop(saver, mine, CHANNELS, {})
             for turn in turns:
@@ -111,10 +126,10 @@ def write(path: str, name: str, seconds: float, pipe: Connection) -> None:
 class Writer:
     """A writer's process, and what it has told."""
 
-    def __init__(self, path: Path, name: str, seconds: float) -> None:
+    def __init__(self, path: Path, name: str) -> None:
         self.told = Told()
         self.pipe, theirs = processes.Pipe()
-        self._process = processes.Process(target=write, args=(str(path), name, seconds, theirs))
+        self._process = processes.Process(target=write, args=(str(path), name, theirs))
         self._process.start()
         theirs.close()
 
@@ -123,8 +138,9 @@ class Writer:
         if self.pipe.recv() != "ready":
             raise LostError("a writer began with something else than it should")
 
-    def begin(self) -> None:
-        self.pipe.send("go")
+    def begin(self, end: float) -> None:
+        """Let it write until the clock, the same for all processes, shows this."""
+        self.pipe.send(end)
 
     def listen(self) -> bool:
         """Take one thing that it said; False at its end."""
@@ -154,11 +170,11 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, number: int, seconds: float) -> Iterator[list[Writer]]:
+def writing(path: Path, number: int) -> Iterator[list[Writer]]:
     """Writers on one log, ready to begin; more may be put to the list, and all are gone afterwards."""
     writers: list[Writer] = []
     try:
-        writers += [Writer(path, f"writer {index}", seconds) for index in range(number)]
+        writers += [Writer(path, f"writer {index}") for index in range(number)]
         for writer in writers:
             writer.await_readiness()
         yield writers
@@ -175,27 +191,29 @@ def race(path: Path, number: int, seconds: float, *, kill: bool) -> Figures:
     """
     rng = random.Random(SEED)
     killed: set[Writer] = set()
-    with writing(path, number, seconds) as writers:
+    start_forking()
+    with writing(path, number) as writers:
         began = time.monotonic()
+        end = began + seconds
         for writer in writers:
-            writer.begin()
+            writer.begin(end)
         running, starting = {writer.pipe: writer for writer in writers}, dict[Any, Writer]()
         next_kill = began + KILL_SECONDS
         while running or starting:
             now = time.monotonic()
-            if kill and now > next_kill and now < began + seconds - KILL_SECONDS:
+            if kill and now > next_kill and now < end - KILL_SECONDS:
                 next_kill += KILL_SECONDS
                 victim = rng.choice([*running.values()])
                 victim.kill()
                 killed.add(victim)
                 # Nobody waits for it: its first word comes like any other.
-                successor = Writer(path, f"writer {len(writers)}", began + seconds - now)
+                successor = Writer(path, f"writer {len(writers)}")
                 writers.append(successor)
                 starting[successor.pipe] = successor
             for pipe in wait([*running, *starting], timeout=KILL_SECONDS / 10):
                 if pipe in starting:
                     starting[pipe].await_readiness()
-                    starting[pipe].begin()
+                    starting[pipe].begin(end)
                     running[pipe] = starting.pop(pipe)  # type: ignore[index]
                 elif not running[pipe].listen():  # type: ignore[index]
                     del running[pipe]  # type: ignore[arg-type]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import many
 import report
 import report_agents
 import run_agents
+import slow_sync
 import writers
 from contenders import MANY_CALLERS
 from many import Agent, WrongStateError
@@ -24,7 +28,7 @@ def test_all_agents_make_their_calls(how: str, name: str, tmp_path: Path) -> Non
     """Each of them holds its conversations, one with a large state among them; what was put is there at the end."""
     found = many.measure(how, MANY_CALLERS[name], tmp_path, many.agents(3, 2, 100_000))
     assert found["calls"] == {"put": 3 * 2 * 6 + 9, "put_writes": 3 * 2 * 4 + 6, "get_tuple": 3 * 2 * 2 + 3}
-    expected = {row.figure for row in report_agents.ROWS}
+    expected = {row.figure for row in report_agents.ROWS} - {"syncs_per_call"}
     if how == "sync":
         expected.remove("stall_ms")
     assert expected <= found["figures"].keys()
@@ -91,7 +95,8 @@ def test_what_writers_lose_is_noticed(tmp_path: Path) -> None:
 
 def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results become tables between lines of their own; what failed or did not run is said."""
-    runs = [run_agents.Run(scenario, 1, tmp_path) for scenario in run_agents.SCENARIOS]
+    monkeypatch.setattr(slow_sync, "build", lambda folder: folder)
+    runs = [run_agents.Run(scenario, 1, tmp_path) for scenario in run_agents.scenarios(4)]
     for run in runs:
         for number, entry in enumerate(run._entries.values()):
             if number < 2:
@@ -126,10 +131,73 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| `put`: p99 | 10.0 ms (0.5x) | 5.00 ms |" in text
     assert "AsyncPostgresSaver, pool: not run, no PostgreSQL." in text
     assert "eight: lost a step." in text
+    assert "| 16 threads, a sync takes 4 ms longer | StepwellSaver |" in text
 
 
-def test_a_measurement_has_a_process_of_its_own(tmp_path: Path) -> None:
-    """`run_agents.py` runs its parts by their command lines."""
+def test_a_scenario_that_nobody_ran_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler, syncs cannot be made slow, and a line stands in place of the table."""
+
+    def build(_: Path) -> Path:
+        raise slow_sync.NoCompilerError("not run, no C compiler")
+
+    monkeypatch.setattr(slow_sync, "build", build)
+    run = run_agents.Run(run_agents.scenarios(4)[-1], 1, tmp_path)
+    run.round(0)
+    assert report_agents._scenario(run.as_json()) == "16 threads, a sync takes 4 ms longer: not run, no C compiler."
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return slow_sync.build(tmp_path_factory.mktemp("library"))
+    except slow_sync.NoCompilerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def slow(library: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment in which a sync takes 20 ms longer."""
+    return slow_sync.environment(library, 20, tmp_path)
+
+
+SYNCING = """
+import os, sys, mmap
+name, way = sys.argv[1:]
+descriptor = os.open(name, os.O_RDWR | os.O_CREAT | {"sync": os.O_SYNC, "dsync": os.O_DSYNC}.get(way, 0))
+parts = {"write": os.write, "pwrite": lambda at, x: os.pwrite(at, x, 0), "writev": lambda at, x: os.writev(at, [x])}
+os.ftruncate(descriptor, 4096)
+for write in parts.values():
+    write(descriptor, b"x")
+os.pwritev(descriptor, [b"x"], 0, os.RWF_DSYNC if way == "flag" else 0)
+mapped = mmap.mmap(descriptor, 4096)
+if way == "msync":
+    mapped.flush()
+if way in ("fsync", "fdatasync"):
+    getattr(os, way)(descriptor)
+os.write(os.memfd_create("x"), b"x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "syncs"),
+    [("none", 0), ("sync", 4), ("dsync", 4), ("flag", 1), ("msync", 1), ("fsync", 1), ("fdatasync", 1)],
+)
+def test_a_slow_sync_is_one_of_every_kind(
+    way: str, syncs: int, slow: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that sync a file are delayed and counted, and no others are."""
+    command = [sys.executable, "-ISc", SYNCING, str(tmp_path / "file"), way]
+    began = time.monotonic()
+    subprocess.run(command, env=slow, check=True)
+    took = time.monotonic() - began
+    monkeypatch.setenv(slow_sync.COUNT, slow[slow_sync.COUNT])
+    assert slow_sync.counted() == syncs
+    assert took > syncs * 0.02
+
+
+def test_a_measurement_has_a_process_of_its_own(slow: dict[str, str], tmp_path: Path) -> None:
+    """`run_agents.py` runs its parts by their command lines; where syncs are slow, it counts them."""
     options = ["--agents=2", "--chats=1", "--large=0"]
-    found = run_agents._measured("many.py", "async", "stepwell-async", str(tmp_path), *options)
+    found = run_agents._measured("many.py", "async", "stepwell-async", str(tmp_path), *options, environment=slow)
     assert found["calls"]["put"] == 2 * 6
+    assert 0.5 < found["figures"]["syncs_per_call"] <= 2

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import plots
 import postgres
 import report
 import run
+import slow_sync
 from contenders import CONTENDERS
 from meter import Meter
 from states import Expected, State, WrongStateError, digested, killed_at, travelled
@@ -45,16 +47,20 @@ def counts() -> dict[str, Any]:
 
 
 @needs_postgres
-def test_postgres_runs_and_is_gone(place: Path) -> None:
-    """A server answers on its socket, durably set; its time and bytes are counted; nothing of it is left running.
+def test_postgres_runs_and_is_gone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server answers on its socket, durably set; time, bytes and syncs are counted; nothing of it is left running.
 
     One that cannot start says why.
     """
     psycopg = pytest.importorskip("psycopg", reason="a driver that only the benchmark needs")
     directory = place / "server"
     directory.mkdir()
+    slow = {}
+    with suppress(slow_sync.NoCompilerError):
+        slow = slow_sync.environment(slow_sync.build(place), 4, place)
+        monkeypatch.setenv(slow_sync.COUNT, slow[slow_sync.COUNT])
     before = usage()
-    with postgres.Server(directory) as server:
+    with postgres.Server(directory, environment=slow) as server:
         process = postgres.process_id(directory)
         if os.geteuid() == 0:
             assert Path(f"/proc/{process}").stat().st_uid != 0
@@ -64,6 +70,10 @@ def test_postgres_runs_and_is_gone(place: Path) -> None:
                     assert connection.execute(f"SHOW {setting}").fetchone() == ("on",)
                 assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
                 connection.execute("CREATE TABLE IF NOT EXISTS t AS SELECT generate_series(1, 20000)")
+                syncs = slow_sync.counted()
+                connection.execute("CREATE TABLE IF NOT EXISTS u AS SELECT generate_series(1, 1000)")
+                connection.execute("INSERT INTO u VALUES (0)")
+                assert syncs is None or slow_sync.counted() > syncs
             server.stop()
             server.stop()
             server.start()

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from stepwell.loops import turn
 from stepwell_langgraph.offload import offload
 
 _Q = TypeVar("_Q")
@@ -38,7 +39,9 @@ class Together(Generic[_Q, _A]):
             task.add_done_callback(self._tasks.discard)
         future: asyncio.Future[_A] = loop.create_future()
         waiting.append((question, future))
-        return await future
+        answer = await future
+        await turn(loop)
+        return answer
 
     async def _run(self, loop: asyncio.AbstractEventLoop, waiting: list[tuple[_Q, asyncio.Future[_A]]]) -> None:
         taken: list[tuple[_Q, asyncio.Future[_A]]] = []

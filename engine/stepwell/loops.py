@@ -1,11 +1,12 @@
-"""Event loops and the writer: who waits for a group is woken a few at a time, and what they submit becomes one group.
+"""Event loops and the writer: coroutines are woken one at a time, and what they submit becomes one group.
 
 Coroutines that are all woken at once keep their loop busy until the last of them has encoded its next append.  So a
-loop wakes a few of them, does whatever else is due, and goes on.
+loop wakes one of them, does whatever else is due, and goes on: with those who wait for a group, and with those whom a
+thread has answered (`turn`).
 
 What a coroutine submits is in the writer's queue at once, but the writer is told of it only when its loop has nobody
-left to wake.  Told of the first one, it would commit that alone, and both would wait for the interpreter's lock
-instead of encoding what makes a large group.
+left to wake, or has woken as many as a group holds.  Told of the first one, it would commit that alone, and both would
+wait for the interpreter's lock instead of encoding what makes a large group.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     import asyncio  # a third of the time that importing the engine takes: it is left to who awaits
 
-WOKEN_AT_ONCE: Final = 4  # each of them encodes for less than a millisecond
+MOST_BEFORE_RINGING: Final = 64  # coroutines that are woken while the writer is not told of what one has submitted
 
 Waiter: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]"
 
@@ -34,7 +35,6 @@ class Loops:
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = WeakKeyDictionary()
 
     def ring_later(self) -> bool:
         """Ring at the end of the turn of the loop that runs in this thread; False if there is none."""
@@ -46,7 +46,7 @@ class Loops:
             loop = get_running_loop()
         except RuntimeError:
             return False
-        self._turn_of(loop).ring_later(loop)
+        _line_of(loop).ring_later(loop, self._ring)
         return True
 
     def wake(self, waiters: Iterable[Waiter]) -> None:
@@ -56,35 +56,52 @@ class Loops:
             waiting.setdefault(loop, []).append(future)
         for loop, futures in waiting.items():
             with suppress(RuntimeError):  # the loop was closed; nobody waits any more
-                loop.call_soon_threadsafe(self._wake, loop, futures)
-
-    def _wake(self, loop: asyncio.AbstractEventLoop, futures: list[asyncio.Future[None]]) -> None:
-        self._turn_of(loop).wake(loop, futures)
-
-    def _turn_of(self, loop: asyncio.AbstractEventLoop) -> _Turn:
-        turn = self._turns.get(loop)
-        if turn is None:
-            turn = self._turns[loop] = _Turn(self._ring)
-        return turn
+                loop.call_soon_threadsafe(_wake, loop, futures)
 
 
-class _Turn:
-    """What one loop is about to do, always in its own thread."""
+async def turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Return when it is this coroutine's turn, which was woken by itself: at once if nobody else was.
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
-        self._owes_ring = False
+    Args:
+        loop: The one that it runs on.
+    """
+    future = _line_of(loop).join(loop)
+    if future is not None:
+        await future
+
+
+def _wake(loop: asyncio.AbstractEventLoop, futures: list[asyncio.Future[None]]) -> None:
+    _line_of(loop).wake(loop, futures)
+
+
+class _Line:
+    """Who is to be woken by one loop, always in its own thread."""
+
+    def __init__(self) -> None:
         self._futures: deque[asyncio.Future[None]] = deque()
+        self._rings: set[Callable[[], None]] = set()  # of writers that are to be told
+        self._woken = 0  # since the first of these was to be told
         self._goes_on = False
 
-    def ring_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._owes_ring = True
+    def ring_later(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
+        if not self._rings:
+            self._woken = 0
+        self._rings.add(ring)
         self._go_on_later(loop)
 
     def wake(self, loop: asyncio.AbstractEventLoop, futures: list[asyncio.Future[None]]) -> None:
         self._futures += futures
         if not self._goes_on:
             self._go_on(loop)
+
+    def join(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        """What a coroutine that runs must wait for; None if it is the only one so far."""
+        if not self._goes_on:
+            self._go_on_later(loop)
+            return None
+        future = loop.create_future()
+        self._futures.append(future)
+        return future
 
     def _go_on_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._goes_on:
@@ -93,14 +110,24 @@ class _Turn:
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         self._goes_on = False
-        woken = 0
-        while self._futures and woken < WOKEN_AT_ONCE:
+        while self._futures:
             future = self._futures.popleft()
             if not future.done():
                 future.set_result(None)
-                woken += 1
-        if woken:
-            self._go_on_later(loop)  # behind those that were woken now
-        elif self._owes_ring:
-            self._owes_ring = False
-            self._ring()
+                self._woken += 1
+                self._go_on_later(loop)  # behind the one that was woken now
+                break
+        if self._rings and (not self._goes_on or self._woken >= MOST_BEFORE_RINGING):
+            rings, self._rings, self._woken = self._rings, set(), 0
+            for ring in rings:
+                ring()
+
+
+_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
+
+
+def _line_of(loop: asyncio.AbstractEventLoop) -> _Line:
+    line = _lines.get(loop)
+    if line is None:
+        line = _lines[loop] = _Line()
+    return line

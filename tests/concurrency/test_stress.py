@@ -6,7 +6,7 @@ from pathlib import Path
 
 from concurrency.stress import stress
 
-SECONDS = 6.0
+SECONDS = 20.0
 
 
 def test_loops_and_threads_on_one_saver(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import contextmanager
 from itertools import count, pairwise
@@ -13,7 +13,7 @@ import pytest
 
 from building import FailingStorage, append, step
 from stepwell import ClosedError, ConflictError, DiskFullError, writer
-from stepwell.loops import WOKEN_AT_ONCE
+from stepwell.loops import MOST_BEFORE_RINGING, _wake, turn
 from stepwell.storage import Append, Committed, Operation, Rewrite, ThreadRow
 from stepwell.writer import Ticket, Writer
 
@@ -335,7 +335,7 @@ async def test_one_call_into_the_loop(storage: FailingStorage, pool: Writer, mon
     call_soon_threadsafe = loop.call_soon_threadsafe
 
     def counting(callback: Callable[..., object], *args: object) -> asyncio.Handle:
-        if callback == pool._loops._wake:
+        if callback == _wake:
             calls.append(args)
         return call_soon_threadsafe(callback, *args)
 
@@ -411,12 +411,12 @@ async def test_a_turn_is_one_group(storage: FailingStorage, pool: Writer) -> Non
         await pool.submit(operation())
         await pool.submit(operation())
 
-    await asyncio.gather(*(two() for _ in range(10 * WOKEN_AT_ONCE)))
-    assert [len(group) for group in storage.groups] == [10 * WOKEN_AT_ONCE] * 2
+    await asyncio.gather(*(two() for _ in range(40)))
+    assert [len(group) for group in storage.groups] == [40] * 2
 
 
 async def test_others_have_their_turn(storage: FailingStorage, pool: Writer) -> None:
-    """Of many coroutines that wait for one group, few are woken before the loop does something else."""
+    """Of many coroutines that wait for one group, one is woken before the loop does something else."""
     woken, seen = 0, []
 
     async def wait() -> None:
@@ -430,7 +430,64 @@ async def test_others_have_their_turn(storage: FailingStorage, pool: Writer) -> 
             await asyncio.sleep(0)
 
     await asyncio.gather(watch(), *(wait() for _ in range(100)))
-    assert max(after - before for before, after in pairwise([*seen, 100])) <= WOKEN_AT_ONCE
+    assert max(after - before for before, after in pairwise([*seen, 100])) == 1
+
+
+async def test_those_whom_threads_have_answered_take_turns(storage: FailingStorage, pool: Writer) -> None:
+    """Of coroutines that are woken by something else, one at a time goes on, together with those of a group."""
+    loop, gone_on = asyncio.get_running_loop(), 0
+    seen: list[int] = []
+    answered = asyncio.Event()
+
+    async def go_on(after: Callable[[], Awaitable[object]]) -> None:
+        nonlocal gone_on
+        await after()
+        gone_on += 1
+
+    async def ask() -> None:
+        await answered.wait()
+        await turn(loop)
+
+    async def append() -> None:
+        await pool.submit(operation())
+
+    async def watch() -> None:
+        answered.set()
+        while gone_on < 40:
+            seen.append(gone_on)
+            await asyncio.sleep(0)
+
+    await turn(loop)  # alone, at once
+    await asyncio.gather(*(go_on(each) for each in (ask, append) * 20), watch())
+    assert max(after - before for before, after in pairwise([*seen, 40])) == 1
+
+
+async def test_a_coroutine_that_is_given_up_in_the_line(pool: Writer) -> None:
+    """Those behind it have their turn."""
+    tasks = [asyncio.ensure_future(turn(asyncio.get_running_loop())) for _ in range(5)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    await asyncio.wait(tasks, timeout=10)
+    assert [task.cancelled() for task in tasks] == [False, False, True, False, False]
+
+
+async def test_a_line_without_end_keeps_no_append_waiting(pool: Writer) -> None:
+    """The writer is told of an append though its loop always has somebody left to wake."""
+    loop, turns, is_over = asyncio.get_running_loop(), 0, False
+
+    async def read_on() -> None:
+        nonlocal turns
+        while not is_over:
+            await turn(loop)
+            turns += 1
+
+    readers = asyncio.gather(*(read_on() for _ in range(2 * MOST_BEFORE_RINGING)))
+    await asyncio.sleep(0)
+    before = turns
+    await asyncio.wait_for(_await(pool.submit(operation())), timeout=10)
+    assert turns - before >= MOST_BEFORE_RINGING
+    is_over = True
+    await readers
 
 
 async def test_blocking_in_a_loop(pool: Writer) -> None:

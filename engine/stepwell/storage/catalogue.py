@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from stepwell import format as fmt
@@ -45,6 +46,9 @@ _FEW: Final = 32  # threads whose rows are read rather than the feed of their ep
 _FEW_WITH_PREFIX: Final = 1024
 _MOST_MISSES: Final = 512  # threads with another prefix, before all numbers with the right one are taken
 _LAST_EPOCH: Final = fmt.epoch_of((1 << 62) - 1)
+
+_number_in = itemgetter(slice(-fmt.NUMBER_BYTES, None))
+"""The number of the thread that a key of `recent` or `ids` is about, as a key."""
 
 
 class Standing(NamedTuple):
@@ -86,33 +90,39 @@ def find(tables: Tables, query: Query) -> list[tuple[str, ThreadRow]]:
 
 
 def _found(tables: Tables, query: Query) -> Iterator[tuple[str, ThreadRow]]:
-    prefix, known = query.prefix.encode(), None
-    if prefix:
-        start, stop = prefix[: fmt.MOST_SORTED_BYTES], prefix_end(prefix[: fmt.MOST_SORTED_BYTES])
-        few = [*islice(tables.scan(IDS, start, stop), _FEW_WITH_PREFIX + 1)]
-        if len(few) <= _FEW_WITH_PREFIX:
-            rows = _loaded(tables, (key[-fmt.NUMBER_BYTES :] for key, _ in few))
-            yield from _matching(tables, query, _in_order(rows, query))
-            return
+    if not query.prefix:
+        yield from _matching(tables, query, _walk(tables, query))
+        return
+    start = query.prefix.encode()[: fmt.MOST_SORTED_BYTES]
+    stop = prefix_end(start)
+    few = [*islice(tables.scan(IDS, start, stop), _FEW_WITH_PREFIX + 1)]
+    if len(few) <= _FEW_WITH_PREFIX:
+        rows = _loaded(tables, (_number_in(key) for key, _ in few))
+        yield from _matching(tables, query, _in_order(rows, query))
+        return
     misses = 0
-    for epoch, members in _epochs(tables, query):
-        if known is not None:
-            members &= known
-        for row in _ordered(tables, query, epoch, members):
-            if known is not None and fmt.number_key(row.number) not in known:
-                continue
-            found = [*_matching(tables, query, [row])]
-            yield from found
-            misses += not found
-            if prefix and known is None and misses > _MOST_MISSES:
-                known = {key[-fmt.NUMBER_BYTES :] for key, _ in tables.rows(IDS, start, stop)}
+    for row in _walk(tables, query):
+        found = [*_matching(tables, query, [row])]
+        yield from found
+        misses += not found
+        if misses > _MOST_MISSES:
+            known = set(map(_number_in, tables.keys(IDS, start, stop)))
+            behind = query._replace(edge=row.commit)
+            yield from _matching(tables, behind, _walk(tables, behind, known))
+            return
+
+
+def _walk(tables: Tables, query: Query, known: set[bytes] | None = None) -> Iterator[ThreadRow]:
+    """The threads that facets and spans do not rule out, in order; of those whose keys are known, if some are."""
+    for epoch, members in _epochs(tables, query, known):
+        yield from _ordered(tables, query, epoch, members)
 
 
 def _matching(tables: Tables, query: Query, rows: Iterable[ThreadRow]) -> Iterator[tuple[str, ThreadRow]]:
     """The threads that are asked for, with their ids."""
     for row in rows:
         if (
-            (row.commit < query.edge if query.newest_first else row.commit > query.edge)
+            _is_behind(query, row.commit)
             and query.since <= row.updated_at < query.before
             and (query.statuses is None or row.status in query.statuses)
             and all(row.labels.get(name) == value for name, value in query.labels.items())
@@ -125,7 +135,7 @@ def _matching(tables: Tables, query: Query, rows: Iterable[ThreadRow]) -> Iterat
 def _ordered(tables: Tables, query: Query, epoch: int, members: set[bytes]) -> Iterator[ThreadRow]:
     """Threads of one epoch in the order of their newest commits."""
     if len(members) <= _FEW:
-        yield from _in_order(_loaded(tables, members), query)
+        yield from (row for row in _in_order(_loaded(tables, members), query) if _is_behind(query, row.commit))
         return
     first = epoch * fmt.COMMITS_IN_EPOCH
     start, stop = (fmt.number_key(row_number(commit)) for commit in (first, first + fmt.COMMITS_IN_EPOCH))
@@ -136,10 +146,11 @@ def _ordered(tables: Tables, query: Query, epoch: int, members: set[bytes]) -> I
     ordered = sorted((place for place in numbers if place[1] in members), reverse=query.newest_first)
     if len(ordered) != len(members):
         raise CorruptionError(f"the tables {RECENT} and {FEED} do not match")
-    edge = query.edge
-    yield from _loaded(
-        tables, (key for commit, key in ordered if (commit < edge if query.newest_first else commit > edge))
-    )
+    yield from _loaded(tables, (key for commit, key in ordered if _is_behind(query, commit)))
+
+
+def _is_behind(query: Query, commit: int) -> bool:
+    return commit < query.edge if query.newest_first else commit > query.edge
 
 
 def _loaded(tables: Tables, keys: Iterable[bytes]) -> Iterator[ThreadRow]:
@@ -154,7 +165,7 @@ def _in_order(rows: Iterable[ThreadRow], query: Query) -> list[ThreadRow]:
     return sorted(rows, key=lambda row: row.commit, reverse=query.newest_first)
 
 
-def _epochs(tables: Tables, query: Query) -> Iterator[tuple[int, set[bytes]]]:
+def _epochs(tables: Tables, query: Query, known: set[bytes] | None) -> Iterator[tuple[int, set[bytes]]]:
     """The epochs that have threads under all facets that are asked for, in order, with the keys of these threads."""
     sought = [[facet_of(name, value)] for name, value in query.labels.items() if value is not None]
     if query.statuses is not None or not sought:
@@ -172,10 +183,10 @@ def _epochs(tables: Tables, query: Query) -> Iterator[tuple[int, set[bytes]]]:
                 return
             agreed = following
         if agreed == epoch:
-            members = unions[0].members(epoch)
+            members = unions[0].members(epoch, known)
             for union in unions[1:]:
                 if len(members) > _FEW:
-                    members &= union.members(epoch)
+                    members = union.members(epoch, members)
             if members:
                 yield epoch, members
             agreed += step
@@ -198,13 +209,14 @@ class _Union:
         found = [each for facet in self._facets if (each := self._next_of(facet, epoch)) is not None]
         return (max if self._newest_first else min)(found, default=None)
 
-    def members(self, epoch: int) -> set[bytes]:
-        """The keys of such threads in an epoch."""
+    def members(self, epoch: int, known: set[bytes] | None) -> set[bytes]:
+        """The keys of such threads in an epoch; of those that are known, if some are."""
         found: set[bytes] = set()
         for facet in self._facets:
             if self._next_of(facet, epoch) == epoch:
                 edges = (fmt.recent_key(facet, epoch, span, 0) for span in (self._low, self._high))
-                found.update(key[-fmt.NUMBER_BYTES :] for key, _ in self._tables.rows(RECENT, *edges))
+                keys = map(_number_in, self._tables.keys(RECENT, *edges))
+                found.update(keys if known is None else known.intersection(keys))
         return found
 
     def _next_of(self, facet: bytes, epoch: int) -> int | None:

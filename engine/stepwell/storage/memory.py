@@ -108,8 +108,9 @@ class _MemoryTables:
         for index in range(bisect_left(keys, stop) - 1, bisect_left(keys, start) - 1, -1):
             yield keys[index], rows[keys[index]]
 
-    def rows(self, table: str, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
-        return [*self.scan(table, start, stop)]
+    def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
+        keys = self._keys[table]
+        return keys[bisect_left(keys, start) : bisect_left(keys, stop)]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         keys = self._keys[table]
