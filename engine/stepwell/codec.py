@@ -52,7 +52,11 @@ from stepwell.patch import (
 SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
+# Of an item they stay there up to here: what it would save, the compression of a segment saves as well.
+LARGEST_ATTACHED_OF_ITEM_BYTES: Final = 512
 COMPRESSION_LEVEL: Final = 1
+# Up to here an event of an item is stored as it is until it is sealed: what fills no page is not worth its time.
+LARGEST_PLAIN_ITEM_BYTES: Final = 1024
 # Up to here the dictionary saves bytes, and time or next to none of it; above, zstandard copies its tables before
 # it begins (10 KB take 72 us instead of 48), and most of a body is text, of which it knows nothing.
 LARGEST_WITH_DICTIONARY_BYTES: Final = 8192
@@ -119,7 +123,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
     Raises:
         EventTooLargeError: The event cannot be held by a log.
     """
-    packer = _Packer(known)
+    is_item = isinstance(event, ItemEvent)
+    packer = _Packer(known, LARGEST_ATTACHED_OF_ITEM_BYTES + 1 if is_item else SMALLEST_DETACHED_BYTES)
     kind = _KINDS[type(event)]
     if isinstance(event, StepCommitted):
         skeleton: Event = StepCommitted(
@@ -131,8 +136,10 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
-    elif isinstance(event, ItemEvent):
+    elif isinstance(event, ItemPut):
         skeleton = with_values(event, packer.value, created_at=0)
+    elif is_item:
+        skeleton = msgspec.structs.replace(event, created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -144,7 +151,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
         )
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
     digest = fmt.body_digest(body)
-    data, form = compress_body(body)
+    is_plain = is_item and len(body) <= LARGEST_PLAIN_ITEM_BYTES
+    data, form = (body, fmt.FORM_PLAIN) if is_plain else compress_body(body)
     return Body(kind, data, form, digest, packer.fresh)
 
 
@@ -178,7 +186,8 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
 class _Packer:
     """Moves contents from one event's values into its payload."""
 
-    def __init__(self, known: Known | None) -> None:
+    def __init__(self, known: Known | None, smallest_detached: int) -> None:
+        self._smallest_detached = smallest_detached
         self.parts: list[bytes] = []
         self.size = 0
         self.fresh: list[Fresh] = []
@@ -189,17 +198,23 @@ class _Packer:
         return _merge(map_pieces(merge, self._content, self._run))
 
     def value(self, value: Value) -> Value:
+        if (
+            isinstance(value, Blob)
+            and isinstance(value.content, bytes)
+            and len(value.content) < self._smallest_detached
+        ):
+            return value
         return _value(map_pieces(value, self._content, self._run))
 
     def _content(self, content: Content) -> Content:
-        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < self._smallest_detached:
             return content
         digest = digest_of(content)
         return self._find(digest) or self._search(content) or self._place(content, digest)
 
     def _run(self, piece: New) -> tuple[New, ...]:
         content = piece.content
-        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < self._smallest_detached:
             return (New(piece.lengths, self._content(content)),)
         digest = digest_of(content)
         found = self._find(digest)
@@ -248,7 +263,7 @@ class _Packer:
         return Joined(tuple(map(self._detached, parts)))
 
     def _detached(self, part: bytes | Ref) -> bytes | Ref:
-        if isinstance(part, Ref) or len(part) < SMALLEST_DETACHED_BYTES:
+        if isinstance(part, Ref) or len(part) < self._smallest_detached:
             return part
         return self._place(part, digest_of(part))
 
@@ -411,7 +426,7 @@ def with_values(event: ItemEvent, change: Callable[[Value], Value], *, created_a
     """The same event with its value and attachments changed, if it has any, and with another time."""
     if not isinstance(event, ItemPut):
         return msgspec.structs.replace(event, created_at=created_at)
-    attachments = {name: change(value) for name, value in event.attachments.items()}
+    attachments = {name: change(value) for name, value in event.attachments.items()} if event.attachments else {}
     return ItemPut(
         event.namespace,
         event.key,

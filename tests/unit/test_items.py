@@ -33,10 +33,11 @@ from stepwell import format as fmt
 from stepwell.events import ItemEvent
 from stepwell.patch import Array, Blob, New, Ref, Value
 from stepwell.storage import segments
+from stepwell.storage.checksums import CheckedTables
 from stepwell.storage.held import Held
 from stepwell.storage.items import LARGEST_VALUE_IN_ROW_BYTES, VERSIONS_IN_ROW
 from stepwell.storage.records import Records
-from stepwell.storage.tables import ITEMS, VERSIONS
+from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS
 
 ADA = ("users", "ada")
 
@@ -58,6 +59,10 @@ def put(
 def done(log: Log, *changes: ItemEvent) -> int:
     """Submit changes; their commit."""
     return log.items.submit(changes).result().commit
+
+
+def _number(number: int) -> bytes:
+    return b"%d" % number
 
 
 def placed(log: Log, change: ItemEvent) -> tuple[Commit, Sequence]:
@@ -348,6 +353,28 @@ def test_many_versions_in_one_commit(log: Log) -> None:
     shown = [each.value[1] for each in log.items.history(ADA, "k") if isinstance(each, Item)]
     assert shown == [b"after", *(b"%d" % number for number in reversed(range(count))), b"before"]
     assert [value(log, at=at) for at in (before, commit, after)] == [b"before", b"%d" % (count - 1), b"after"]
+
+
+def test_many_changes_of_one_item_write_its_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often one call changes an item, its rows are written once, and say what each change did."""
+    with Log.open(tmp_path / "log") as log:
+        done(log, put(value=b"first", expires_at=5))
+        written: list[tuple[str, bytes]] = []
+        write = CheckedTables.put
+
+        def counted(tables: CheckedTables, table: str, key: bytes, value: bytes) -> None:
+            if table in (ITEMS, VERSIONS, EXPIRIES):
+                written.append((table, key))
+            write(tables, table, key, value)
+
+        monkeypatch.setattr(CheckedTables, "put", counted)
+        changes = [put(value=_number(number), expires_at=9) for number in range(500)]
+        done(log, *changes[:300], ItemDeleted(ADA, "k"), *changes[300:])
+        assert sorted(table for table, _ in written) == [EXPIRIES, ITEMS, VERSIONS]
+        shown = [version.value[1] if isinstance(version, Item) else None for version in log.items.history(ADA, "k")]
+        assert shown == [*map(_number, range(499, 299, -1)), None, *map(_number, range(299, -1, -1)), b"first"]
+        assert log.items.expired(9) == [(ADA, "k")]
+        assert log.items.expired(8) == []
 
 
 def test_moments_of_other_threads(log: Log) -> None:
