@@ -199,9 +199,9 @@ class StepwellStore(Closing, BaseStore):
             UsageError: `as_of` names no moment.
         """
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
-        item = self._held(op, as_of)
-        if item is UNKNOWN and as_of is None:
-            item = self._plain(self._present.item((op.namespace, op.key)))
+        item: Item | None = UNKNOWN
+        if as_of is None:
+            item = self._plain(self._present.item(_name(op)))
         if item is not UNKNOWN:
             return None if item is None else _shown_item(item)
         found: StoreItem | None = self._read([op], as_of)[0]  # type: ignore[assignment]

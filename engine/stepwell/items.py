@@ -139,6 +139,18 @@ class Items:
         self._check_unpruned(at)
         return found
 
+    def attached(self, sequences: Several[int], name: str) -> list[bytes | None]:
+        """The bytes that were put beside some values under a name.
+
+        Args:
+            sequences: Where the values were put, as items say.
+            name: The attachment's name.
+
+        Returns:
+            For each; None if nothing has that name there, or it was pruned or forgotten.
+        """
+        return self._storage.attached(sequences, name)
+
     def scan(
         self,
         prefix: tuple[str, ...] = (),

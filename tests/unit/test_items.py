@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from building import noise, set_record, set_row, step
 from stepwell import (
@@ -184,6 +184,27 @@ def test_attachments(log: Log) -> None:
     (version,) = log.items.history(ADA, "large", attachments=True)
     assert isinstance(version, Item)
     assert version.attachments == {"vector": ("f32", b"2")}
+
+
+def test_what_is_attached_by_sequence(log: Log) -> None:
+    """What was put beside values is read by where they were put, whatever they are now; what was pruned is None."""
+    same = noise(2000)
+    puts = [put("a", vector=same), put("b"), put("c", noise(3000), vector=b"2"), put("d", vector=same)]
+    sequences = log.items.submit(puts).result().sequences
+    wanted = [same, None, b"2", same]
+    for _ in range(2):
+        assert log.items.attached(sequences, "vector") == wanted
+        assert log.items.attached(sequences, "other") == [None] * 4
+        assert log.items.attached(sequences[::-1], "vector") == wanted[::-1]
+        log.seal()
+    deleted = log.items.submit([ItemDeleted(ADA, "a")]).result().sequences
+    assert log.items.attached(sequences, "vector") == wanted
+    with pytest.raises(CorruptionError, match="is not what the tables of items say"):
+        log.items.attached(deleted, "vector")
+    with pytest.raises(CorruptionError, match="the event is missing"):
+        log.items.attached([deleted[0] + 1], "vector")
+    log.items.prune(1 << 40)
+    assert log.items.attached([*sequences, *deleted], "vector") == [None] * 5
 
 
 def test_many_at_once(log: Log) -> None:
@@ -517,7 +538,7 @@ def test_forgetting_a_namespace(log: Log) -> None:
     assert value(log, namespace=("users", "adam"), at=commit - 1) == kept
     after = log.items.get(("users", "adam"), "k")
     assert before is not None
-    assert after == before._replace(sequence=after.sequence if after else Sequence(0))
+    assert after == replace(before, sequence=after.sequence if after else Sequence(0))
     row = log.storage.thread(fmt.ITEMS_THREAD_ID)
     assert row is not None
     bodies = b"".join(record.body for record in log.storage.scan(row.number, 0, 1 << 62, 1000, reverse=False))
@@ -539,12 +560,12 @@ def test_pruning_the_past(log: Log) -> None:
         )
     commits.append(done(log, ItemDeleted(ADA, "k0", expired_by=5000)))
     commits.append(done(log, ItemTouched(ADA, "k1", log.items.version(), 1)))
-    shown = {at: {i.key: i[2:6] for i in log.items.scan(at=at)} for at in commits}
+    shown = {at: {i.key: astuple(i)[2:6] for i in log.items.scan(at=at)} for at in commits}
     now = {i.key: i for i in log.items.scan()}
     log.items.prune(commits[30])
     for at in commits[30:]:
-        assert {i.key: i[2:6] for i in log.items.scan(at=at)} == shown[at]
-    assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
+        assert {i.key: astuple(i)[2:6] for i in log.items.scan(at=at)} == shown[at]
+    assert {i.key: replace(i, sequence=now[i.key].sequence) for i in log.items.scan()} == now
     for read in (
         lambda: log.items.get(ADA, "k1", at=commits[29]),
         lambda: log.items.get_many([(ADA, "k1")], at=0),
@@ -559,7 +580,7 @@ def test_pruning_the_past(log: Log) -> None:
     assert len(list(log.items.history(ADA, "k1"))) == 3
     log.items.prune(1 << 40)
     assert {key: len(list(log.items.history(ADA, key))) for key in ("k0", "k1")} == {"k0": 0, "k1": 1}
-    assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
+    assert {i.key: replace(i, sequence=now[i.key].sequence) for i in log.items.scan()} == now
 
 
 @pytest.mark.parametrize("read", ["get", "scan", "history", "changes"])

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Sequence as Several
+from itertools import accumulate, islice
 from operator import lt
 from typing import Final, NamedTuple
 
@@ -25,10 +26,10 @@ from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError
 from stepwell.events import Commit, Event, ItemDeleted, ItemEvent, ItemPut, Sequence
-from stepwell.patch import Blob, Ref, Value, payload_of, references, size_of
+from stepwell.patch import Blob, Ref, Value, array_header, payload_of, size_of
 from stepwell.storage import Deletion, Entry, Item, ItemChange, ItemName, Number, decode_row
 from stepwell.storage.records import Records
-from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS, Tables, find_thread, prefix_end
+from stepwell.storage.tables import EXPIRIES, ITEMS, PAGE_ROWS, VERSIONS, Tables, find_thread, prefix_end
 
 # On disk: audit and foreign readers count on these.
 VERSIONS_IN_ROW: Final = 64
@@ -79,6 +80,7 @@ class Version(NamedTuple):
 
 _encoder = msgspec.msgpack.Encoder()
 _item_row = msgspec.msgpack.Decoder(ItemRow)
+_item_rows = msgspec.msgpack.Decoder(list[ItemRow])
 _numbers = msgspec.msgpack.Decoder(list[int])
 
 
@@ -122,6 +124,13 @@ def _differences(version: Version, commit: int, lead: int) -> tuple[int, int]:
 
 def _unpack_item(data: bytes) -> ItemRow:
     return decode_row(_item_row, data, ITEMS)
+
+
+def _unpack_items(rows: list[bytes]) -> list[ItemRow]:
+    try:
+        return _item_rows.decode(array_header(len(rows)) + b"".join(rows))
+    except (ValueError, RecursionError):
+        return [*map(_unpack_item, rows)]  # raises and says what is wrong
 
 
 def _unpack_versions(key: bytes, data: bytes) -> tuple[int, list[Version]]:
@@ -312,11 +321,11 @@ class Items:
         item = None if at is None else self._then(key, at)
         return item if item is None or (item.namespace, item.key) == name else None
 
-    def scan(self, prefix: tuple[str, ...], after: ItemName | None, at: int | None) -> Iterator[Item]:
+    def scan(self, prefix: tuple[str, ...], after: ItemName | None, at: int | None, limit: int) -> Iterator[Item]:
         """The items whose namespaces begin with some parts, as they are or as they were after a commit."""
         if at is None:
-            return self._scan_now(prefix, after)
-        return self._scan_then(prefix, after, at)
+            return islice(self._scan_now(prefix, after, min(limit, PAGE_ROWS)), limit)
+        return islice(self._scan_then(prefix, after, at), limit)
 
     def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None) -> Iterator[tuple[str, ...]]:
         """The namespaces that hold items and begin with some parts."""
@@ -401,20 +410,27 @@ class Items:
             raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
         return header.created_at
 
-    def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
-        begin, stop = self._edges(prefix, after)
+    def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None, page_rows: int) -> Iterator[Item]:
+        start, stop = self._edges(prefix, after)
         path = b"\xff"
+        begin = 2  # of the text in a key of the same namespace
         namespace: tuple[str, ...] = ()
         is_exact = len(prefix) <= fmt.PARTS_IN_KEY
-        for key, data in self._tables.scan(ITEMS, begin, stop):
-            row = _unpack_item(data)
-            if row.name is None and key.startswith(path) and len(key) == len(path) + 1 + key[len(path)]:
-                name = namespace, key[len(path) + 1 :].decode()
-            else:
-                name = _name(key, row)
-                namespace, path = name[0], key[: fmt.namespace_bytes(key)]
-            if is_exact or name[0][: len(prefix)] == prefix:
-                yield self._now(key, name, row)
+        while page := self._tables.rows(ITEMS, start, stop, limit=page_rows):
+            for (key, _), row in zip(page, _unpack_items([data for _, data in page]), strict=True):
+                if row.name is None and key.startswith(path) and len(key) == begin + key[begin - 1]:
+                    name = namespace, key[begin:].decode()
+                else:
+                    name = _name(key, row)
+                    namespace, path = name[0], key[: fmt.namespace_bytes(key)]
+                    begin = len(path) + 1
+                if not is_exact and namespace[: len(prefix)] != prefix:
+                    continue
+                if row.value is None or self._attachments:
+                    yield self._now(key, name, row)
+                else:
+                    yield _shown(name, row, row.value)
+            start = page[-1][0] + b"\0"
 
     def _scan_then(self, prefix: tuple[str, ...], after: ItemName | None, at: int) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
@@ -455,15 +471,20 @@ class Items:
     def _now(self, key: bytes, name: ItemName, row: ItemRow) -> Item:
         if row.value is None or self._attachments:
             return self._read(key, Version(row.commit, row.sequence, deleted=False), row.born, row)
-        return Item(
-            *name,
-            row.value,
-            row.created_at,
-            row.updated_at,
-            Commit(row.commit),
-            Sequence(row.sequence),
-            row.expires_at or None,
-        )
+        return _shown(name, row, row.value)
+
+    def attached(self, sequences: Iterable[int], name: str) -> Iterator[bytes | None]:
+        """What was put beside values under a name; None where there is nothing, or was pruned."""
+        thread = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
+        for sequence in sequences:
+            if thread is None or sequence < thread.first:
+                yield None
+                continue
+            record, event = self._event(sequence)
+            if not isinstance(event, ItemPut):
+                raise self._misplaced(sequence)
+            attached = event.attachments.get(name)
+            yield None if attached is None else self._contents(record, (attached,))[0]
 
     def _read(self, key: bytes, version: Version, born: int, row: ItemRow | None = None) -> Item:
         """An item as a version of it was, from its event."""
@@ -480,17 +501,7 @@ class Items:
                 raise self._misplaced(born)
             created_at, expires_at = birth.born_at or first.header.created_at, event.expires_at
         wanted = (event.value, *event.attachments.values()) if self._attachments else (event.value,)
-        elsewhere = {ref.sequence for value in wanted for ref in references(value)} - {version.sequence}
-        payloads = self._records.payloads(self._number, elsewhere) if elsewhere else {}
-        payloads[version.sequence] = record.payload
-
-        def read(ref: Ref) -> bytes:
-            payload = payloads.get(ref.sequence)
-            if payload is None:
-                raise CorruptionError("the event is missing", thread=self._number, sequence=ref.sequence)
-            return bytes(codec.slice_payload(payload, ref, self._number))
-
-        value, *attachments = [(each.type, payload_of(each, read)) for each in wanted]
+        value, *attachments = zip((each.type for each in wanted), self._contents(record, wanted), strict=True)
         return Item(
             event.namespace,
             event.key,
@@ -503,17 +514,35 @@ class Items:
             dict(zip(event.attachments, attachments, strict=False)),
         )
 
+    def _contents(self, record: Record, values: Several[Value]) -> list[bytes]:
+        """The bytes that values of a record's event, as it is stored, were parsed from."""
+
+        def read(ref: Ref) -> bytes:
+            holder = self._records.existing(self._number, ref.sequence) if ref.sequence else record
+            return bytes(codec.slice_payload(holder.payload, ref, self._number))
+
+        return [payload_of(value, read) for value in values]
+
     def _event(self, sequence: int) -> tuple[Record, Event]:
+        """An event as it is stored, and its record."""
         if not self._number:
             row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
             if row is None:
                 raise CorruptionError("items have a row, but no thread")
             self._number = row.number
         record = self._records.existing(self._number, sequence)
-        return record, codec.decode(self._number, record)
+        return record, codec.as_stored(self._number, record)
 
     def _misplaced(self, sequence: int) -> CorruptionError:
         return CorruptionError("the event is not what the tables of items say", thread=self._number, sequence=sequence)
+
+
+def _shown(name: ItemName, row: ItemRow, value: tuple[str, bytes]) -> Item:
+    """An item whose value stands in its row."""
+    namespace, key = name
+    commit: Commit = row.commit  # type: ignore[assignment]
+    sequence: Sequence = row.sequence  # type: ignore[assignment]
+    return Item(namespace, key, value, row.created_at, row.updated_at, commit, sequence, row.expires_at or None)
 
 
 def _born(born: int, versions: list[Version], index: int) -> int:

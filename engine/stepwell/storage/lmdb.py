@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import lmdb
@@ -257,11 +257,11 @@ class _LmdbTables:
                     return
                 yield key, value
 
-    def rows(self, table: str, start: bytes, stop: bytes) -> list[Row]:
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[Row]:
         with self._transaction.cursor(self._tables[table]) as cursor:
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
-            return [*takewhile(lambda row: row[0] < stop, cursor.iternext())]
+            return [*islice(takewhile(lambda row: row[0] < stop, cursor.iternext()), limit)]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         with self._transaction.cursor(self._tables[table]) as cursor:

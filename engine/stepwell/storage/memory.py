@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError, UsageError
@@ -108,8 +109,8 @@ class _MemoryTables:
         for index in range(bisect_left(keys, stop) - 1, bisect_left(keys, start) - 1, -1):
             yield keys[index], rows[keys[index]]
 
-    def rows(self, table: str, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
-        return [*self.scan(table, start, stop)]
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        return [*islice(self.scan(table, start, stop), limit)]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         keys = self._keys[table]

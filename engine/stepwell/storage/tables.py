@@ -63,8 +63,8 @@ class Tables(Protocol):
     def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in reverse order."""
 
-    def rows(self, table: str, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
-        """All rows with start <= key < stop, in order; for ranges that are known to be small, or wanted whole."""
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        """All rows with start <= key < stop, in order, or so many; for what is known to be small, or wanted whole."""
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set a row."""
