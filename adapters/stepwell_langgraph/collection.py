@@ -486,7 +486,8 @@ class Present:
         for namespace in namespaces:
             collection = self._load(namespace)
             if collection is not None and collection.rows is None:
-                loading[namespace] = collection, Rows(self._dims)
+                count = sum(map(is_indexed, collection.items.values()))
+                loading[namespace] = collection, Rows(self._dims, count)
         if not loading:
             return
         self._strayed = True

@@ -37,11 +37,12 @@ class Rows:
 
     Args:
         dims: Numbers of a vector.  Vectors of another length are left out.
+        count: How many vectors there will be, as far as is known.
     """
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, dims: int, count: int = _FIRST_ROWS) -> None:
         self._dims = dims
-        self._matrix: Matrix = numpy.empty((_FIRST_ROWS, dims), dtype=numpy.float32)
+        self._matrix: Matrix = numpy.empty((count, dims), dtype=numpy.float32)
         self._items: list[Item | None] = []
         self._places: dict[str, list[int]] = {}
         self._dead = 0

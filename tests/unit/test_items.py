@@ -31,6 +31,7 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.events import ItemEvent
+from stepwell.folding import SEALED_ITEMS
 from stepwell.patch import Array, Blob, New, Ref, Value
 from stepwell.storage import segments
 from stepwell.storage.checksums import CheckedTables
@@ -653,14 +654,15 @@ def test_near_misses_leave_the_thread_of_items_out(log: Log) -> None:
 
 
 def test_sealing_in_the_background(tmp_path: Path) -> None:
-    """Items are sealed as they grow, and by `seal`."""
-    with Log.open(tmp_path / "log", seal_after_events=20) as log:
+    """Items are sealed as they grow, four times as many at once as of other threads, and by `seal`."""
+    with Log.open(tmp_path / "log", seal_after_events=20 // SEALED_ITEMS) as log:
         done_each(log, (put(f"k{number % 9}", b"%d" % number) for number in range(100)))
         log.seal()
         row = log.storage.thread(fmt.ITEMS_THREAD_ID)
         assert row is not None
         assert row.sealed == row.last
-        assert len(log.storage.segments(row.number)) >= 5
+        lengths = [last - first + 1 for first, last, _ in log.storage.segments(row.number)]
+        assert lengths[:-1] == [20] * 5
         assert log.audit().breaches == []
 
 
