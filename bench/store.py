@@ -6,6 +6,9 @@ Each store is opened as its documentation says, with its own defaults, in an emp
 SqliteStore in the mode that SqliteSaver sets for itself.  All hold the same items and the same vectors of 384
 dimensions.  A store is opened anew before it is read; its first search, which may have to load, is shown apart from the
 median of those that follow.
+
+What a past costs is measured of ours alone: updates of few items, then the bytes on disk beside those that the values
+take when they are compressed together, and how long a look at a moment takes in a log that was just opened.
 """
 
 from __future__ import annotations
@@ -25,15 +28,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy
+import zstandard
 from langgraph.store.base import BaseStore, GetOp, IndexConfig, PutOp
 
 import machine
 import postgres
+from prose import Prose
 
 DIMS = 384
 USERS = 100
 BATCH = 1_000
+UPDATED = 1_000  # items whose past is measured
+BLOCK = 1 << 20
 WORDS = [
     "tea",
     "coffee",
@@ -247,6 +255,42 @@ async def measure_users(contender: Contender, directory: Path, scale: Scale, clo
             clock.seconds[f"{scale.users} users: {name}, each call"] = seconds / (scale.users * scale.rounds * calls)
 
 
+def measure_past(directory: Path, updates: int, characters: int) -> dict[str, float]:
+    """Updates of `UPDATED` items, ten to a batch: bytes on disk after sealing, and looks at moments, each first."""
+    from stepwell_langgraph import StepwellStore
+
+    prose, chance = Prose(characters), random.Random(2)
+    puts = [
+        PutOp(
+            ("users", f"user {n % USERS}", "memories"),
+            f"memory {n % UPDATED}",
+            {"text": prose.text(characters), "n": n},
+        )
+        for n in range(updates)
+    ]
+    path = directory / "log.stepwell"
+    with StepwellStore.from_conn_string(path) as store:
+        for start in range(0, updates, 10):
+            store.batch(puts[start : start + 10])
+        store.log.seal()
+    values = b"".join(msgspec.msgpack.encode(put.value) for put in puts)
+    compress = zstandard.ZstdCompressor(level=3).compress
+    compressed = sum(len(compress(values[start : start + BLOCK])) for start in range(0, len(values), BLOCK))
+    moments = []
+    for put in chance.sample(puts, 20):
+        with StepwellStore.from_conn_string(path) as store:
+            commit = chance.randrange(UPDATED // 10 + 1, updates // 10)
+            moments.append(_timed(partial(store.get, put.namespace, put.key, as_of=commit)))
+    return {
+        "values, bytes": len(values),
+        "values compressed, bytes": compressed,
+        "on disk, bytes": path.stat().st_blocks * 512,
+        "on disk / values compressed": path.stat().st_blocks * 512 / compressed,
+        "get as of a commit, first: median, seconds": statistics.median(moments),
+        "get as of a commit, first: largest, seconds": max(moments),
+    }
+
+
 def _fill(store: BaseStore, numbers: range, *, index: bool | None) -> None:
     for start in range(0, len(numbers), BATCH):
         chosen: Any = False if index is False else None
@@ -317,6 +361,8 @@ def main() -> None:
     parser.add_argument("--vectors", default="10000,100000")
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10, help="of each user")
+    parser.add_argument("--updates", type=int, default=100_000, help="of 1,000 items, to measure their past")
+    parser.add_argument("--characters", default="400,1000", help="of the values of these updates")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     scale = Scale(given.items, [int(n) for n in given.vectors.split(",") if n], given.users, given.rounds)
@@ -325,6 +371,12 @@ def main() -> None:
         results[name] = run(CONTENDERS[name], scale)
         print(f"{name}: done")
     print(table(results))
+    past = {}
+    for characters in given.characters.split(",") if given.updates else []:
+        with tempfile.TemporaryDirectory(prefix="stepwell-", dir="/var/tmp") as folder:
+            past[characters] = measure_past(Path(folder), given.updates, int(characters))
+        print(f"{given.updates:,} updates of {characters} characters:")
+        print("".join(f"  {what}: {found:,.4g}\n" for what, found in past[characters].items()))
     if given.json is not None:
         found = {
             "machine": machine.machine(Path("/var/tmp")),
@@ -332,6 +384,7 @@ def main() -> None:
             "commit": machine.commit(),
             "scale": vars(given) | {"json": None},
             "seconds": results,
+            "past": past,
         }
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

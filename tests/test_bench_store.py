@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import store
 
 
@@ -16,3 +18,11 @@ def test_all_is_measured_of_embedded_stores() -> None:
     shown = store.table(results).splitlines()
     assert len(shown) == 2 + len(ours)
     assert all(line.endswith("x) |") for line in shown[2:])
+
+
+def test_the_past_is_measured(tmp_path: Path) -> None:
+    """Bytes and times are there, and the file holds what it must."""
+    found = store.measure_past(tmp_path, 1_200, 100)
+    assert all(figure > 0 for figure in found.values())
+    assert found["values, bytes"] > found["values compressed, bytes"] > 1_200 * 20
+    assert found["on disk / values compressed"] > 1

@@ -14,16 +14,20 @@ import heapq
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection as Sized
 from collections.abc import Sequence as Several
 from itertools import islice, takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from msgspec.structs import replace
 
 from stepwell.cache import Cache, Shelf
 from stepwell.errors import ConflictError
 from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
 from stepwell.items import Items
 from stepwell.storage import Committed, Item, ItemName
+from stepwell_langgraph.embedding import VECTORS
 from stepwell_langgraph.values import INDEXED
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ Namespace: TypeAlias = tuple[str, ...]
 Select: TypeAlias = Callable[[Several[Item]], Several[Item]]
 
 _PAGE_ITEMS: Final = 1024
+_VECTORS_PAGE_BYTES: Final = 1 << 24
 _FIRST_ITEMS: Final = 64
 MOST_CHANGES: Final = 4096  # beyond these, what is held is rather read anew
 _CHANGES_AT_ONCE: Final = 16
@@ -104,7 +109,7 @@ class Collection:
     def __init__(self, items: Iterable[Item]) -> None:
         self.items = {item.key: item for item in sorted(items, key=_sequence)}
         self.rows: Rows | None = None
-        self.items_bytes = sum(map(_weight, self.items.values()))
+        self.items_bytes = _weights(self.items.values())
 
     @property
     def size_bytes(self) -> int:
@@ -114,26 +119,28 @@ class Collection:
     def change(self, key: str, item: Item | None) -> None:
         """An item is now this; it comes with its attachments if there are rows."""
         before = self.items.get(key)
-        bare = None if item is None else item._replace(attachments={})
-        if before is not None and bare is not None and before.sequence == bare.sequence:
-            self.items[key] = bare  # of the same value only the expiry can have changed
+        held = None if item is None else bare(item)
+        if before is not None and held is not None and before.sequence == held.sequence:
+            self.items[key] = held  # of the same value only the expiry can have changed
             if self.rows is not None:
-                self.rows.touch(bare)
+                self.rows.touch(held)
             return
         if before is not None:
             del self.items[key]
             self.items_bytes -= _weight(before)
         if self.rows is not None:
             self.rows.discard(key)
-        if item is None or bare is None:
+        if item is None or held is None:
             return
-        last = next(reversed(self.items.values()), bare)
-        self.items[key] = bare
-        if last.sequence > bare.sequence:  # that one was read when this one had been put, but was not known to be
+        last = next(reversed(self.items.values()), held)
+        self.items[key] = held
+        if last.sequence > held.sequence:  # that one was read when this one had been put, but was not known to be
             self.items = {each.key: each for each in sorted(self.items.values(), key=_sequence)}
-        self.items_bytes += _weight(bare)
+        self.items_bytes += _weight(held)
         if self.rows is not None:
-            self.rows.add([item])
+            from stepwell_langgraph.nearest import vectors_of
+
+            self.rows.add([item], [vectors_of(item)])
 
 
 class Present:
@@ -181,18 +188,24 @@ class Present:
         if not self._lock.acquire(blocking=False):
             return UNKNOWN
         try:
-            if self._items.version() != self._position and not self._catch_up(_CHANGES_AT_ONCE):
-                return UNKNOWN
-            return self.held(name)
+            return self.held(name) if self._catch_up(_CHANGES_AT_ONCE) else UNKNOWN
         finally:
             self._lock.release()
 
     def item(self, name: ItemName) -> Item | None:
         """An item."""
-        self._check_alive()
-        with self._lock:
-            self._catch_up(MOST_CHANGES)
-            return self.get((name,))[0]
+        if not self._lock.acquire(blocking=False):
+            self._check_alive()
+            with self._lock:
+                return self._item(name)
+        try:
+            return self._item(name)
+        finally:
+            self._lock.release()
+
+    def _item(self, name: ItemName) -> Item | None:
+        self._catch_up(MOST_CHANGES)
+        return self.get((name,))[0]
 
     def several(self, names: Several[ItemName]) -> list[Item | None]:
         """Some items, of one moment."""
@@ -337,7 +350,7 @@ class Present:
             if collection is None or item is UNKNOWN:
                 self._single.take(name)
                 if item is not None and item is not UNKNOWN:
-                    self._single.put(name, item._replace(attachments={}), _weight(item))
+                    self._single.put(name, bare(item), _weight(item))
                 continue
             self._single.take(name)
             collection.change(key, item)
@@ -419,15 +432,15 @@ class Present:
         found: list[Scored] = []
         for together in self._loadable(_under(self.namespaces(), prefix)):
             self._load_rows(together)
+            held: list[Rows] = []
             for namespace in together:
                 collection = self._collections.get(namespace)
-                rows = None if collection is None else collection.rows
-                if rows is None:
+                if collection is not None and collection.rows is not None:
+                    held.append(collection.rows)
+                else:
                     self._paged = True
                     found += _nearest(self._read(namespace, attachments=True), self._dims, query, count, select)
-                else:
-                    found += rows.nearest(query, count, select)
-            found = nearest.in_order(found)[:count]
+            found = nearest.in_order([*found, *nearest.nearest(held, query, count, select)])[:count]
         return found
 
     def _load(self, namespace: Namespace) -> Collection | None:
@@ -437,9 +450,9 @@ class Present:
             return collection
         items: list[Item] = []
         size = 0
-        for item in self._read(namespace):
-            items.append(item)
-            size += _weight(item)
+        for page in _pages(self._read(namespace)):
+            items += page
+            size += _weights(page)
             if size > self._most_bytes // 2:
                 self._too_large.add(namespace)
                 return None
@@ -473,21 +486,23 @@ class Present:
         for namespace in namespaces:
             collection = self._load(namespace)
             if collection is not None and collection.rows is None:
-                loading[namespace] = collection, Rows(self._dims)
+                count = sum(map(is_indexed, collection.items.values()))
+                loading[namespace] = collection, Rows(self._dims, count)
         if not loading:
             return
         self._strayed = True
         indexed = [item for collection, _ in loading.values() for item in collection.items.values() if is_indexed(item)]
         size = self._most_bytes // 2
-        for page in _pages(iter(sorted(indexed, key=_sequence))):
-            names = [(item.namespace, item.key) for item in page]
-            # One that was put again meanwhile is put right by the next look at the log.
-            read: dict[Namespace, list[Item]] = {}
-            for item in self._items.get_many(names, attachments=True):
-                if item is not None:
-                    read.setdefault(item.namespace, []).append(item)
-            for namespace, together in read.items():
-                loading[namespace][1].add(together)
+        for page in _pages(iter(sorted(indexed, key=_sequence)), max(_VECTORS_PAGE_BYTES // (4 * self._dims), 1)):
+            stored = self._items.attached([item.sequence for item in page], VECTORS)
+            read: dict[Namespace, tuple[list[Item], list[bytes]]] = {}
+            for item, vectors in zip(page, stored, strict=True):
+                if vectors is not None:  # or it was pruned meanwhile, which the next look at the log tells
+                    together = read.setdefault(item.namespace, ([], []))
+                    together[0].append(item)
+                    together[1].append(vectors)
+            for namespace, (items, added) in read.items():
+                loading[namespace][1].add(items, added)
         for namespace, (collection, rows) in loading.items():
             collection.rows = rows
             if collection.size_bytes > size:
@@ -546,7 +561,10 @@ class _Held:
 
     def get(self, names: Several[ItemName]) -> list[Item | None]:
         found = [self._present.held(name) for name in names]
-        if UNKNOWN in found or sum(len(item.value[1]) for item in found if item is not None) > _QUICK_BYTES:
+        if (
+            any(item is UNKNOWN for item in found)
+            or sum(len(item.value[1]) for item in found if item is not None) > _QUICK_BYTES
+        ):
             raise _NotHeldError
         return found
 
@@ -573,6 +591,11 @@ class _Held:
         raise _NotHeldError
 
 
+def bare(item: Item) -> Item:
+    """An item without what was put beside its value."""
+    return replace(item, attachments={}) if item.attachments else item
+
+
 def is_indexed(item: Item) -> bool:
     """Whether an item has vectors."""
     return item.value[0] == INDEXED
@@ -596,6 +619,10 @@ def _weight(item: Item) -> int:
     return len(item.value[1]) + _ITEM_BYTES
 
 
+def _weights(items: Sized[Item]) -> int:
+    return sum([len(item.value[1]) for item in items]) + _ITEM_BYTES * len(items)
+
+
 def _under(namespaces: list[Namespace], prefix: Namespace) -> Iterable[Namespace]:
     """Those of some namespaces, which are in order, that begin with some parts."""
     length = len(prefix)
@@ -603,8 +630,8 @@ def _under(namespaces: list[Namespace], prefix: Namespace) -> Iterable[Namespace
     return takewhile(lambda namespace: namespace[:length] == prefix, beginning)
 
 
-def _pages(items: Iterator[Item]) -> Iterator[list[Item]]:
-    while page := list(islice(items, _PAGE_ITEMS)):
+def _pages(items: Iterator[Item], count: int = _PAGE_ITEMS) -> Iterator[list[Item]]:
+    while page := list(islice(items, count)):
         yield page
 
 
@@ -629,15 +656,17 @@ def _merged(parts: list[list[Item]], count: int) -> list[Item]:
 
 def _nearest(items: Iterator[Item], dims: int, query: Matrix, count: int, select: Select) -> list[Scored]:
     """The nearest of many items, of which a page is in memory at a time."""
-    from stepwell_langgraph.nearest import Rows, in_order
+    from stepwell_langgraph.nearest import Rows, in_order, nearest, vectors_of
 
     found: list[Scored] = []
     for page in _pages(items):
         by_namespace: dict[Namespace, list[Item]] = {}
         for item in page:
             by_namespace.setdefault(item.namespace, []).append(item)
+        several = []
         for together in by_namespace.values():
             rows = Rows(dims)
-            rows.add(together)
-            found = in_order([*found, *rows.nearest(query, count, select)])[:count]
+            rows.add(together, map(vectors_of, together))
+            several.append(rows)
+        found = in_order([*found, *nearest(several, query, count, select)])[:count]
     return found

@@ -1,4 +1,4 @@
-"""The vectors of one namespace's items, and those nearest to a query (SPEC.md, section 17.8).
+"""The vectors of namespaces' items, and those nearest to a query (SPEC.md, section 17.8).
 
 The rows of a matrix are vectors of length one, so that one product gives the cosine of the angle to each.  What is
 found so in single precision is measured once more in double precision before it is put in order.
@@ -6,13 +6,16 @@ found so in single precision is measured once more in double precision before it
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from collections.abc import Sequence as Several
+from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple
 
 import numpy
 
-from stepwell.storage import Item
-from stepwell_langgraph.collection import Select
+from stepwell.storage import Item, ItemName
+from stepwell_langgraph.collection import Select, bare
 from stepwell_langgraph.embedding import VECTORS
 
 Matrix = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
@@ -30,15 +33,16 @@ class Scored(NamedTuple):
 
 
 class Rows:
-    """Vectors, each with the item that it belongs to.  Not thread-safe.
+    """The vectors of one namespace, each with the item that it belongs to.  Not thread-safe.
 
     Args:
         dims: Numbers of a vector.  Vectors of another length are left out.
+        count: How many vectors there will be, as far as is known.
     """
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, dims: int, count: int = _FIRST_ROWS) -> None:
         self._dims = dims
-        self._matrix: Matrix = numpy.empty((_FIRST_ROWS, dims), dtype=numpy.float32)
+        self._matrix: Matrix = numpy.empty((count, dims), dtype=numpy.float32)
         self._items: list[Item | None] = []
         self._places: dict[str, list[int]] = {}
         self._dead = 0
@@ -51,19 +55,36 @@ class Rows:
     def __len__(self) -> int:
         return len(self._items) - self._dead
 
-    def add(self, items: Iterable[Item]) -> None:
-        """Add the vectors of items that have none here."""
-        found = [(item, vectors) for item in items if len(vectors := vectors_of(item, self._dims))]
-        if not found:
-            return
-        stacked = numpy.concatenate([vectors for _, vectors in found])
-        first = len(self._items)
-        self._reserve(first + len(stacked))
-        self._matrix[first : first + len(stacked)] = _units(stacked)
-        for item, vectors in found:
-            place = len(self._items)
-            self._items += [item._replace(attachments={})] * len(vectors)
-            self._places[item.key] = [*range(place, len(self._items))]
+    @property
+    def matrix(self) -> Matrix:
+        """All vectors, those that were removed too."""
+        return self._matrix[: len(self._items)]
+
+    @property
+    def items(self) -> Several[Item | None]:
+        """The item of each; None if it was removed."""
+        return self._items
+
+    def add(self, items: Iterable[Item], stored: Iterable[bytes]) -> None:
+        """Add the vectors of items that have none here.
+
+        Args:
+            items: The items.
+            stored: The vectors of each as they are stored, one behind the other.
+        """
+        size = 4 * self._dims
+        first = place = len(self._items)
+        added: list[bytes] = []
+        for item, vectors in zip(items, stored, strict=True):
+            count, rest = divmod(len(vectors), size)
+            if count and not rest:
+                added.append(vectors)
+                self._items += [bare(item)] * count
+                self._places[item.key] = [*range(place, place + count)]
+                place += count
+        if added:
+            self._reserve(place)
+            self._matrix[first:place] = _units(numpy.frombuffer(b"".join(added), dtype="<f4").reshape(-1, self._dims))
 
     def touch(self, item: Item) -> None:
         """The item has the same vectors, but is held in another form."""
@@ -78,52 +99,11 @@ class Rows:
         if 2 * self._dead > len(self._items) > _FIRST_ROWS:
             self._close_ranks()
 
-    def nearest(self, query: Matrix, count: int, select: Select) -> list[Scored]:
-        """The items that are most similar to a query, best first; one with several vectors counts by its best.
-
-        Args:
-            query: A vector of length one, or 0.
-            count: How many at most.
-            select: Which of some items may be among them.
-        """
-        rows = len(self._items)
-        if not rows or count < 1:
-            return []
-        scores = self._matrix[:rows] @ query
-        wanted = 2 * count
-        while True:
-            chosen = _best(scores, wanted)
-            candidates = {item.key: item for place in chosen.tolist() if (item := self._items[place]) is not None}
-            found = select([*candidates.values()])
-            if len(found) >= count or len(chosen) == rows:
-                return self._measured(chosen, {item.key for item in found}, query)[:count]
-            wanted *= 8
-
-    def _measured(self, chosen: Any, keys: set[str], query: Matrix) -> list[Scored]:
-        """The items with some keys by the best of their vectors that were chosen, in order."""
-        places = [place for place in chosen.tolist() if (item := self._items[place]) is not None and item.key in keys]
-        best: dict[str, Scored] = {}
-        for start in range(0, len(places), _MEASURED_AT_ONCE):
-            together = places[start : start + _MEASURED_AT_ONCE]
-            for place, score in zip(together, self._exact(together, query), strict=True):
-                item = self._items[place]
-                assert item is not None
-                if item.key not in best or score > best[item.key].score:
-                    best[item.key] = Scored(score, item)
-        return in_order(best.values())
-
-    def _exact(self, places: list[int], query: Matrix) -> list[float]:
-        chosen = self._matrix[places].astype(numpy.float64)
-        wide = query.astype(numpy.float64)
-        lengths = numpy.linalg.norm(chosen, axis=1) * numpy.linalg.norm(wide)
-        cosines = numpy.divide(chosen @ wide, lengths, out=numpy.zeros_like(lengths), where=lengths > 0)
-        scores: list[float] = cosines.tolist()
-        return scores
-
     def _reserve(self, rows: int) -> None:
-        if rows > len(self._matrix):
-            larger = numpy.empty((max(rows, len(self._matrix) * 3 // 2), self._dims), dtype=numpy.float32)
-            larger[: len(self._items)] = self._matrix[: len(self._items)]
+        held = len(self._matrix)
+        if rows > held:
+            larger = numpy.empty((max(rows, held * 3 // 2), self._dims), dtype=numpy.float32)
+            larger[:held] = self._matrix
             self._matrix = larger
 
     def _close_ranks(self) -> None:
@@ -137,6 +117,62 @@ class Rows:
             self._places.setdefault(item.key, []).append(place)
 
 
+def nearest(several: Several[Rows], query: Matrix, count: int, select: Select) -> list[Scored]:
+    """The items that are most similar to a query, best first; one with several vectors counts by its best.
+
+    Args:
+        several: The vectors of some namespaces.
+        query: A vector of length one, or 0.
+        count: How many at most.
+        select: Which of some items may be among them.
+    """
+    if not several or count < 1:
+        return []
+    scores = numpy.concatenate([rows.matrix @ query for rows in several])
+    firsts = [*accumulate((len(rows.items) for rows in several[:-1]), initial=0)]
+    wanted = 2 * count
+    while True:
+        chosen = _best(scores, wanted)
+        places: dict[ItemName, list[Matrix]] = {}
+        candidates: list[Item] = []
+        for index in chosen.tolist():
+            which = bisect_right(firsts, index) - 1
+            rows, place = several[which], index - firsts[which]
+            item = rows.items[place]
+            if item is None:
+                continue
+            name = item.namespace, item.key
+            if name not in places:
+                places[name] = []
+                candidates.append(item)
+            places[name].append(rows.matrix[place])
+        found = select(candidates)
+        if len(found) >= count or len(chosen) == len(scores):
+            return in_order(_measured(found, places, query))[:count]
+        wanted *= 8
+
+
+def _measured(items: Several[Item], vectors: dict[ItemName, list[Matrix]], query: Matrix) -> list[Scored]:
+    """Items by the best of their vectors."""
+    found: list[Scored] = []
+    for start in range(0, len(items), _MEASURED_AT_ONCE):
+        together = items[start : start + _MEASURED_AT_ONCE]
+        each = [vectors[item.namespace, item.key] for item in together]
+        scores = iter(_exact([vector for one in each for vector in one], query))
+        found += [Scored(max(islice(scores, len(one))), item) for item, one in zip(together, each, strict=True)]
+    return found
+
+
+def _exact(vectors: list[Matrix], query: Matrix) -> list[float]:
+    """The cosine of each vector and a query in double precision, which does not depend on the other vectors."""
+    chosen = numpy.array(vectors, dtype=numpy.float64)
+    wide = query.astype(numpy.float64)
+    lengths = numpy.linalg.norm(chosen, axis=1) * numpy.linalg.norm(wide)
+    products = (chosen * wide).sum(axis=1)
+    cosines: list[float] = numpy.divide(products, lengths, out=numpy.zeros_like(lengths), where=lengths > 0).tolist()
+    return cosines
+
+
 def unit(vector: Matrix) -> Matrix:
     """A query of length one; one without direction stays 0."""
     made: Matrix = _units(vector[None])[0]
@@ -148,13 +184,9 @@ def in_order(scored: Iterable[Scored]) -> list[Scored]:
     return sorted(scored, key=lambda found: (found.score, found.item.sequence), reverse=True)
 
 
-def vectors_of(item: Item, dims: int) -> Matrix:
-    """The vectors that came with an item, one to a row."""
-    _, stored = item.attachments.get(VECTORS, ("", b""))
-    if len(stored) % (4 * dims):
-        stored = b""
-    rows: Matrix = numpy.frombuffer(stored, dtype="<f4").reshape(-1, dims)
-    return rows
+def vectors_of(item: Item) -> bytes:
+    """The vectors that came with an item, as they are stored."""
+    return item.attachments.get(VECTORS, ("", b""))[1]
 
 
 def _units(vectors: Matrix) -> Matrix:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -199,9 +199,9 @@ class StepwellStore(Closing, BaseStore):
             UsageError: `as_of` names no moment.
         """
         op = GetOp(tuple(namespace), str(key), self._refreshes(refresh_ttl))
-        item = self._held(op, as_of)
-        if item is UNKNOWN and as_of is None:
-            item = self._plain(self._present.item((op.namespace, op.key)))
+        item: Item | None = UNKNOWN
+        if as_of is None:
+            item = self._plain(self._present.item(_name(op)))
         if item is not UNKNOWN:
             return None if item is None else _shown_item(item)
         found: StoreItem | None = self._read([op], as_of)[0]  # type: ignore[assignment]
@@ -412,11 +412,10 @@ class StepwellStore(Closing, BaseStore):
 
     # --- writing ---
 
-    def _encode(self, puts: Iterable[PutOp]) -> list[_Put]:
-        return [self._encoded(op) for op in puts]
+    def _encode(self, puts: Mapping[ItemName, PutOp]) -> list[_Put]:
+        return [self._encoded(name, op) for name, op in puts.items()]
 
-    def _encoded(self, op: PutOp) -> _Put:
-        name = _name(op)
+    def _encoded(self, name: ItemName, op: PutOp) -> _Put:
         if op.value is None:
             return _Put(name, None)
         payload = values.encode(op.value)
@@ -465,10 +464,11 @@ class StepwellStore(Closing, BaseStore):
         type_ = values.INDEXED if put.texts else values.PLAIN
         return Put(*put.name, type_, put.payload, moment, expires_at, attachments)
 
-    async def _abegin(self, puts: list[PutOp]) -> tuple[Ticket, list[Change]]:
-        namespaces = {op.namespace for op in puts}
-        embeds = self._index is not None and any(op.value is not None and op.index is not False for op in puts)
-        light = not embeds and len(puts) <= _PUTS_AT_ONCE and is_light(op.value for op in puts)
+    async def _abegin(self, puts: Mapping[ItemName, PutOp]) -> tuple[Ticket, list[Change]]:
+        namespaces = {namespace for namespace, _ in puts}
+        ops = puts.values()
+        embeds = self._index is not None and any(op.value is not None and op.index is not False for op in ops)
+        light = not embeds and len(puts) <= _PUTS_AT_ONCE and is_light(op.value for op in ops)
         if light and self._lines.are_free(namespaces):
             return self._begin(self._encode(puts), {})
         async with self._lines.turn(namespaces):
@@ -716,13 +716,12 @@ def _times(item: Item) -> tuple[datetime, datetime]:
     return created_at, created_at if item.updated_at == item.created_at else to_datetime(item.updated_at)
 
 
-def _split(ops: Sequence[Op]) -> tuple[list[int], list[PutOp]]:
+def _split(ops: Sequence[Op]) -> tuple[list[int], dict[ItemName, PutOp]]:
     """Where the reads stand, and the writes, the last of each item."""
     reads: list[int] = []
     puts: dict[ItemName, PutOp] = {}
     for place, op in enumerate(ops):
         if isinstance(op, PutOp):
-            validate_op_namespace(op)
             name = _name(op)
             puts.pop(name, None)
             puts[name] = op
@@ -730,7 +729,7 @@ def _split(ops: Sequence[Op]) -> tuple[list[int], list[PutOp]]:
             reads.append(place)
         else:
             raise UsageError(f"Unknown operation type: {type(op)}")
-    return reads, list(puts.values())
+    return reads, puts
 
 
 def _placed(count: int, places: list[int], results: list[Result]) -> list[Result]:

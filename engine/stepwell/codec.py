@@ -52,7 +52,11 @@ from stepwell.patch import (
 SMALLEST_DETACHED_BYTES: Final = 64
 # Shorter elements are not looked for one by one.
 SMALLEST_REMEMBERED_BYTES: Final = 64
+# Of an item they stay there up to here: what it would save, the compression of a segment saves as well.
+LARGEST_ATTACHED_OF_ITEM_BYTES: Final = 512
 COMPRESSION_LEVEL: Final = 1
+# Up to here an event of an item is stored as it is until it is sealed: it fills no more than half a page.
+LARGEST_PLAIN_ITEM_BYTES: Final = 1920
 # Up to here the dictionary saves bytes, and time or next to none of it; above, zstandard copies its tables before
 # it begins (10 KB take 72 us instead of 48), and most of a body is text, of which it knows nothing.
 LARGEST_WITH_DICTIONARY_BYTES: Final = 8192
@@ -119,7 +123,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
     Raises:
         EventTooLargeError: The event cannot be held by a log.
     """
-    packer = _Packer(known)
+    is_item = isinstance(event, ItemEvent)
+    packer = _Packer(known, LARGEST_ATTACHED_OF_ITEM_BYTES + 1 if is_item else SMALLEST_DETACHED_BYTES)
     kind = _KINDS[type(event)]
     if isinstance(event, StepCommitted):
         skeleton: Event = StepCommitted(
@@ -131,8 +136,10 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
-    elif isinstance(event, ItemEvent):
+    elif isinstance(event, ItemPut):
         skeleton = with_values(event, packer.value, created_at=0)
+    elif is_item:
+        skeleton = msgspec.structs.replace(event, created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -144,7 +151,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
         )
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
     digest = fmt.body_digest(body)
-    data, form = compress_body(body)
+    is_plain = is_item and len(body) <= LARGEST_PLAIN_ITEM_BYTES
+    data, form = (body, fmt.FORM_PLAIN) if is_plain else compress_body(body)
     return Body(kind, data, form, digest, packer.fresh)
 
 
@@ -178,7 +186,8 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
 class _Packer:
     """Moves contents from one event's values into its payload."""
 
-    def __init__(self, known: Known | None) -> None:
+    def __init__(self, known: Known | None, smallest_detached: int) -> None:
+        self._smallest_detached = smallest_detached
         self.parts: list[bytes] = []
         self.size = 0
         self.fresh: list[Fresh] = []
@@ -189,17 +198,23 @@ class _Packer:
         return _merge(map_pieces(merge, self._content, self._run))
 
     def value(self, value: Value) -> Value:
+        if (
+            isinstance(value, Blob)
+            and isinstance(value.content, bytes)
+            and len(value.content) < self._smallest_detached
+        ):
+            return value
         return _value(map_pieces(value, self._content, self._run))
 
     def _content(self, content: Content) -> Content:
-        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < self._smallest_detached:
             return content
         digest = digest_of(content)
         return self._find(digest) or self._search(content) or self._place(content, digest)
 
     def _run(self, piece: New) -> tuple[New, ...]:
         content = piece.content
-        if not isinstance(content, bytes) or len(content) < SMALLEST_DETACHED_BYTES:
+        if not isinstance(content, bytes) or len(content) < self._smallest_detached:
             return (New(piece.lengths, self._content(content)),)
         digest = digest_of(content)
         found = self._find(digest)
@@ -248,7 +263,7 @@ class _Packer:
         return Joined(tuple(map(self._detached, parts)))
 
     def _detached(self, part: bytes | Ref) -> bytes | Ref:
-        if isinstance(part, Ref) or len(part) < SMALLEST_DETACHED_BYTES:
+        if isinstance(part, Ref) or len(part) < self._smallest_detached:
             return part
         return self._place(part, digest_of(part))
 
@@ -319,15 +334,8 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
     Raises:
         CorruptionError: The body is no event of the kind that the header says.
     """
-    sequence, header, skeleton, payload = record
-    try:
-        event = _decoder.decode(skeleton)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptionError(f"the event cannot be decoded: {error}", thread=thread, sequence=sequence) from error
-
-    if type(event).__struct_config__.tag != header.kind:
-        reason = f"the header says kind {header.kind}, the event is a {type(event).__name__}"
-        raise CorruptionError(reason, thread=thread, sequence=sequence)
+    event = as_stored(thread, record)
+    sequence, header, _, payload = record
 
     def absolute(ref: Ref) -> Ref:
         return ref if ref.sequence else Ref(sequence, ref.start, ref.length)
@@ -374,6 +382,23 @@ def decode(thread: int, record: Record, lane: str = "") -> Event:
     return event
 
 
+def as_stored(thread: int, record: Record) -> Event:
+    """The event in a record as it stands there: without its lane and time, and its own payload is that of event 0.
+
+    Raises:
+        CorruptionError: The body is no event of the kind that the header says.
+    """
+    try:
+        event = _decoder.decode(record.skeleton)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = f"the event cannot be decoded: {error}"
+        raise CorruptionError(reason, thread=thread, sequence=record.sequence) from error
+    if type(event).__struct_config__.tag != record.header.kind:
+        reason = f"the header says kind {record.header.kind}, the event is a {type(event).__name__}"
+        raise CorruptionError(reason, thread=thread, sequence=record.sequence)
+    return event
+
+
 def parent_of(thread: int, record: Record) -> str | None:
     """The parent that a step names, found without decoding the rest of it.
 
@@ -411,7 +436,7 @@ def with_values(event: ItemEvent, change: Callable[[Value], Value], *, created_a
     """The same event with its value and attachments changed, if it has any, and with another time."""
     if not isinstance(event, ItemPut):
         return msgspec.structs.replace(event, created_at=created_at)
-    attachments = {name: change(value) for name, value in event.attachments.items()}
+    attachments = {name: change(value) for name, value in event.attachments.items()} if event.attachments else {}
     return ItemPut(
         event.namespace,
         event.key,

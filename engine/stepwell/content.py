@@ -281,11 +281,11 @@ def entry(event: Event, body: codec.Body, now: int) -> Entry:
 
 
 def _change(event: ItemEvent) -> ItemChange:
-    name = None if fmt.is_literal(event.namespace, event.key) else (event.namespace, event.key)
-    key = fmt.item_key(event.namespace, event.key)
+    key, is_literal = fmt.item_place(event.namespace, event.key)
+    name = None if is_literal else (event.namespace, event.key)
     if isinstance(event, ItemPut):
         stored = value_in_row(event.value, _unreadable)
-        return ItemChange(key, name, stored, event.expires_at or 0, commit=event.commit, born_at=event.born_at)
+        return ItemChange(key, name, stored, event.expires_at or 0, 0, 0, event.commit, event.born_at)
     if isinstance(event, ItemTouched):
         return ItemChange(key, name, None, event.expires_at, event.sequence)
     return ItemChange(key, name, expired_by=event.expired_by or 0, commit=event.commit)

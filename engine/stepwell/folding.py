@@ -31,7 +31,7 @@ from stepwell.events import StepCommitted
 from stepwell.fold import EMPTY, State
 from stepwell.observing import Observer, Span, tell
 from stepwell.patch import references
-from stepwell.storage import Committed, Operation, Seal, Storage, ThreadRow
+from stepwell.storage import Committed, Operation, Seal, Storage
 from stepwell.storage.segments import pack
 from stepwell.writer import Ticket
 
@@ -39,6 +39,7 @@ _log: Final = logging.getLogger("stepwell")
 
 SEAL_AFTER_EVENTS: Final = 128
 SEAL_AFTER_BYTES: Final = 1 << 19
+SEALED_ITEMS: Final = 4  # times as many changes of items: they are small, and all stand in one thread
 _PAGE_EVENTS: Final = 8
 _PAUSE_SECONDS: Final = 0.0005
 _LOOK_AGAIN_SECONDS: Final = 0.05
@@ -83,7 +84,7 @@ class Folding:
 
     def notice(self, thread_id: str, committed: Committed) -> None:
         """Told of each append; starts a sealing if the thread has grown enough."""
-        if not self._is_full(committed.loose_events, committed.loose_bytes):
+        if not self._is_full(thread_id, committed.loose_events, committed.loose_bytes):
             return
         if max(committed.sequences, default=0) < self._failed.get(thread_id, 0):
             return
@@ -209,23 +210,23 @@ class Folding:
         if row is None:
             return None
         first = max(row.sealed, row.first - 1) + 1
-        if first > row.last or (only_full and not self._is_full(row.last - first + 1, row.loose_bytes)):
+        if first > row.last or (only_full and not self._is_full(thread_id, row.last - first + 1, row.loose_bytes)):
             return None
         ends = self._ends.pop(thread_id, None)
         run = _Run(self._storage, self._reader, thread_id, row.number, ends)
         size = 0
-        for record in self._records(row, first, politely=only_full):
+        stop = min(row.last, first + self._most_events(thread_id) - 1) + 1
+        for record in self._records(row.number, first, stop, politely=only_full):
             run.add(record)
             size += record.size
             if size >= self._after_bytes:
                 break
         return run if run.records else None
 
-    def _records(self, row: ThreadRow, first: int, *, politely: bool) -> Iterator[Record]:
-        """The loose records that one segment may hold."""
-        stop = min(row.last, first + self._after_events - 1) + 1
+    def _records(self, thread: int, first: int, stop: int, *, politely: bool) -> Iterator[Record]:
+        """The loose records from one up to another, which is excluded."""
         while first < stop:
-            page = self._storage.scan(row.number, first - 1, stop, _PAGE_EVENTS, reverse=False)
+            page = self._storage.scan(thread, first - 1, stop, _PAGE_EVENTS, reverse=False)
             if not page:
                 return
             yield from page
@@ -234,8 +235,12 @@ class Folding:
                 # Python runs one thread at a time, and gives up its turn after 5 ms if it is not asleep.
                 time.sleep(_PAUSE_SECONDS)
 
-    def _is_full(self, events: int, size: int) -> bool:
-        return events >= self._after_events or size >= self._after_bytes
+    def _is_full(self, thread_id: str, events: int, size: int) -> bool:
+        return events >= self._most_events(thread_id) or size >= self._after_bytes
+
+    def _most_events(self, thread_id: str) -> int:
+        """How many events a segment has."""
+        return self._after_events * (SEALED_ITEMS if thread_id == fmt.ITEMS_THREAD_ID else 1)
 
 
 class _Ends(NamedTuple):

@@ -201,6 +201,7 @@ _PATHS_HELD: Final = 256  # of namespaces, as many items are written and read to
 _TEXT_HASHED: Final = b"\x40"
 _REST_HASHED: Final = b"\x41"
 _NAMESPACE_ENDS: Final = b"\x7f"
+_LENGTHS: Final = [bytes((length,)) for length in range(LONGEST_TEXT_IN_KEY_BYTES + 1)]
 
 _HASH_BYTES: Final = 16
 _FORM_UUID: Final = b"\x00"
@@ -339,7 +340,14 @@ def item_key(namespace: Several[str], key: str) -> bytes:
     Each text is preceded by its length, so no key of one item is a prefix of another's, and all items whose
     namespaces begin with the same parts stand together.
     """
-    return _path(tuple(namespace)) + _NAMESPACE_ENDS + _text(key.encode())
+    return _path(tuple(namespace))[0] + _text(key.encode())
+
+
+def item_place(namespace: tuple[str, ...], key: str) -> tuple[bytes, bool]:
+    """The key of an item, and whether it says namespace and key in full."""
+    path, is_literal = _path(namespace)
+    text = key.encode()
+    return path + _text(text), is_literal and len(text) <= LONGEST_TEXT_IN_KEY_BYTES
 
 
 def items_prefix(parts: Several[str]) -> bytes:
@@ -352,7 +360,7 @@ def items_prefix(parts: Several[str]) -> bytes:
 
 def namespace_prefix(namespace: Several[str]) -> bytes:
     """What all keys of items of one namespace begin with."""
-    return _path(tuple(namespace)) + _NAMESPACE_ENDS
+    return _path(tuple(namespace))[0]
 
 
 def namespace_bytes(item: bytes) -> int:
@@ -384,16 +392,6 @@ def read_item_key(item: bytes) -> tuple[tuple[str, ...], str] | None:
     return tuple(parts[:-1]), parts[-1]
 
 
-def is_literal(namespace: Several[str], key: str) -> bool:
-    """Whether an item's key says its namespace and key in full."""
-    if len(namespace) > PARTS_IN_KEY:
-        return False
-    for text in (*namespace, key):
-        if 4 * len(text) > LONGEST_TEXT_IN_KEY_BYTES and len(text.encode()) > LONGEST_TEXT_IN_KEY_BYTES:
-            return False
-    return True
-
-
 def versions_key(item: bytes, commit: int) -> bytes:
     """Key of `versions`: the item, and the commit of the first version that the row names."""
     return item + _NUMBER.pack(commit)
@@ -410,17 +408,17 @@ def read_expiry_key(key: bytes) -> tuple[int, bytes]:
 
 
 @lru_cache(maxsize=_PATHS_HELD)
-def _path(namespace: tuple[str, ...]) -> bytes:
-    path = b"".join(_text(part.encode()) for part in namespace[:PARTS_IN_KEY])
-    if len(namespace) <= PARTS_IN_KEY:
-        return path
-    rest = b"".join(
-        struct.pack(">I", len(part)) + part for part in (part.encode() for part in namespace[PARTS_IN_KEY:])
-    )
-    return path + _REST_HASHED + blake2b(rest, digest_size=_HASH_BYTES).digest()
+def _path(namespace: tuple[str, ...]) -> tuple[bytes, bool]:
+    """What the keys of a namespace's items begin with, and whether it says the namespace in full."""
+    parts = [part.encode() for part in namespace]
+    path = b"".join(map(_text, parts[:PARTS_IN_KEY]))
+    if len(parts) <= PARTS_IN_KEY:
+        return path + _NAMESPACE_ENDS, all(len(part) <= LONGEST_TEXT_IN_KEY_BYTES for part in parts)
+    rest = b"".join(struct.pack(">I", len(part)) + part for part in parts[PARTS_IN_KEY:])
+    return path + _REST_HASHED + blake2b(rest, digest_size=_HASH_BYTES).digest() + _NAMESPACE_ENDS, False
 
 
 def _text(text: bytes) -> bytes:
     if len(text) <= LONGEST_TEXT_IN_KEY_BYTES:
-        return bytes((len(text),)) + text
+        return _LENGTHS[len(text)] + text
     return _TEXT_HASHED + blake2b(text, digest_size=_HASH_BYTES).digest()

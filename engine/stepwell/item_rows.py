@@ -86,7 +86,7 @@ class ItemRows:
             read: Gives the content of events.
         """
         for name, history in self._histories.items():
-            key = fmt.item_key(*name)
+            key, is_literal = fmt.item_place(*name)
             past = history.versions()
             if history.newest is not None:
                 past.pop()
@@ -96,7 +96,7 @@ class ItemRows:
                 packed = pack_versions(run[0][1], [version for version, _ in run])
                 yield VERSIONS, fmt.versions_key(key, newest_row), packed
             if history.newest is not None:
-                yield ITEMS, key, pack_item(_row(name, history, newest_row, read))
+                yield ITEMS, key, pack_item(_row(None if is_literal else name, history, newest_row, read))
                 if history.expires_at:
                     yield EXPIRIES, fmt.expiry_key(history.expires_at, key), b""
 
@@ -112,7 +112,7 @@ def _runs(past: list[tuple[Version, int]]) -> Iterator[list[tuple[Version, int]]
         start = stop
 
 
-def _row(name: ItemName, history: History, newest_row: int, read: Callable[[Ref], bytes]) -> ItemRow:
+def _row(name: ItemName | None, history: History, newest_row: int, read: Callable[[Ref], bytes]) -> ItemRow:
     assert history.newest is not None
     event, updated_at = history.newest
     life = history.lives[-1]
@@ -126,5 +126,5 @@ def _row(name: ItemName, history: History, newest_row: int, read: Callable[[Ref]
         newest_row if len(life.versions) > 1 else 0,
         history.expires_at,
         value_in_row(event.value, read),
-        None if fmt.is_literal(*name) else name,
+        name,
     )

@@ -20,11 +20,12 @@ from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, UsageError
 from stepwell.events import Commit, ItemDeleted, ItemEvent, ItemPut, ItemTouched, Sequence
-from stepwell.patch import Array, Blob, Map, references
+from stepwell.patch import Array, Blob, Map, Value, references
 from stepwell.storage import Append, Deletion, Item, ItemName, Rewrite, Storage, ThreadRow
 from stepwell.writer import Ticket
 
 _END: Final = 1 << 62
+_STR: Final = frozenset((str,))
 _PAGE_ROWS: Final = 512
 _HOPEFUL_ATTEMPTS: Final = 3  # at forgetting without making others wait
 
@@ -137,6 +138,18 @@ class Items:
         found = self._storage.items(names, at, attachments=attachments)
         self._check_unpruned(at)
         return found
+
+    def attached(self, sequences: Several[int], name: str) -> list[bytes | None]:
+        """The bytes that were put beside some values under a name.
+
+        Args:
+            sequences: Where the values were put, as items say.
+            name: The attachment's name.
+
+        Returns:
+            For each; None if nothing has that name there, or it was pruned or forgotten.
+        """
+        return self._storage.attached(sequences, name)
 
     def scan(
         self,
@@ -279,26 +292,35 @@ def _check(change: ItemEvent) -> None:
         raise UsageError(f"submit takes ItemPut, ItemDeleted and ItemTouched, not {type(change).__name__}")
     _check_name(change.namespace, change.key)
     _check_number("created_at", change.created_at)
-    if not isinstance(change, ItemTouched) and (change.commit or (isinstance(change, ItemPut) and change.born_at)):
+    if isinstance(change, ItemTouched):
+        _check_number("expires_at", change.expires_at)
+        _check_number("sequence", change.sequence)
+        return
+    if change.commit or (isinstance(change, ItemPut) and change.born_at):
         raise UsageError("commit and born_at say where a pruning has moved a change from: leave them 0")
     if isinstance(change, ItemDeleted):
         _check_number("expired_by", change.expired_by or 0)
         return
     _check_number("expires_at", change.expires_at or 0)
-    if isinstance(change, ItemTouched):
-        _check_number("sequence", change.sequence)
-        return
-    for name, value in ("", change.value), *change.attachments.items():
+    _check_value(change.value)
+    for name, value in change.attachments.items():
         _check_text("name of an attachment", name)
-        if isinstance(value, Blob) and isinstance(value.content, bytes):  # as nearly all
-            continue
-        if not isinstance(value, Blob | Array | Map):
-            raise UsageError(f"the value of an item is made with parse(type, payload), not a {type(value).__name__}")
-        if any(references(value)):
-            raise UsageError("the value of an item holds its content as bytes, not as references")
+        _check_value(value)
+
+
+def _check_value(value: Value) -> None:
+    if isinstance(value, Blob) and isinstance(value.content, bytes):  # as nearly all
+        return
+    if not isinstance(value, Blob | Array | Map):
+        raise UsageError(f"the value of an item is made with parse(type, payload), not a {type(value).__name__}")
+    if any(references(value)):
+        raise UsageError("the value of an item holds its content as bytes, not as references")
 
 
 def _check_name(namespace: tuple[str, ...], key: str) -> None:
+    is_plain = type(namespace) is tuple and type(key) is str and _STR.issuperset(map(type, namespace))
+    if is_plain and key.isascii() and "".join(namespace).isascii():  # as nearly all
+        return
     if not isinstance(namespace, tuple):
         raise UsageError(f"a namespace is a tuple of str, not {type(namespace).__name__}: {namespace!r}")
     for part in namespace:

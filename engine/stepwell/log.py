@@ -108,7 +108,8 @@ class Log:
                 False trusts the file.  A number is how many bytes to look at, of a file that somebody had open.
             network_file_system: Open the log even where other machines may see it.  Whoever has it open on two of
                 them at once destroys it.
-            seal_after_events: A thread with so many loose events is sealed, in the background.
+            seal_after_events: A thread with so many loose events is sealed, in the background; that of items with four
+                times as many.
             seal_after_bytes: So is one whose loose records have so many bytes.
             cache_bytes: Memory for what was written and read lately, in bytes: what is in it need not be read,
                 decoded or encoded again.  It serves all threads of the log; what was used longest ago is forgotten.

@@ -261,7 +261,7 @@ def test_keys_of_items(names: list[ItemName]) -> None:
     for name, key in zip(names, keys, strict=True):
         assert len(fmt.versions_key(key, 1)) <= 511
         assert len(fmt.expiry_key(1, key)) <= 511
-        assert fmt.read_item_key(key) == (name if fmt.is_literal(*name) else None)
+        assert fmt.read_item_key(key) == (name if fmt.item_place(*name)[1] else None)
         assert key[: fmt.namespace_bytes(key)] == fmt.namespace_prefix(name[0])
         assert not [other for other in keys if other is not key and other.startswith(key)]
         assert all(key.startswith(fmt.items_prefix(name[0][:depth])) for depth in range(len(name[0]) + 1))

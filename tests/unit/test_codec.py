@@ -13,6 +13,7 @@ from stepwell import CorruptionError, EventTooLargeError, NewerFormatError, code
 from stepwell import format as fmt
 from stepwell.events import (
     Event,
+    ItemPut,
     LaneOpened,
     Sequence,
     StepCommitted,
@@ -124,6 +125,17 @@ def test_short_content_stays_in_the_event() -> None:
     body = codec.encode(step("s", {"x": noise(codec.SMALLEST_DETACHED_BYTES - 1)}))
     assert body.fresh == []
     assert opened(step("s"), body).payload == b""
+
+
+def test_small_values_of_items_stay_in_the_event_as_they_are() -> None:
+    """An item's value is moved to the payload only if it is large, and compressed only if that may save a page."""
+    for size in (codec.LARGEST_ATTACHED_OF_ITEM_BYTES, codec.LARGEST_ATTACHED_OF_ITEM_BYTES + 1):
+        body = codec.encode(ItemPut(("a",), "k", Blob("t", bytes(size))))
+        assert body.form == fmt.FORM_PLAIN
+        assert bool(body.fresh) == (size > codec.LARGEST_ATTACHED_OF_ITEM_BYTES)
+    for size in (codec.LARGEST_PLAIN_ITEM_BYTES // 2, codec.LARGEST_PLAIN_ITEM_BYTES):
+        body = codec.encode(ItemPut(("a",), "k", Blob("t", bytes(size))))
+        assert (body.form == fmt.FORM_PLAIN) == (size < codec.LARGEST_PLAIN_ITEM_BYTES)
 
 
 def test_equal_content_is_held_once() -> None:

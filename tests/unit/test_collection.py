@@ -11,9 +11,8 @@ from langgraph.store.base import PutOp
 
 from stepwell.events import Commit, Sequence
 from stepwell.storage import Item
-from stepwell_langgraph import StepwellStore
+from stepwell_langgraph import StepwellStore, nearest
 from stepwell_langgraph.collection import Collection, Present, Put
-from stepwell_langgraph.nearest import Rows
 
 
 def item(key: str, sequence: int) -> Item:
@@ -74,13 +73,13 @@ def test_few_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = numpy.random.default_rng(1)
     index: Any = {"dims": dims, "embed": lambda texts: numbers.standard_normal((len(texts), dims)), "fields": ["text"]}
     measured: list[int] = []
-    exact = Rows._exact
+    exact = nearest._exact
 
-    def counted(rows: Rows, places: list[int], query: Any) -> list[float]:
-        measured.append(len(places))
-        return exact(rows, places, query)
+    def counted(vectors: list[nearest.Matrix], query: nearest.Matrix) -> list[float]:
+        measured.append(len(vectors))
+        return exact(vectors, query)
 
-    monkeypatch.setattr(Rows, "_exact", counted)
+    monkeypatch.setattr(nearest, "_exact", counted)
     with StepwellStore.from_conn_string(":memory:", index=index) as store:
         store.batch([PutOp(("a",), f"k{each}", {"text": f"{each}", "n": each % 300}) for each in range(600)])
         assert {each.key for each in store.search(("a",), query="q", filter={"n": 7})} == {"k7", "k307"}

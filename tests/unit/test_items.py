@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from building import noise, set_record, set_row, step
 from stepwell import (
@@ -31,12 +31,14 @@ from stepwell import (
 )
 from stepwell import format as fmt
 from stepwell.events import ItemEvent
+from stepwell.folding import SEALED_ITEMS
 from stepwell.patch import Array, Blob, New, Ref, Value
 from stepwell.storage import segments
+from stepwell.storage.checksums import CheckedTables
 from stepwell.storage.held import Held
 from stepwell.storage.items import LARGEST_VALUE_IN_ROW_BYTES, VERSIONS_IN_ROW
 from stepwell.storage.records import Records
-from stepwell.storage.tables import ITEMS, VERSIONS
+from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS
 
 ADA = ("users", "ada")
 
@@ -58,6 +60,10 @@ def put(
 def done(log: Log, *changes: ItemEvent) -> int:
     """Submit changes; their commit."""
     return log.items.submit(changes).result().commit
+
+
+def _number(number: int) -> bytes:
+    return b"%d" % number
 
 
 def placed(log: Log, change: ItemEvent) -> tuple[Commit, Sequence]:
@@ -179,6 +185,27 @@ def test_attachments(log: Log) -> None:
     (version,) = log.items.history(ADA, "large", attachments=True)
     assert isinstance(version, Item)
     assert version.attachments == {"vector": ("f32", b"2")}
+
+
+def test_what_is_attached_by_sequence(log: Log) -> None:
+    """What was put beside values is read by where they were put, whatever they are now; what was pruned is None."""
+    same = noise(2000)
+    puts = [put("a", vector=same), put("b"), put("c", noise(3000), vector=b"2"), put("d", vector=same)]
+    sequences = log.items.submit(puts).result().sequences
+    wanted = [same, None, b"2", same]
+    for _ in range(2):
+        assert log.items.attached(sequences, "vector") == wanted
+        assert log.items.attached(sequences, "other") == [None] * 4
+        assert log.items.attached(sequences[::-1], "vector") == wanted[::-1]
+        log.seal()
+    deleted = log.items.submit([ItemDeleted(ADA, "a")]).result().sequences
+    assert log.items.attached(sequences, "vector") == wanted
+    with pytest.raises(CorruptionError, match="is not what the tables of items say"):
+        log.items.attached(deleted, "vector")
+    with pytest.raises(CorruptionError, match="the event is missing"):
+        log.items.attached([deleted[0] + 1], "vector")
+    log.items.prune(1 << 40)
+    assert log.items.attached([*sequences, *deleted], "vector") == [None] * 5
 
 
 def test_many_at_once(log: Log) -> None:
@@ -350,6 +377,28 @@ def test_many_versions_in_one_commit(log: Log) -> None:
     assert [value(log, at=at) for at in (before, commit, after)] == [b"before", b"%d" % (count - 1), b"after"]
 
 
+def test_many_changes_of_one_item_write_its_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often one call changes an item, its rows are written once, and say what each change did."""
+    with Log.open(tmp_path / "log") as log:
+        done(log, put(value=b"first", expires_at=5))
+        written: list[tuple[str, bytes]] = []
+        write = CheckedTables.put
+
+        def counted(tables: CheckedTables, table: str, key: bytes, value: bytes) -> None:
+            if table in (ITEMS, VERSIONS, EXPIRIES):
+                written.append((table, key))
+            write(tables, table, key, value)
+
+        monkeypatch.setattr(CheckedTables, "put", counted)
+        changes = [put(value=_number(number), expires_at=9) for number in range(500)]
+        done(log, *changes[:300], ItemDeleted(ADA, "k"), *changes[300:])
+        assert sorted(table for table, _ in written) == [EXPIRIES, ITEMS, VERSIONS]
+        shown = [version.value[1] if isinstance(version, Item) else None for version in log.items.history(ADA, "k")]
+        assert shown == [*map(_number, range(499, 299, -1)), None, *map(_number, range(299, -1, -1)), b"first"]
+        assert log.items.expired(9) == [(ADA, "k")]
+        assert log.items.expired(8) == []
+
+
 def test_moments_of_other_threads(log: Log) -> None:
     """A step's commit names a moment: what there was when the step was taken."""
     done(log, put(value=b"1"))
@@ -490,7 +539,7 @@ def test_forgetting_a_namespace(log: Log) -> None:
     assert value(log, namespace=("users", "adam"), at=commit - 1) == kept
     after = log.items.get(("users", "adam"), "k")
     assert before is not None
-    assert after == before._replace(sequence=after.sequence if after else Sequence(0))
+    assert after == replace(before, sequence=after.sequence if after else Sequence(0))
     row = log.storage.thread(fmt.ITEMS_THREAD_ID)
     assert row is not None
     bodies = b"".join(record.body for record in log.storage.scan(row.number, 0, 1 << 62, 1000, reverse=False))
@@ -512,12 +561,12 @@ def test_pruning_the_past(log: Log) -> None:
         )
     commits.append(done(log, ItemDeleted(ADA, "k0", expired_by=5000)))
     commits.append(done(log, ItemTouched(ADA, "k1", log.items.version(), 1)))
-    shown = {at: {i.key: i[2:6] for i in log.items.scan(at=at)} for at in commits}
+    shown = {at: {i.key: astuple(i)[2:6] for i in log.items.scan(at=at)} for at in commits}
     now = {i.key: i for i in log.items.scan()}
     log.items.prune(commits[30])
     for at in commits[30:]:
-        assert {i.key: i[2:6] for i in log.items.scan(at=at)} == shown[at]
-    assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
+        assert {i.key: astuple(i)[2:6] for i in log.items.scan(at=at)} == shown[at]
+    assert {i.key: replace(i, sequence=now[i.key].sequence) for i in log.items.scan()} == now
     for read in (
         lambda: log.items.get(ADA, "k1", at=commits[29]),
         lambda: log.items.get_many([(ADA, "k1")], at=0),
@@ -532,7 +581,7 @@ def test_pruning_the_past(log: Log) -> None:
     assert len(list(log.items.history(ADA, "k1"))) == 3
     log.items.prune(1 << 40)
     assert {key: len(list(log.items.history(ADA, key))) for key in ("k0", "k1")} == {"k0": 0, "k1": 1}
-    assert {i.key: i._replace(sequence=now[i.key].sequence) for i in log.items.scan()} == now
+    assert {i.key: replace(i, sequence=now[i.key].sequence) for i in log.items.scan()} == now
 
 
 @pytest.mark.parametrize("read", ["get", "scan", "history", "changes"])
@@ -605,14 +654,15 @@ def test_near_misses_leave_the_thread_of_items_out(log: Log) -> None:
 
 
 def test_sealing_in_the_background(tmp_path: Path) -> None:
-    """Items are sealed as they grow, and by `seal`."""
-    with Log.open(tmp_path / "log", seal_after_events=20) as log:
+    """Items are sealed as they grow, four times as many at once as of other threads, and by `seal`."""
+    with Log.open(tmp_path / "log", seal_after_events=20 // SEALED_ITEMS) as log:
         done_each(log, (put(f"k{number % 9}", b"%d" % number) for number in range(100)))
         log.seal()
         row = log.storage.thread(fmt.ITEMS_THREAD_ID)
         assert row is not None
         assert row.sealed == row.last
-        assert len(log.storage.segments(row.number)) >= 5
+        lengths = [last - first + 1 for first, last, _ in log.storage.segments(row.number)]
+        assert lengths[:-1] == [20] * 5
         assert log.audit().breaches == []
 
 

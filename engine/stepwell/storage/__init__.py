@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
-from types import MappingProxyType
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -50,7 +49,7 @@ class ItemChange(NamedTuple):
     born_at: int = 0
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """What stood under a key at some moment.
 
     Attributes:
@@ -73,7 +72,7 @@ class Item(NamedTuple):
     commit: Commit
     sequence: Sequence
     expires_at: int | None
-    attachments: Mapping[str, tuple[str, bytes]] = MappingProxyType({})
+    attachments: Mapping[str, tuple[str, bytes]] = {}
 
 
 ItemName: TypeAlias = tuple[tuple[str, ...], str]
@@ -516,6 +515,9 @@ class Storage(Protocol):
         self, prefix: tuple[str, ...], after: ItemName | None, at: int | None, limit: int, *, attachments: bool
     ) -> list[Item]:
         """Up to `limit` items whose namespaces begin with some parts, in the order of keys; none only at the end."""
+
+    def attached(self, sequences: Several[int], name: str) -> list[bytes | None]:
+        """What was put beside some values under a name, by where they were put; None where there is nothing (more)."""
 
     def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None, limit: int) -> list[tuple[str, ...]]:
         """Up to `limit` namespaces that hold items and begin with some parts, in the order of keys."""

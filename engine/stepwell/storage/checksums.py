@@ -74,6 +74,21 @@ class CheckedTables:
                 checked(table, key, stored)
         return keys
 
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[Row]:
+        rows = self._stored.rows(table, start, stop, limit=limit)
+        if table not in _BEGUN:
+            return rows
+        for edge in (start, stop) if len(rows) != limit else (start,):
+            self._prove_edge(table, edge)
+        begun, pack = _BEGUN[table], _CHECKSUM.pack
+        proven = []
+        for key, stored in rows:
+            value = stored[:-CHECKSUM_BYTES]
+            if stored[-CHECKSUM_BYTES:] != pack(crc32(value, crc32(key, begun))):
+                checked(table, key, stored)  # raises and says what is wrong
+            proven.append((key, value))
+        return proven
+
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         if table not in _BEGUN:
             return self._stored.next_key(table, start, stop)

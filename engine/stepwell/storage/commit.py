@@ -36,7 +36,6 @@ from stepwell.storage import (
     Seal,
     ThreadRow,
     catalogue,
-    items,
     pack_name,
     pack_row,
 )
@@ -45,6 +44,7 @@ from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed, read_end
 from stepwell.storage.held import Held
 from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
+from stepwell.storage.items import Changes
 from stepwell.storage.records import Records
 from stepwell.storage.remembered import Remembered
 from stepwell.storage.segments import cut, pack
@@ -86,6 +86,7 @@ class Commit:
         self._standing: dict[int, Standing | None] = {}  # before this group
         self._changed_lanes: set[tuple[int, int]] = set()
         self._feed_rows = Feed(tables, rows.feed or read_end(tables))
+        self._items = Changes(tables)
         self._commit = self._feed_rows.last
         self._changing = False
 
@@ -112,6 +113,7 @@ class Commit:
 
     def finish(self) -> bool:
         """Write what was changed; whether anything was."""
+        self._items.flush()
         for number, row in self._changed.items():
             self._tables.put(THREADS, fmt.number_key(number), pack_row(row))
             catalogue.move(self._tables, self._standing.get(number), standing_of(row))
@@ -203,7 +205,7 @@ class Commit:
         if entry.lane is None:
             sequence = self._record(row, 0, entry)
             if entry.item is not None:
-                items.change(self._tables, entry, entry.item, sequence, self._commit)
+                self._items.add(entry, entry.item, sequence, self._commit)
             return sequence
         lane = self._lane_number(row.number, entry.lane)
         if lane is None:
@@ -430,7 +432,7 @@ class Commit:
             while (doomed := self._tables.next_key(table, owner, prefix_end(owner))) is not None:
                 self._tables.delete(table, doomed)
         if row.name_hash == ITEMS_OWNER:
-            items.clear(self._tables)
+            self._items.clear()
         row.first = row.last + 1
         row.sealed = row.loose_bytes = 0
         row.lanes = row.steps = row.writes = row.stored_bytes = row.created_at = 0

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Sequence as Several
+from itertools import accumulate, islice
 from operator import lt
 from typing import Final, NamedTuple
 
@@ -25,10 +26,10 @@ from stepwell import format as fmt
 from stepwell.codec import Record
 from stepwell.errors import CorruptionError
 from stepwell.events import Commit, Event, ItemDeleted, ItemEvent, ItemPut, Sequence
-from stepwell.patch import Ref, Value, payload_of, references, size_of
+from stepwell.patch import Blob, Ref, Value, array_header, payload_of, size_of
 from stepwell.storage import Deletion, Entry, Item, ItemChange, ItemName, Number, decode_row
 from stepwell.storage.records import Records
-from stepwell.storage.tables import EXPIRIES, ITEMS, VERSIONS, Tables, find_thread, prefix_end
+from stepwell.storage.tables import EXPIRIES, ITEMS, PAGE_ROWS, VERSIONS, Tables, find_thread, prefix_end
 
 # On disk: audit and foreign readers count on these.
 VERSIONS_IN_ROW: Final = 64
@@ -79,6 +80,7 @@ class Version(NamedTuple):
 
 _encoder = msgspec.msgpack.Encoder()
 _item_row = msgspec.msgpack.Decoder(ItemRow)
+_item_rows = msgspec.msgpack.Decoder(list[ItemRow])
 _numbers = msgspec.msgpack.Decoder(list[int])
 
 
@@ -104,6 +106,8 @@ def pack_versions(born: int, versions: Iterable[Version]) -> bytes:
 
 def value_in_row(value: Value, read: Callable[[Ref], bytes]) -> tuple[str, bytes] | None:
     """Type and payload of a value that is small enough to stand in its item's row."""
+    if isinstance(value, Blob) and isinstance(value.content, bytes):  # as most are
+        return (value.type, value.content) if len(value.content) <= LARGEST_VALUE_IN_ROW_BYTES else None
     if size_of(value) > LARGEST_VALUE_IN_ROW_BYTES:
         return None
     payload = payload_of(value, read)
@@ -120,6 +124,13 @@ def _differences(version: Version, commit: int, lead: int) -> tuple[int, int]:
 
 def _unpack_item(data: bytes) -> ItemRow:
     return decode_row(_item_row, data, ITEMS)
+
+
+def _unpack_items(rows: list[bytes]) -> list[ItemRow]:
+    try:
+        return _item_rows.decode(array_header(len(rows)) + b"".join(rows))
+    except (ValueError, RecursionError):
+        return [*map(_unpack_item, rows)]  # raises and says what is wrong
 
 
 def _unpack_versions(key: bytes, data: bytes) -> tuple[int, list[Version]]:
@@ -146,92 +157,137 @@ def _unpack_versions(key: bytes, data: bytes) -> tuple[int, list[Version]]:
 # --- changing ---
 
 
-def change(tables: Tables, entry: Entry, said: ItemChange, sequence: int, commit: int) -> None:
-    """Do what an event says of an item.
+class Changes:
+    """What a group of operations changes: the rows of each item are read once, and written once at its end.
 
     Args:
         tables: The tables.
-        entry: The event.
-        said: What it says.
-        sequence: Where it was put.
-        commit: Its commit.
     """
-    data = tables.get(ITEMS, said.key)
-    before = None if data is None else _unpack_item(data)
-    if before is not None:
-        if before.name != said.name:
-            raise CorruptionError(f"two items have one hash: {before.name!r} and {said.name!r}")
-        if not 0 < before.sequence < sequence or before.commit > commit:
-            raise CorruptionError(f"a row of the table {ITEMS} says what cannot have been before event {sequence}")
-    if entry.kind == fmt.KIND_ITEM_PUT:
-        _put(tables, entry, said, before, sequence, said.commit or commit)
-    elif before is not None and entry.kind == fmt.KIND_ITEM_DELETED:
-        if not said.expired_by or 0 < before.expires_at <= said.expired_by:
-            _delete(tables, said.key, before, sequence, said.commit or commit)
-    elif before is not None and before.sequence == said.sequence:
-        _set_expiry(tables, said.key, before.expires_at, said.expires_at)
-        before.expires_at = said.expires_at
-        tables.put(ITEMS, said.key, pack_item(before))
 
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._changing: dict[bytes, _Changing] = {}
 
-def clear(tables: Tables) -> None:
-    """Remove what is derived of all items."""
-    for table in (ITEMS, VERSIONS, EXPIRIES):
-        while (doomed := tables.next_key(table, b"", b"\xff")) is not None:
-            tables.delete(table, doomed)
+    def add(self, entry: Entry, said: ItemChange, sequence: int, commit: int) -> None:
+        """Do what an event says of an item.
 
+        Args:
+            entry: The event.
+            said: What it says.
+            sequence: Where it was put.
+            commit: Its commit.
+        """
+        item = self._changing.get(said.key)
+        if item is None:
+            data = self._tables.get(ITEMS, said.key)
+            item = self._changing[said.key] = _Changing(None if data is None else _unpack_item(data))
+        row = item.row
+        if row is not None:
+            if row.name != said.name:
+                raise CorruptionError(f"two items have one hash: {row.name!r} and {said.name!r}")
+            if not 0 < row.sequence < sequence or row.commit > commit:
+                raise CorruptionError(f"a row of the table {ITEMS} says what cannot have been before event {sequence}")
+        if entry.kind == fmt.KIND_ITEM_PUT:
+            item.put(entry.created_at, said, sequence, said.commit or commit)
+        elif row is not None and entry.kind == fmt.KIND_ITEM_DELETED:
+            if not said.expired_by or 0 < row.expires_at <= said.expired_by:
+                item.delete(sequence, said.commit or commit)
+        elif row is not None and row.sequence == said.sequence:
+            row.expires_at = said.expires_at
 
-def _put(tables: Tables, entry: Entry, said: ItemChange, before: ItemRow | None, sequence: int, commit: int) -> None:
-    at = entry.created_at
-    row = ItemRow(sequence, commit, at, sequence, said.born_at or at, 0, said.expires_at, said.value, said.name)
-    if before is not None:
-        row.born, row.created_at = before.born, before.created_at
-        row.versions = _archive(tables, said.key, before)
-    _set_expiry(tables, said.key, before.expires_at if before else 0, row.expires_at)
-    tables.put(ITEMS, said.key, pack_item(row))
+    def clear(self) -> None:
+        """Remove what is derived of all items."""
+        self._changing.clear()
+        for table in (ITEMS, VERSIONS, EXPIRIES):
+            while (doomed := self._tables.next_key(table, b"", b"\xff")) is not None:
+                self._tables.delete(table, doomed)
 
+    def flush(self) -> None:
+        """Write what has changed."""
+        for key, item in self._changing.items():
+            row = item.row
+            if item.past:
+                newest = self._archive(key, item)
+                if row is not None and row.sequence != row.born:
+                    row.versions = newest
+            expires_at = 0 if row is None else row.expires_at
+            if item.expires_at != expires_at:
+                if item.expires_at:
+                    self._tables.delete(EXPIRIES, fmt.expiry_key(item.expires_at, key))
+                if expires_at:
+                    self._tables.put(EXPIRIES, fmt.expiry_key(expires_at, key), b"")
+            if row is not None:
+                self._tables.put(ITEMS, key, pack_item(row))
+            elif item.was_there:
+                self._tables.delete(ITEMS, key)
+        self._changing.clear()
 
-def _delete(tables: Tables, key: bytes, before: ItemRow, sequence: int, commit: int) -> None:
-    before.versions = _archive(tables, key, before)
-    before.sequence, before.commit = sequence, commit
-    _archive(tables, key, before, deleted=True)
-    _set_expiry(tables, key, before.expires_at, 0)
-    tables.delete(ITEMS, key)
-
-
-def _archive(tables: Tables, key: bytes, row: ItemRow, *, deleted: bool = False) -> int:
-    """Note a version among those that were; returns the commit in the key of the row."""
-    version = Version(row.commit, row.sequence, deleted)
-    first = row.versions or _newest_row(tables, key)
-    place = fmt.versions_key(key, first)
-    data = tables.get(VERSIONS, place) if first else None
-    if first and data is None:
-        raise CorruptionError(f"a row of the table {VERSIONS} is missing")
-    if data is not None:
-        numbers = decode_row(_numbers, data, VERSIONS)
-        last, lead = sum(numbers[1::2]), sum(each >> 1 for each in numbers[2::2])
-        if not first <= last <= version.commit or not 0 < last + lead < version.sequence:
-            raise CorruptionError(f"a row of the table {VERSIONS} does not come before version {version.sequence}")
-        if len(numbers) <= 2 * VERSIONS_IN_ROW or last == version.commit:
+    def _archive(self, key: bytes, item: _Changing) -> int:
+        """Note versions among those that were; returns the commit in the key of the last row."""
+        first = item.newest_row or self._newest_row(key)
+        numbers: list[int] = []
+        last = lead = 0
+        if first:
+            data = self._tables.get(VERSIONS, fmt.versions_key(key, first))
+            if data is None:
+                raise CorruptionError(f"a row of the table {VERSIONS} is missing")
+            numbers = decode_row(_numbers, data, VERSIONS)
+            last, lead = sum(numbers[1::2]), sum(each >> 1 for each in numbers[2::2])
+            version = item.past[0][0]
+            if not first <= last <= version.commit or not 0 < last + lead < version.sequence:
+                raise CorruptionError(f"a row of the table {VERSIONS} does not come before version {version.sequence}")
+        for version, born in item.past:
+            if not numbers or (len(numbers) > 2 * VERSIONS_IN_ROW and last != version.commit):
+                if numbers:
+                    self._tables.put(VERSIONS, fmt.versions_key(key, first), _encoder.encode(numbers))
+                numbers, first, last, lead = [born], version.commit, 0, 0
             numbers += _differences(version, last, lead)
-            tables.put(VERSIONS, place, _encoder.encode(numbers))
-            return first
-    tables.put(VERSIONS, fmt.versions_key(key, version.commit), pack_versions(row.born, [version]))
-    return version.commit
+            last, lead = version.commit, version.sequence - version.commit
+        self._tables.put(VERSIONS, fmt.versions_key(key, first), _encoder.encode(numbers))
+        return first
+
+    def _newest_row(self, key: bytes) -> int:
+        last = self._tables.previous_key(VERSIONS, key, prefix_end(key))
+        return 0 if last is None else fmt.read_number(last[-8:])
 
 
-def _newest_row(tables: Tables, key: bytes) -> int:
-    last = tables.previous_key(VERSIONS, key, prefix_end(key))
-    return 0 if last is None else fmt.read_number(last[-8:])
+class _Changing:
+    """An item that a group changes.
 
+    Attributes:
+        row: Its row as it is now; None if there is none.
+        past: The versions that are to be noted among those that were, and where the item of each was created.
+        was_there: Whether it had a row before.
+        expires_at: When it expired then; 0 for never.
+        newest_row: The commit in the key of its newest row of versions then; 0 if that is not known.
+    """
 
-def _set_expiry(tables: Tables, key: bytes, before: int, after: int) -> None:
-    if before == after:
-        return
-    if before:
-        tables.delete(EXPIRIES, fmt.expiry_key(before, key))
-    if after:
-        tables.put(EXPIRIES, fmt.expiry_key(after, key), b"")
+    __slots__ = ("expires_at", "newest_row", "past", "row", "was_there")
+
+    def __init__(self, row: ItemRow | None) -> None:
+        self.row = row
+        self.past: list[tuple[Version, int]] = []
+        self.was_there = row is not None
+        self.expires_at = 0 if row is None else row.expires_at
+        self.newest_row = 0 if row is None else row.versions
+
+    def put(self, at: int, said: ItemChange, sequence: int, commit: int) -> None:
+        """It has another value."""
+        row = self.row
+        if row is None:
+            born, created_at, versions = sequence, said.born_at or at, 0
+        else:
+            born, created_at, versions = row.born, row.created_at, row.versions
+            self.past.append((Version(row.commit, row.sequence, False), born))
+        self.row = ItemRow(sequence, commit, at, born, created_at, versions, said.expires_at, said.value, said.name)
+
+    def delete(self, sequence: int, commit: int) -> None:
+        """It is deleted."""
+        row = self.row
+        assert row is not None
+        self.past.append((Version(row.commit, row.sequence, False), row.born))
+        self.past.append((Version(commit, sequence, True), row.born))
+        self.row = None
 
 
 # --- reading ---
@@ -265,11 +321,11 @@ class Items:
         item = None if at is None else self._then(key, at)
         return item if item is None or (item.namespace, item.key) == name else None
 
-    def scan(self, prefix: tuple[str, ...], after: ItemName | None, at: int | None) -> Iterator[Item]:
+    def scan(self, prefix: tuple[str, ...], after: ItemName | None, at: int | None, limit: int) -> Iterator[Item]:
         """The items whose namespaces begin with some parts, as they are or as they were after a commit."""
         if at is None:
-            return self._scan_now(prefix, after)
-        return self._scan_then(prefix, after, at)
+            return islice(self._scan_now(prefix, after, min(limit, PAGE_ROWS)), limit)
+        return islice(self._scan_then(prefix, after, at), limit)
 
     def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None) -> Iterator[tuple[str, ...]]:
         """The namespaces that hold items and begin with some parts."""
@@ -354,20 +410,27 @@ class Items:
             raise CorruptionError("the event is missing", thread=thread, sequence=sequence)
         return header.created_at
 
-    def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None) -> Iterator[Item]:
-        begin, stop = self._edges(prefix, after)
+    def _scan_now(self, prefix: tuple[str, ...], after: ItemName | None, page_rows: int) -> Iterator[Item]:
+        start, stop = self._edges(prefix, after)
         path = b"\xff"
+        begin = 2  # of the text in a key of the same namespace
         namespace: tuple[str, ...] = ()
         is_exact = len(prefix) <= fmt.PARTS_IN_KEY
-        for key, data in self._tables.scan(ITEMS, begin, stop):
-            row = _unpack_item(data)
-            if row.name is None and key.startswith(path) and len(key) == len(path) + 1 + key[len(path)]:
-                name = namespace, key[len(path) + 1 :].decode()
-            else:
-                name = _name(key, row)
-                namespace, path = name[0], key[: fmt.namespace_bytes(key)]
-            if is_exact or name[0][: len(prefix)] == prefix:
-                yield self._now(key, name, row)
+        while page := self._tables.rows(ITEMS, start, stop, limit=page_rows):
+            for (key, _), row in zip(page, _unpack_items([data for _, data in page]), strict=True):
+                if row.name is None and key.startswith(path) and len(key) == begin + key[begin - 1]:
+                    name = namespace, key[begin:].decode()
+                else:
+                    name = _name(key, row)
+                    namespace, path = name[0], key[: fmt.namespace_bytes(key)]
+                    begin = len(path) + 1
+                if not is_exact and namespace[: len(prefix)] != prefix:
+                    continue
+                if row.value is None or self._attachments:
+                    yield self._now(key, name, row)
+                else:
+                    yield _shown(name, row, row.value)
+            start = page[-1][0] + b"\0"
 
     def _scan_then(self, prefix: tuple[str, ...], after: ItemName | None, at: int) -> Iterator[Item]:
         begin, stop = self._edges(prefix, after)
@@ -408,15 +471,20 @@ class Items:
     def _now(self, key: bytes, name: ItemName, row: ItemRow) -> Item:
         if row.value is None or self._attachments:
             return self._read(key, Version(row.commit, row.sequence, deleted=False), row.born, row)
-        return Item(
-            *name,
-            row.value,
-            row.created_at,
-            row.updated_at,
-            Commit(row.commit),
-            Sequence(row.sequence),
-            row.expires_at or None,
-        )
+        return _shown(name, row, row.value)
+
+    def attached(self, sequences: Iterable[int], name: str) -> Iterator[bytes | None]:
+        """What was put beside values under a name; None where there is nothing, or was pruned."""
+        thread = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
+        for sequence in sequences:
+            if thread is None or sequence < thread.first:
+                yield None
+                continue
+            record, event = self._event(sequence)
+            if not isinstance(event, ItemPut):
+                raise self._misplaced(sequence)
+            attached = event.attachments.get(name)
+            yield None if attached is None else self._contents(record, (attached,))[0]
 
     def _read(self, key: bytes, version: Version, born: int, row: ItemRow | None = None) -> Item:
         """An item as a version of it was, from its event."""
@@ -433,17 +501,7 @@ class Items:
                 raise self._misplaced(born)
             created_at, expires_at = birth.born_at or first.header.created_at, event.expires_at
         wanted = (event.value, *event.attachments.values()) if self._attachments else (event.value,)
-        elsewhere = {ref.sequence for value in wanted for ref in references(value)} - {version.sequence}
-        payloads = self._records.payloads(self._number, elsewhere) if elsewhere else {}
-        payloads[version.sequence] = record.payload
-
-        def read(ref: Ref) -> bytes:
-            payload = payloads.get(ref.sequence)
-            if payload is None:
-                raise CorruptionError("the event is missing", thread=self._number, sequence=ref.sequence)
-            return bytes(codec.slice_payload(payload, ref, self._number))
-
-        value, *attachments = [(each.type, payload_of(each, read)) for each in wanted]
+        value, *attachments = zip((each.type for each in wanted), self._contents(record, wanted), strict=True)
         return Item(
             event.namespace,
             event.key,
@@ -456,17 +514,35 @@ class Items:
             dict(zip(event.attachments, attachments, strict=False)),
         )
 
+    def _contents(self, record: Record, values: Several[Value]) -> list[bytes]:
+        """The bytes that values of a record's event, as it is stored, were parsed from."""
+
+        def read(ref: Ref) -> bytes:
+            holder = self._records.existing(self._number, ref.sequence) if ref.sequence else record
+            return bytes(codec.slice_payload(holder.payload, ref, self._number))
+
+        return [payload_of(value, read) for value in values]
+
     def _event(self, sequence: int) -> tuple[Record, Event]:
+        """An event as it is stored, and its record."""
         if not self._number:
             row = find_thread(self._tables, fmt.ITEMS_THREAD_ID)
             if row is None:
                 raise CorruptionError("items have a row, but no thread")
             self._number = row.number
         record = self._records.existing(self._number, sequence)
-        return record, codec.decode(self._number, record)
+        return record, codec.as_stored(self._number, record)
 
     def _misplaced(self, sequence: int) -> CorruptionError:
         return CorruptionError("the event is not what the tables of items say", thread=self._number, sequence=sequence)
+
+
+def _shown(name: ItemName, row: ItemRow, value: tuple[str, bytes]) -> Item:
+    """An item whose value stands in its row."""
+    namespace, key = name
+    commit: Commit = row.commit  # type: ignore[assignment]
+    sequence: Sequence = row.sequence  # type: ignore[assignment]
+    return Item(namespace, key, value, row.created_at, row.updated_at, commit, sequence, row.expires_at or None)
 
 
 def _born(born: int, versions: list[Version], index: int) -> int:

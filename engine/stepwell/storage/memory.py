@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError, UsageError
@@ -111,6 +112,9 @@ class _MemoryTables:
     def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
         keys = self._keys[table]
         return keys[bisect_left(keys, start) : bisect_left(keys, stop)]
+
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        return [*islice(self.scan(table, start, stop), limit)]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         keys = self._keys[table]

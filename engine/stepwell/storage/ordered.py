@@ -302,12 +302,17 @@ class TableStorage(ABC):
         size = 0
         with self._reading() as tables:
             items = Items(tables, Records(tables, self._held), attachments=attachments)
-            for item in islice(items.scan(prefix, after, at), limit):
+            for item in items.scan(prefix, after, at, limit):
                 found.append(item)
                 size += len(item.value[1])
                 if size > PAGE_BYTES:
                     break
         return found
+
+    def attached(self, sequences: Several[int], name: str) -> list[bytes | None]:
+        with self._reading() as tables:
+            items = Items(tables, Records(tables, self._held, once=True))
+            return [*items.attached(sequences, name)]
 
     def namespaces(self, prefix: tuple[str, ...], after: tuple[str, ...] | None, limit: int) -> list[tuple[str, ...]]:
         with self._reading() as tables:

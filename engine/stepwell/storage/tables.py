@@ -66,6 +66,9 @@ class Tables(Protocol):
     def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
         """All keys with start <= key < stop, in order; for ranges that are known to be small, or wanted whole."""
 
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        """All rows with start <= key < stop, in order, or so many; for what is known to be small, or wanted whole."""
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set a row."""
 

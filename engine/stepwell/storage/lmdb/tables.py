@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import chain, islice, repeat
+from itertools import chain, islice, repeat, takewhile
 from typing import Final
 
 import lmdb
@@ -64,6 +64,12 @@ class LmdbTables:
 
     def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
         return self.columns(table, start, stop)[0]
+
+    def rows(self, table: str, start: bytes, stop: bytes, *, limit: int | None = None) -> list[Row]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [*islice(takewhile(lambda row: row[0] < stop, cursor.iternext()), limit)]
 
     def next_key(self, table: str, start: bytes, stop: bytes) -> bytes | None:
         with self._transaction.cursor(self._tables[table]) as cursor:
