@@ -257,6 +257,8 @@ def test_blame_watch_grep(cli: Cli, path: Path) -> None:
     assert [item["new"] for item in cli("watch", path, "user-2", "count", "--json").items] == [3, 2, 1, 0, -1]
     assert len(cli("watch", path, "user-2", "count", "-n", 2, "--json").items) == 2
     assert "+3" in cli("watch", path, "user-2", "count").out
+    newest = cli("watch", path, "user-2", "notes", "-n", 1).out.splitlines()
+    assert newest[1] == "    + notes[4]  note 3, long enough to stand by itself "  # not the whole list, twice
     hits = cli("grep", path, "note 2", "--json")
     assert {item["thread"] for item in hits.items} == {"user-1", "user-2", "mail@example.org"}
     assert "note 2" in cli("grep", path, "NOTE 2", "user-2", "-i").out

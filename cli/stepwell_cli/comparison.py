@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _SIGNS: Final = {"added": ("+", GOOD), "removed": ("-", BAD), "changed": ("~", PLACE), "moved": (">", PLACE)}
 _LINE_STYLES: Final = {"+": GOOD, "-": BAD, "@": FAINT}
 _TEXT_SHOWN: Final = 400
+_DIFFERENCES_SHOWN: Final = 10  # of one change
 
 NEXT: Final = "branch:to:"  # channels by which LangGraph says which node is next begin with it
 
@@ -113,21 +114,21 @@ def _say_side(screen: Screen, sign: str, style: str, thread: Thread, sequence: i
     screen.say((f"{sign} ", style), (thread.id, NAME), (f"  {number}#{sequence}  {view.step.step_id}", FAINT), cut=True)
 
 
-def _say_difference(screen: Screen, each: Any) -> None:
+def _say_difference(screen: Screen, each: Any, margin: str = "") -> None:
     sign, style = _SIGNS[each.kind]
     lines = each.lines()
     if lines:
-        screen.say((f"{sign} ", style), (each.path, STRONG))
+        screen.say(margin, (f"{sign} ", style), (each.path, STRONG))
         for line in lines:
-            screen.say("    ", (line, _LINE_STYLES.get(line[:1], "")))
+            screen.say(f"{margin}    ", (line, _LINE_STYLES.get(line[:1], "")))
         return
     if each.kind == "changed":
-        screen.say((f"{sign} ", style), (each.path, STRONG))
-        screen.say("    ", (f"-{_summary(each.old)}", BAD), cut=True)
-        screen.say("    ", (f"+{_summary(each.new)}", GOOD), cut=True)
+        screen.say(margin, (f"{sign} ", style), (each.path, STRONG))
+        screen.say(f"{margin}    ", (f"-{_summary(each.old)}", BAD), cut=True)
+        screen.say(f"{margin}    ", (f"+{_summary(each.new)}", GOOD), cut=True)
         return
     shown = each.old if each.kind == "removed" else each.new
-    screen.say((f"{sign} ", style), (each.path, STRONG), f"  {_summary(shown)}", cut=True)
+    screen.say(margin, (f"{sign} ", style), (each.path, STRONG), f"  {_summary(shown)}", cut=True)
 
 
 def _summary(data: Any) -> str:
@@ -207,10 +208,16 @@ def _say_change(screen: Screen, change: Any) -> None:
         (f"  {change.step.step_id}", FAINT),
     ]
     screen.say(*parts)
-    old, new = _summary(change.old), _summary(change.new)
-    if old != "(nothing)":
-        screen.say("    ", (f"-{old}", BAD), cut=True)
-    screen.say("    ", (f"+{new}", GOOD), cut=True)
+    differences = change.differences
+    for each in differences[:_DIFFERENCES_SHOWN]:
+        if each.path != change.path:  # somewhere inside
+            _say_difference(screen, each, "    ")
+            continue
+        if each.kind != "added":
+            screen.say("    ", (f"-{_summary(each.old)}", BAD), cut=True)
+        screen.say("    ", (f"+{_summary(each.new)}", GOOD), cut=True)
+    if len(differences) > _DIFFERENCES_SHOWN:
+        screen.say((f"    and {len(differences) - _DIFFERENCES_SHOWN:,} more: stepwell diff", FAINT))
 
 
 def grep(
