@@ -385,13 +385,14 @@ def blame(history: History, lane: int, end: Link, path: Path) -> Change:
     """
     view = history.view(end.sequence)
     if view.find(path) is ABSENT:
-        raise UsageError(_nothing_there(view, path))
+        raise UsageError(nothing_there(view, path))
     for change in watch(history, lane, end, path):
         return change
     raise UsageError(f"nothing is known of {path} before step #{end.sequence}")
 
 
-def _nothing_there(view: View, path: Path) -> str:
+def nothing_there(view: View, path: Path) -> str:
+    """What to say where nothing stands at a path: how far it leads, and what may be meant."""
     where = f"after step #{view.step.sequence}"
     if path.channel not in view:
         if path.channel in view.delta_channels:
