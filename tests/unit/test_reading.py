@@ -315,6 +315,14 @@ def test_writes_that_no_step_took_over_are_found_too(book: Book) -> None:
     assert hits(book, "dangling") == [(None, "messages[id=z].content", "model")]
 
 
+def test_writes_that_come_after_their_step(book: Book) -> None:
+    """What a task wrote may be recorded after the step that took it over: who wrote it is told as well, once."""
+    for parent, text in (("s3", "a short word"), ("s2b", "a long one " + "x" * 200)):
+        book.step(f"after {parent}", {"notes": [text]}, parent)
+        book.wrote(parent, "think", {"notes": [text]})
+        assert hits(book, text[:8]) == [(f"after {parent}", "notes[0]", "think")]
+
+
 def test_what_cannot_be_looked_for_is_refused(book: Book) -> None:
     """Empty patterns and broken expressions are errors."""
     for pattern, regex in (("", False), ("(", True), ("(" * 5000 + ")" * 5000, True), ("a{99999999999}", True)):
