@@ -121,6 +121,8 @@ def main() -> int:
         (PATIENT_MS, "blame long long messages[10].content"),
         (PATIENT_MS, "watch long long plan --all"),
         (PATIENT_MS, "watch long long count"),
+        (PATIENT_MS, "watch long long messages"),
+        (PATIENT_MS, f"watch long long@{options.steps - 2} count --limit {options.steps // 10}"),
     ]
     late = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from typer.main import get_command
 from building import wrote
 from stepwell import Log, StepCommitted, Write, WritesRecorded, changes, parse
 from stepwell.events import ItemPut
-from stepwell_cli import exits
+from stepwell_cli import exits, history, screen
 from stepwell_cli.main import application, run
 from stepwell_langgraph import StepwellCache, StepwellSaver, StepwellStore
 
@@ -130,8 +130,41 @@ def test_help_fits(command: str, cli: Cli) -> None:
     told = cli(*command.split(), "--help")
     assert told.code == exits.OK
     assert told.out.startswith(f"Usage: stepwell {command}".rstrip())
+    assert not set("{}") & set(told.out)
     assert max(map(len, told.out.splitlines())) <= 80
     assert not re.search(r"[a-z,] ?\.\.\.$", told.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, cli: Cli) -> None:
+    """Each command's help ends with an example, on a line that can be copied and that the command takes."""
+    *_, last = cli(command, "--help").out.splitlines()
+    _, _, line = last.partition("For example: stepwell ")
+    name, *arguments = shlex.split(line)
+    assert name == command
+    get_command(application()).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+
+
+def test_tables_of_many_rows(cli: Cli, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is shown some rows at a time: every row once, one heading, no blanks at ends."""
+    whole = re.sub(r"\d+ ms ago|[\d.]+ s ago", "now", cli("threads", path).out)
+    told = cli("stats", path).out.splitlines()
+    start = next(number for number, line in enumerate(told) if line.startswith("table"))
+    assert len({len(line) for line in told[start:]}) == 1
+    monkeypatch.setattr(screen, "_ROWS_AT_ONCE", 1)
+    lines = re.sub(r"\d+ ms ago|[\d.]+ s ago", "now", cli("threads", path).out).splitlines()
+    assert [line.split() for line in lines] == [line.split() for line in whole.splitlines()]
+    assert [line.split()[0] for line in lines] == ["thread", "user-1", "mail@example.org", "user-2"]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_tables_on_a_narrow_terminal(path: Path) -> None:
+    """What does not fit goes on below: nothing of an id is lost, and no line is wider than the terminal."""
+    shown = on_terminal("threads", path, PAGER="cat", COLUMNS="44", NO_COLOR="1").out
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 44
+    names = "".join(line.split("  ")[0].strip() for line in lines)
+    assert "mail@example.org" in names
 
 
 def test_threads(cli: Cli, path: Path) -> None:
@@ -186,8 +219,8 @@ def test_an_id_with_an_at(cli: Cli, path: Path) -> None:
     assert cli("show", path, "mail@example.org@1", "--json").items[0]["number"] == 1
 
 
-def test_log_and_tree(cli: Cli, path: Path) -> None:
-    """A branch is listed newest first, and the tree has every fork."""
+def test_log_and_tree(cli: Cli, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch is listed newest first, however many steps are read at once, and the tree has every fork."""
     assert [item["number"] for item in cli("log", path, "user-2", "--json").items] == [3, 2, 1, 0, -1]
     items = cli("log", path, "user-1", "--json", "-n", 2).items
     assert [item["number"] for item in items] == [2, 1]
@@ -196,7 +229,11 @@ def test_log_and_tree(cli: Cli, path: Path) -> None:
     shown = cli("log", path, "user-2", "-n", 2).out
     assert len(shown.splitlines()) == 3
     assert "--all" in shown
-    assert len(cli("log", path, "user-2", "--all").out.splitlines()) == 5
+    whole = cli("log", path, "user-2", "--all").out
+    assert len(whole.splitlines()) == 5
+    monkeypatch.setattr(history, "_STEPS_AT_ONCE", 2)
+    assert cli("log", path, "user-2", "--all").out == whole
+    assert [item["number"] for item in cli("log", path, "user-2@2", "--json", "-n", 3).items] == [2, 1, 0]
     assert "head" in cli("tree", path, "user-1").out
     (lane, inner) = cli("tree", path, "user-1", "--json").items
     assert [(run["steps"], run["is_head"], run["after"]) for run in lane["runs"]] == [
@@ -257,6 +294,8 @@ def test_blame_watch_grep(cli: Cli, path: Path) -> None:
     assert [item["new"] for item in cli("watch", path, "user-2", "count", "--json").items] == [3, 2, 1, 0, -1]
     assert len(cli("watch", path, "user-2", "count", "-n", 2, "--json").items) == 2
     assert "+3" in cli("watch", path, "user-2", "count").out
+    newest = cli("watch", path, "user-2", "notes", "-n", 1).out.splitlines()
+    assert newest[1] == "    + notes[4]  note 3, long enough to stand by itself "  # not the whole list, twice
     hits = cli("grep", path, "note 2", "--json")
     assert {item["thread"] for item in hits.items} == {"user-1", "user-2", "mail@example.org"}
     assert "note 2" in cli("grep", path, "NOTE 2", "user-2", "-i").out
@@ -523,6 +562,12 @@ def test_follow(cli: Cli, path: Path) -> None:
         (("fork", "LOG", "user-2", "--set", f"count={'[' * 100_000}"), "nested too deeply"),
         (("grep", "LOG", "(", "-e"), "no regular expression"),
         (("show", "LOG", "user-1\udcff"), "half a surrogate pair"),
+        (("show", "LOG", "user-2", "noets[0]"), "did you mean 'notes'"),
+        (("show", "LOG", "user-2", "notes[77]"), "notes is there, and it is a list of 5 elements"),
+        (("watch", "LOG", "user-2", "noets"), "did you mean 'notes'"),
+        (("LOG",), "a command comes first: stepwell threads"),
+        (("threads", "LOG", "--since", "yesterday"), "stepwell: 'yesterday' is no time"),
+        (("threads", "LOG", "--limit", "x"), "Invalid value for '--limit'"),
     ],
 )
 def test_helpful_errors(arguments: tuple[str, ...], hint: str, cli: Cli, path: Path) -> None:
@@ -788,6 +833,48 @@ def test_colours_are_for_terminals(path: Path) -> None:
     assert "\x1b[3" not in plain.out
     lines = plain.out.replace("\x1b[2m", "").replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_what_differs_is_not_cut_for_its_place(path: Path) -> None:
+    """Where a path leaves no room for what stands there, that goes on a line of its own."""
+    shown = on_terminal("diff", path, "user-2@2", "user-2@3", PAGER="cat", COLUMNS="40").out
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert lines[lines.index("+ notes[4]") + 1] == "    note 3, long enough to stand by its…"
+
+
+def test_progress_is_gone_before_the_report(
+    cli: Cli, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What shows how far an import is ends before the command says what it did, for they share the screen."""
+    database = tmp_path / "b.db"
+    assert cli("export", path, "user-2", "--to", f"sqlite:///{database}").code in (exits.OK, exits.FOUND)
+    assert cli("export", path, "user-2", "--to", tmp_path / "one.bundle").code == exits.OK
+    for source in (database, tmp_path / "one.bundle"):
+        order: list[str] = []
+        stop, say = screen.Meter.stop, screen.Screen.say
+
+        def stopped(self: screen.Meter, order: list[str] = order, stop: Any = stop) -> None:
+            order.append("end")
+            stop(self)
+
+        def said(self: screen.Screen, *parts: Any, order: list[str] = order, say: Any = say, **more: Any) -> None:
+            order.append("say")
+            say(self, *parts, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(screen.Meter, "stop", stopped)
+            patched.setattr(screen.Screen, "say", said)
+            cli("import", tmp_path / f"{source.name}.stepwell", source)
+        assert order[0] == "end"
+        assert "say" in order
+
+
+def test_progress_ends_with_the_first_hit(cli: Cli, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search through all threads tells how far it is until it has something to show."""
+    told: list[str] = []
+    monkeypatch.setattr(screen.Meter, "told", lambda self, what, done, total: told.append(f"{done}/{total}"))
+    assert cli("grep", path, "nowhere").code == exits.FOUND
+    assert told == ["0/3", "1/3", "2/3"]
 
 
 def test_a_pager_gets_what_is_long(path: Path, tmp_path: Path) -> None:

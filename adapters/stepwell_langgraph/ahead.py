@@ -1,26 +1,24 @@
-"""Reading ahead: while one checkpoint goes into the log, the next ones are read from the source, each in a thread."""
+"""Reading ahead: while one checkpoint goes into the log, two readers take turns to read the next from the source.
+
+page of places     0 1 2 3 4 5 ...      what is wanted of each is asked when its page begins
+first reader       0   2   4            each reads its places of the page as one question to the source,
+second reader        1   3   5          and answers one place after the other
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import Final
 
 from stepwell.errors import UsageError
-from stepwell_langgraph.sources import Place, Reading, Source, Unreadable
+from stepwell_langgraph.sources import Place, Reading, Source, Unreadable, Wanted
 
 _READERS: Final = 2
+_PAGE: Final = 64  # places that a reader is asked for at once
 _LARGE_BYTES: Final = 1 << 24  # where states are larger, none is read ahead: memory is bounded by one
-
-
-class Wanted(NamedTuple):
-    """What is to be read of a place; the arguments of `Source.read`."""
-
-    place: Place
-    whole: bool
-    from_parent: bool
 
 
 class ReadAhead:
@@ -28,9 +26,7 @@ class ReadAhead:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._readers: SimpleQueue[Source] = SimpleQueue()
-        self._all: list[Source] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._readers: list[_Reader] = []
 
     def readings(
         self, thread_id: str, places: Iterable[Place], want: Callable[[Place], Wanted]
@@ -40,64 +36,79 @@ class ReadAhead:
         Args:
             thread_id: The thread.
             places: Where.
-            want: Says, when it is a place's turn to be read, what is wanted of it.
+            want: Says, a page before it is a place's turn at most, what is wanted of it.
         """
-        if not self._has_readers():
-            for place in places:
-                wanted = want(place)
-                yield wanted, _read(self._source, thread_id, wanted)
+        readers = self._opened()
+        if not readers:
+            for wanted in map(want, places):
+                (reading,) = self._source.read(thread_id, [wanted])
+                yield wanted, reading
             return
-        assert self._pool is not None
+        left = iter(places)
         ahead: deque[tuple[Wanted, Future[Reading | Unreadable]]] = deque()
-        last_bytes = 0
+        is_large = False
         try:
-            for place in places:
-                wanted = want(place)
-                ahead.append((wanted, self._pool.submit(self._read, thread_id, wanted)))
-                while len(ahead) > (_READERS if last_bytes < _LARGE_BYTES else 0):
-                    wanted, future = ahead.popleft()
-                    reading = future.result()
-                    last_bytes = 0 if isinstance(reading, Unreadable) else reading.size
-                    yield wanted, reading
-                    del reading
+            while page := [*map(want, islice(left, _PAGE * len(readers)))]:
+                for number, reader in enumerate(readers):
+                    reader.begin(thread_id, page[number :: len(readers)])
+                for number, wanted in enumerate(page):
+                    ahead.append((wanted, readers[number % len(readers)].next()))
+                    while len(ahead) > (0 if is_large else len(readers)):
+                        asked, future = ahead.popleft()
+                        reading = future.result()
+                        is_large = isinstance(reading, Reading) and reading.size >= _LARGE_BYTES
+                        yield asked, reading
+                        del reading, future
             while ahead:
-                wanted, future = ahead.popleft()
-                yield wanted, future.result()
+                asked, future = ahead.popleft()
+                yield asked, future.result()
+                del future
         finally:
             for _, future in ahead:
                 future.cancel()
 
     def close(self) -> None:
         """End the threads, and close their readers."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        for reader in self._all:
+        for reader in self._readers:
             reader.close()
 
-    def _read(self, thread_id: str, wanted: Wanted) -> Reading | Unreadable:
-        reader = self._readers.get()
-        try:
-            return _read(reader, thread_id, wanted)
-        finally:
-            self._readers.put(reader)
-
-    def _has_readers(self) -> bool:
-        while len(self._all) < _READERS:
+    def _opened(self) -> list[_Reader]:
+        """The readers; none if the source has not enough of them."""
+        while len(self._readers) < _READERS:
             try:
                 twin = self._source.twin()
             except UsageError:  # a server that has no room for more
                 twin = None
             if twin is None:
-                return False
-            self._all.append(twin)
-            self._readers.put(twin)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_READERS, "stepwell-reading")
-        return True
+                return []
+            self._readers.append(_Reader(twin))
+        return self._readers
 
 
-def _read(source: Source, thread_id: str, wanted: Wanted) -> Reading | Unreadable:
-    try:
-        return source.read(thread_id, wanted.place, whole=wanted.whole, from_parent=wanted.from_parent)
-    except Unreadable as error:
-        return error
+class _Reader:
+    """A source that is read in a thread of its own."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._readings = source.read("", [])
+        self._thread = ThreadPoolExecutor(1, "stepwell-reading")
+
+    def begin(self, thread_id: str, wanted: list[Wanted]) -> None:
+        """Ask for some places, once what was asked for before is read."""
+        self._thread.submit(self._begin, thread_id, wanted)
+
+    def next(self) -> Future[Reading | Unreadable]:
+        """What there is at the next place."""
+        return self._thread.submit(self._next)
+
+    def close(self) -> None:
+        self._thread.submit(self._begin, "", [])  # what is still under way ends
+        self._thread.shutdown()
+        self._source.close()
+
+    def _begin(self, thread_id: str, wanted: list[Wanted]) -> None:
+        self._readings.close()
+        self._readings = self._source.read(thread_id, wanted)
+
+    def _next(self) -> Reading | Unreadable:
+        return next(self._readings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stepwell.fold import State
 from stepwell.patch import Array, New, Ref, Value, array_header, read_content, references
 from stepwell.reader import Payloads
@@ -21,20 +23,23 @@ class Comparison:
         self._payloads = payloads
         self._proven: dict[str, tuple[tuple[New, ...], Span, int]] = {}
 
-    def difference(self, checkpoint: StoredCheckpoint, state: State, parent: State) -> str | None:
+    def difference(
+        self, checkpoint: StoredCheckpoint, state: State, parent: State, begins_with: Mapping[str, Span]
+    ) -> str | None:
         """What of a checkpoint is not in the log as the source has it; None if all is.
 
         Args:
             checkpoint: What the source gave.
             state: What the log has.
             parent: What the log has of its parent, for channels that the source says are the parent's.
+            begins_with: Lists that were seen to stand at the beginning of the source's, by channel.
         """
         for name in state.channels:
             if name not in checkpoint.channels and name not in checkpoint.unchanged:
                 return f"the log has a value of channel {name!r}, the source has none"
         for name, typed in checkpoint.channels.items():
             value = state.channels.get(name)
-            if value is None or not self.is_same(value, typed, name):
+            if value is None or not self.is_same(value, typed, name, begins_with.get(name)):
                 return f"the log has another value of channel {name!r} than the source"
         for name in checkpoint.unchanged:
             if state.channels.get(name) != parent.channels.get(name):
@@ -46,13 +51,14 @@ class Comparison:
                 return f"the log has other {what} than the source"
         return None
 
-    def is_same(self, value: Value, typed: Typed, name: str | None = None) -> bool:
+    def is_same(self, value: Value, typed: Typed, name: str | None = None, begins_with: Span | None = None) -> bool:
         """Whether a stored value is these bytes.
 
         Args:
             value: The value.
             typed: A type and bytes.
             name: Under which name what is compared now is remembered for the next value; None for none.
+            begins_with: A list whose elements the bytes were seen to begin with.
         """
         type_, span = typed
         if value.type != type_:
@@ -62,18 +68,25 @@ class Comparison:
         header = array_header(value.count)
         if not span.begins_with(header):
             return False
-        end = self._pieces_end(value.pieces, span, len(header), None if name is None else self._proven.get(name))
+        proven = None if name is None else self._proven.get(name)
+        end = self._pieces_end(value.pieces, span, len(header), proven, begins_with)
         if name is not None and end == span.length:
             self._proven[name] = value.pieces, span, len(header)
         return end == span.length
 
     def _pieces_end(
-        self, pieces: tuple[New, ...], span: Span, at: int, proven: tuple[tuple[New, ...], Span, int] | None
+        self,
+        pieces: tuple[New, ...],
+        span: Span,
+        at: int,
+        proven: tuple[tuple[New, ...], Span, int] | None,
+        begins_with: Span | None,
     ) -> int:
         """Where the pieces end that stand in a span from `at` on; -1 if they do not."""
         if proven is not None:
             before, known, start = proven
-            if pieces[: len(before)] == before and span.begins_with(known.view(start), at):
+            # That megabytes are the same need not be seen twice.
+            if pieces[: len(before)] == before and (begins_with is known or span.begins_with(known.view(start), at)):
                 pieces, at = pieces[len(before) :], at + known.length - start
         self._payloads.fetch(ref.sequence for ref in references(Array("", False, 0, pieces)))
         for piece in pieces:

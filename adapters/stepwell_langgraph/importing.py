@@ -29,7 +29,7 @@ from stepwell.errors import ConflictError, CorruptionError, EventTooLargeError, 
 from stepwell.fold import State
 from stepwell.log import IN_MEMORY, Log
 from stepwell.storage.newfile import occupied_bytes
-from stepwell_langgraph.ahead import ReadAhead, Wanted
+from stepwell_langgraph.ahead import ReadAhead
 from stepwell_langgraph.receiving import Arrival, Receiver
 from stepwell_langgraph.saver import StepwellSaver
 from stepwell_langgraph.saver_objects import MemoryObject, SaverObject, address_of, is_memory
@@ -42,6 +42,7 @@ from stepwell_langgraph.sources import (
     StoredCheckpoint,
     StoredWrite,
     Unreadable,
+    Wanted,
     parents_first,
 )
 from stepwell_langgraph.sqlite_tables import SqliteTables
@@ -338,7 +339,10 @@ class Import:
 
     def _begin_append(self, thread: Receiver, item: Arrival) -> None:
         if item.checkpoint is not None and item.checkpoint.unchanged and not thread.has_appended(item.place):
-            item.checkpoint = self._source.read(thread.id, item.place).checkpoint
+            (reading,) = self._source.read(thread.id, [Wanted(item.place)])
+            if isinstance(reading, Unreadable):
+                raise reading
+            item.checkpoint = reading.checkpoint
         thread.append(item, dry=not self._append)
         if item.is_missing:
             raise Unreadable("the log does not have it")
@@ -420,7 +424,7 @@ class Import:
             if state.parent_id != item.place.parent_id:
                 return f"its parent is {state.parent_id!r} in the log, and {item.place.parent_id!r} in the source"
             parent = states[item.base.sequence] if item.checkpoint.unchanged else state
-            reason = thread.comparison.difference(item.checkpoint, state, parent)
+            reason = thread.comparison.difference(item.checkpoint, state, parent, item.begins_with)
             if reason is not None:
                 return reason
         if not item.writes:

@@ -28,7 +28,7 @@ from stepwell_langgraph.catalogue import labels_of, status_of_writes
 from stepwell_langgraph.comparing import Comparison
 from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite
 from stepwell_langgraph.tip import Known, Tip, moved_all
-from stepwell_langgraph.whole import JSON, MSGPACK, time_of
+from stepwell_langgraph.whole import JSON, MSGPACK, Span, time_of
 
 _TIPS_BYTES: Final = 8 << 20
 _LOOKED_INTO_BYTES: Final = 1 << 16
@@ -44,6 +44,7 @@ class Arrival:
         size: Bytes of both.
         base: What is known of its parent.
         was_there: Whether the log had it.
+        begins_with: Of lists that were seen to begin with another one's elements, the payload of that, by channel.
         appended_writes: How many writes the log did not have.
         ticket: The append that is under way.
         sequence: Where the step stands, or will stand.
@@ -53,6 +54,7 @@ class Arrival:
     __slots__ = (
         "appended_writes",
         "base",
+        "begins_with",
         "checkpoint",
         "is_missing",
         "place",
@@ -70,6 +72,7 @@ class Arrival:
         self.size = reading.size
         self.base = Tip()
         self.was_there = False
+        self.begins_with: Mapping[str, Span] = {}
         self.appended_writes = 0
         self.ticket: Ticket | None = None
         self.sequence = 0
@@ -178,6 +181,7 @@ class Receiver:
             item.base = self.base(place)
             created_at = time_of(checkpoint.core)
             channels, known = moved_all(item.base.channels, checkpoint.channels, checkpoint.unchanged)
+            item.begins_with = {name: each.begins_with for name, each in known.items() if each.begins_with is not None}
             named = {CHECKPOINT: checkpoint.core, METADATA: checkpoint.metadata}
             fields, known_fields = moved_all(item.base.fields, named)
             status = status_of_channels(known, lambda name: _looked_into(known[name])) if is_told else None

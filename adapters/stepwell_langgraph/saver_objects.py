@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, TypeGuard
 
@@ -12,7 +12,17 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from stepwell_langgraph.addresses import to_config
-from stepwell_langgraph.sources import SQLITE, Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
+from stepwell_langgraph.sources import (
+    SQLITE,
+    Place,
+    Reading,
+    Readings,
+    StoredCheckpoint,
+    StoredWrite,
+    Unreadable,
+    Wanted,
+    one_by_one,
+)
 from stepwell_langgraph.whole import Span, Typed
 
 _EMPTY: Final = "empty"
@@ -56,7 +66,10 @@ class MemoryObject:
             if thread == thread_id and checkpoint_id not in lanes.get(namespace, {}):
                 yield Place(namespace, checkpoint_id, None, exists=False)
 
-    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+    def read(self, thread_id: str, wanted: Sequence[Wanted]) -> Readings:
+        return one_by_one(self._read, thread_id, wanted)
+
+    def _read(self, thread_id: str, place: Place, *, whole: bool) -> Reading:
         problems: list[str] = []
         checkpoint = None
         if whole and place.exists:
@@ -123,7 +136,10 @@ class SaverObject:
     def places(self, thread_id: str) -> Iterator[Place]:
         yield from sorted(self._places.pop(thread_id), key=lambda place: str(place.checkpoint_id))
 
-    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+    def read(self, thread_id: str, wanted: Sequence[Wanted]) -> Readings:
+        return one_by_one(self._read, thread_id, wanted)
+
+    def _read(self, thread_id: str, place: Place, *, whole: bool) -> Reading:
         found = self._tuple(thread_id, place)
         return Reading(self._checkpoint(found) if whole else None, self._writes(found))
 

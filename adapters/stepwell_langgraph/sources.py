@@ -6,8 +6,8 @@ exception: an unknown saver, which has nothing but its public methods (`saver_ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from stepwell_langgraph.whole import Typed
 
@@ -81,6 +81,23 @@ class Reading(NamedTuple):
         return sum(span.length for _, span in values) + sum(write.value[1].length for write in self.writes)
 
 
+class Wanted(NamedTuple):
+    """What is to be read of a place.
+
+    Attributes:
+        place: Which one.
+        whole: Whether the checkpoint is asked for, and not only the writes that wait.
+        from_parent: Whether the caller has the parent's values, so that those which are the same need not be read.
+    """
+
+    place: Place
+    whole: bool = True
+    from_parent: bool = False
+
+
+Readings: TypeAlias = Generator[Reading | Unreadable, None, None]
+
+
 class Source(Protocol):
     """A store of checkpoints, which is only read."""
 
@@ -104,17 +121,10 @@ class Source(Protocol):
         Ids that have only writes come last.
         """
 
-    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
-        """One checkpoint and the writes that wait.
+    def read(self, thread_id: str, wanted: Sequence[Wanted]) -> Readings:
+        """What there is at some places of a thread, in their order; of the readings no more than one is held.
 
-        Args:
-            thread_id: Its thread.
-            place: Which one.
-            whole: Whether the checkpoint is asked for, and not only the writes.
-            from_parent: Whether the caller has the parent's values, so that those which are the same need not be read.
-
-        Raises:
-            Unreadable: Nothing of it can be read.
+        What cannot be read at all is told in its place.
         """
 
     def twin(self) -> Source | None:
@@ -122,6 +132,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
+
+
+def one_by_one(read: Callable[..., Reading], thread_id: str, wanted: Iterable[Wanted]) -> Readings:
+    """`Source.read` by a function that reads one place, `read(thread_id, place, whole=...)`."""
+    for place, whole, _ in wanted:
+        try:
+            yield read(thread_id, place, whole=whole)
+        except Unreadable as error:
+            yield error
 
 
 def parents_first(places: Iterable[Place]) -> Iterator[Place]:

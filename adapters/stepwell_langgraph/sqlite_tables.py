@@ -9,13 +9,22 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from stepwell.errors import UsageError
-from stepwell_langgraph.sources import Place, Reading, StoredCheckpoint, StoredWrite, Unreadable
+from stepwell_langgraph.sources import (
+    Place,
+    Reading,
+    Readings,
+    StoredCheckpoint,
+    StoredWrite,
+    Unreadable,
+    Wanted,
+    one_by_one,
+)
 from stepwell_langgraph.whole import NotACheckpoint, Span, Typed, as_msgpack, take_apart
 
 _BUSY_SECONDS: Final = 60
@@ -87,7 +96,10 @@ class SqliteTables:
                 if (namespace, checkpoint_id) not in stored:
                     yield Place(namespace, checkpoint_id, None, exists=False)
 
-    def read(self, thread_id: str, place: Place, *, whole: bool = True, from_parent: bool = False) -> Reading:
+    def read(self, thread_id: str, wanted: Sequence[Wanted]) -> Readings:
+        return one_by_one(self._read, thread_id, wanted)
+
+    def _read(self, thread_id: str, place: Place, *, whole: bool) -> Reading:
         checkpoint = None
         problems: list[str] = []
         if whole and place.exists:

@@ -26,13 +26,17 @@ class Known:
     Attributes:
         type: Its type.
         span: Its payload.
+        begins_with: The payload of a list whose elements it was seen to begin with; None if there is none.
     """
 
-    __slots__ = ("_count", "_value", "span", "type")
+    __slots__ = ("_count", "_value", "begins_with", "span", "type")
 
-    def __init__(self, type_: str, span: Span, value: Value | None = None, count: int = 0) -> None:
+    def __init__(
+        self, type_: str, span: Span, value: Value | None = None, count: int = 0, begins_with: Span | None = None
+    ) -> None:
         self.type = type_
         self.span = span
+        self.begins_with = begins_with
         self._value = value
         # Of a list that the log holds element by element; else 0.
         self._count = count or (value.count if isinstance(value, Array) and not value.wrapped else 0)
@@ -44,9 +48,8 @@ class Known:
             if span.equals(self.span.view()):
                 return None, Known(type_, span, self._value, self._count)
             if self._count and (appended := self._appended(span)) is not None:
-                return Splice((Keep(0, self._count), appended)), Known(
-                    type_, span, count=self._count + len(appended.lengths)
-                )
+                count = self._count + len(appended.lengths)
+                return Splice((Keep(0, self._count), appended)), Known(type_, span, None, count, self.span)
         value = parse(type_, span.copy())
         return diff(self.value, value), Known(type_, span, value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -25,7 +25,7 @@ from stepwell_cli.places import (
     settled,
     step_json,
 )
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Part, Screen, clock
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, PLACE, STRONG, Meter, Part, Screen, clock
 
 if TYPE_CHECKING:
     from stepwell import Log, Thread
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _SIGNS: Final = {"added": ("+", GOOD), "removed": ("-", BAD), "changed": ("~", PLACE), "moved": (">", PLACE)}
 _LINE_STYLES: Final = {"+": GOOD, "-": BAD, "@": FAINT}
 _TEXT_SHOWN: Final = 400
+_DIFFERENCES_SHOWN: Final = 10  # of one change
 
 NEXT: Final = "branch:to:"  # channels by which LangGraph says which node is next begin with it
 
@@ -113,21 +114,26 @@ def _say_side(screen: Screen, sign: str, style: str, thread: Thread, sequence: i
     screen.say((f"{sign} ", style), (thread.id, NAME), (f"  {number}#{sequence}  {view.step.step_id}", FAINT), cut=True)
 
 
-def _say_difference(screen: Screen, each: Any) -> None:
+def _say_difference(screen: Screen, each: Any, margin: str = "") -> None:
     sign, style = _SIGNS[each.kind]
     lines = each.lines()
     if lines:
-        screen.say((f"{sign} ", style), (each.path, STRONG))
+        screen.say(margin, (f"{sign} ", style), (each.path, STRONG))
         for line in lines:
-            screen.say("    ", (line, _LINE_STYLES.get(line[:1], "")))
+            screen.say(f"{margin}    ", (line, _LINE_STYLES.get(line[:1], "")))
         return
     if each.kind == "changed":
-        screen.say((f"{sign} ", style), (each.path, STRONG))
-        screen.say("    ", (f"-{_summary(each.old)}", BAD), cut=True)
-        screen.say("    ", (f"+{_summary(each.new)}", GOOD), cut=True)
+        screen.say(margin, (f"{sign} ", style), (each.path, STRONG))
+        screen.say(f"{margin}    ", (f"-{_summary(each.old)}", BAD), cut=True)
+        screen.say(f"{margin}    ", (f"+{_summary(each.new)}", GOOD), cut=True)
         return
-    shown = each.old if each.kind == "removed" else each.new
-    screen.say((f"{sign} ", style), (each.path, STRONG), f"  {_summary(shown)}", cut=True)
+    head: list[Part] = [margin, (f"{sign} ", style), (each.path, STRONG)]
+    shown = _summary(each.old if each.kind == "removed" else each.new)
+    if len(margin) + 2 + len(each.path) + 2 + len(shown) <= screen.width:
+        screen.say(*head, f"  {shown}")
+    else:
+        screen.say(*head)
+        screen.say(f"{margin}    ", shown, cut=True)
 
 
 def _summary(data: Any) -> str:
@@ -168,11 +174,19 @@ def watch(
     json: JsonOption = False,
 ) -> None:
     """List the changes of what stands at a path, newest first."""
+    from stepwell import UsageError
+    from stepwell.blaming import nothing_there
+    from stepwell.paths import Path
+
     screen = Screen(as_json=json)
     with reading(log) as opened, screen.paged():
         named = refer(opened, thread)
-        changes = named.thread.watch(path, at=named.at, lane=lane_of(named.thread, lane))
-        for count, change in enumerate(changes):
+        name = lane_of(named.thread, lane)
+        changes = named.thread.watch(path, at=named.at, lane=name)
+        first = next(changes, None)
+        if first is None:
+            raise UsageError(nothing_there(named.thread.view(named.at, lane=name), Path.parse(path)))
+        for count, change in enumerate(chain([first], changes)):
             if count == limit and not everything:
                 if not json:
                     screen.say((f"There are older ones: --limit {limit * 10}, or --all.", FAINT))
@@ -207,10 +221,16 @@ def _say_change(screen: Screen, change: Any) -> None:
         (f"  {change.step.step_id}", FAINT),
     ]
     screen.say(*parts)
-    old, new = _summary(change.old), _summary(change.new)
-    if old != "(nothing)":
-        screen.say("    ", (f"-{old}", BAD), cut=True)
-    screen.say("    ", (f"+{new}", GOOD), cut=True)
+    differences = change.differences
+    for each in differences[:_DIFFERENCES_SHOWN]:
+        if each.path != change.path:  # somewhere inside
+            _say_difference(screen, each, "    ")
+            continue
+        if each.kind != "added":
+            screen.say("    ", (f"-{_summary(each.old)}", BAD), cut=True)
+        screen.say("    ", (f"+{_summary(each.new)}", GOOD), cut=True)
+    if len(differences) > _DIFFERENCES_SHOWN:
+        screen.say((f"    and {len(differences) - _DIFFERENCES_SHOWN:,} more: stepwell diff", FAINT))
 
 
 def grep(
@@ -232,14 +252,16 @@ def grep(
     """
     screen = Screen(as_json=json)
     count = 0
-    with reading(log) as opened, screen.paged():
+    with reading(log) as opened, Meter() as meter, screen.paged():
         names = [thread] if thread is not None else [each.thread_id for each in opened.threads()]
-        for name in names:
+        for number, name in enumerate(names):
+            meter.told(name, number, len(names))
             searched = existing(opened.thread(name)) if thread is not None else opened.thread(name)
             inside = lane_of(searched, lane) if lane else None
             left = None if limit is None else min(limit - count, sys.maxsize)
             for hit in islice(searched.grep(pattern, regex=regex, ignore_case=ignore_case, lane=inside), left):
                 count += 1
+                meter.stop()  # from here on there is something else to see
                 if json:
                     screen.emit(_hit_json(name, hit))
                 else:

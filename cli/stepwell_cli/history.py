@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -40,6 +41,7 @@ from stepwell_cli.screen import (
     duration,
     local_time,
     moment,
+    safe,
     size,
     tame_warnings,
 )
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 _ID_SHOWN: Final = 13  # characters: of a UUID the first two groups, which tell most steps apart
 _LARGEST_SHOWN_BYTES: Final = 1 << 16  # of a channel that is not asked for by its path
 _ELEMENTS_SHOWN: Final = 3
+_STEPS_AT_ONCE: Final = 256
 _WIDE: Final = 110  # columns from which lists have room for ids
 
 
@@ -70,30 +73,32 @@ def log_(
     with reading(log) as opened:
         named = refer(opened, thread)
         name = lane_of(named.thread, lane)
-        steps, has_older = _newest(named.thread, named.at, name, None if everything else limit)
+        steps = _newest(named.thread, named.at, name, _STEPS_AT_ONCE if everything else min(limit, _STEPS_AT_ONCE))
+        shown = steps if everything else islice(steps, limit)
         if json:
-            for step in steps:
+            for step in shown:
                 screen.emit(_replayed_json(named.thread, step))
             return
         with screen.paged():
-            for step in steps:
+            for step in shown:
                 screen.say(*_one_line(screen, step), cut=True)
-            if has_older:
+            if next(steps, None) is not None:
                 screen.say((f"There are older ones: --limit {limit * 10}, or --all.", FAINT))
 
 
-def _newest(thread: Thread, at: str | None, lane: str, limit: int | None) -> tuple[Iterator[Any], bool]:
-    """The steps of a branch, newest first, and whether there are more than were asked for."""
+def _newest(thread: Thread, at: str | None, lane: str, page: int) -> Iterator[Any]:
+    """The steps of a branch, newest first, replayed page by page."""
     from stepwell import UsageError
 
-    since = None
-    if limit is not None:
+    while True:
         try:
-            since = thread.resolve(f"{at or ''}~{limit}", lane=lane).sequence
+            since: int | None = thread.resolve(f"{at or ''}~{page}", lane=lane).sequence
         except UsageError:
             since = None  # the branch is shorter than that, or there is no such step, which replaying says
-    steps = [*thread.replay(lane, since=since, until=at)]
-    return reversed(steps), since is not None
+        yield from reversed([*thread.replay(lane, since=since, until=at)])
+        if since is None:
+            return
+        at = f"#{since}"
 
 
 def _one_line(screen: Screen, step: Any) -> list[Part]:
@@ -214,11 +219,12 @@ def show(
 
 def _found(view: Any, path: str) -> Any:
     from stepwell import UsageError
-    from stepwell.paths import ABSENT
+    from stepwell.blaming import nothing_there
+    from stepwell.paths import ABSENT, Path
 
     data = view.find(path)
     if data is ABSENT:
-        raise UsageError(f"nothing stands at {path!r}; the step has the channels {', '.join(map(repr, view))}")
+        raise UsageError(nothing_there(view, Path.parse(path)))
     return data
 
 
@@ -417,6 +423,8 @@ def follow(
     """
     screen = Screen(as_json=json)
     with reading(log) as opened:
+        if sys.stderr.isatty() and timeout is None:
+            sys.stderr.write("waiting for what comes; Ctrl-C ends it\n")
         if thread is None:
             for entry in opened.follow(after=after, timeout_seconds=timeout):
                 if json:
@@ -435,6 +443,8 @@ def follow(
                 screen.flush()
             return
         followed = opened.thread(thread)
+        if followed.row() is None:
+            sys.stderr.write(f"stepwell: there is no thread {safe(repr(thread))} yet\n")
         for sequence, event in followed.follow(after=after, timeout_seconds=timeout):
             _say_event(screen, followed, sequence, event)
             screen.flush()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
 from stepwell_cli import branching, comparison, exits, history, memories, overview, transfer, upkeep
@@ -22,6 +24,31 @@ COMMANDS: Final[Mapping[str, Command]] = {
     for group in (overview, history, comparison, memories, branching, upkeep, transfer)
     for name, command in group.COMMANDS.items()
 }
+
+
+EXAMPLES: Final[Mapping[str, str]] = {
+    "threads": "threads agent.stepwell --status failed --since 2d",
+    "stats": "stats agent.stepwell --measure",
+    "log": "log agent.stepwell anna -n 100",
+    "tree": "tree agent.stepwell anna",
+    "show": "show agent.stepwell anna@17 'messages[-1].content'",
+    "replay": "replay agent.stepwell anna --graph agent:graph",
+    "follow": "follow agent.stepwell anna --after 0",
+    "diff": "diff agent.stepwell anna@16 anna@17",
+    "blame": "blame agent.stepwell anna 'plan[\"step 3\"]'",
+    "watch": "watch agent.stepwell anna plan",
+    "grep": "grep agent.stepwell 'Villa Rosa' anna",
+    "memories": "memories agent.stepwell users anna --key likes",
+    "fork": "fork agent.stepwell anna@17 --set budget=150",
+    "audit": "audit agent.stepwell",
+    "repair": "repair agent.stepwell repaired.stepwell",
+    "seal": "seal agent.stepwell",
+    "compact": "compact agent.stepwell",
+    "export": "export agent.stepwell anna --to anna.bundle",
+    "import": "import agent.stepwell sqlite:///agent.db",
+}
+
+_LINE_END: Final = re.compile(r"\s*\n\s*")  # within what a database, for one, says
 
 
 def _tell_version(wanted: bool) -> None:
@@ -46,6 +73,13 @@ def stepwell(
     """
 
 
+class _Documented(TyperCommand):
+    """A command whose usage names its arguments as its help does."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
 def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line, with all of its commands or with those that are needed: each takes time to be made."""
     app = typer.Typer(
@@ -58,7 +92,7 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(stepwell)
     for name in commands:
-        app.command(name)(COMMANDS[name])
+        app.command(name, cls=_Documented, epilog=f"For example: stepwell {EXAMPLES[name]}")(COMMANDS[name])
     return app
 
 
@@ -106,7 +140,7 @@ def _failed(error: Exception) -> int:
         return exits.INTERRUPTED
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        _complain(error.format_message(), f"{context.command_path} --help" if context else "")
+        _complain(_message_of(error), f"{context.command_path} --help" if context else "")
         return exits.USAGE
     code = exits.code_of(error)
     if code is None:
@@ -119,10 +153,23 @@ def _failed(error: Exception) -> int:
     return code
 
 
+def _message_of(error: typer.TyperException) -> str:
+    """What was wrong with a command as it was written."""
+    if isinstance(error, typer.BadParameter) and error.param is None:
+        return error.message  # it says itself what it is about
+    message = error.format_message()
+    name = message.removeprefix("No such command '").rstrip(".").rstrip("'")
+    if name != message and os.path.exists(name):
+        return f"a command comes first: stepwell threads {name}"
+    return message
+
+
 def _complain(message: str, hint: str) -> None:
     red, plain = ("\x1b[31m", "\x1b[0m") if _has_colour() else ("", "")
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 1 << 20
-    lines = textwrap.wrap(f"stepwell: {safe(message)}", width, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        f"stepwell: {safe(_LINE_END.sub(' ', message))}", width, break_long_words=False, break_on_hyphens=False
+    )
     lines[0] = f"{red}stepwell:{plain}{lines[0].removeprefix('stepwell:')}"
     if hint:
         lines.append(f"Try: {hint}")

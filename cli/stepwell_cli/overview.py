@@ -6,15 +6,16 @@ import json as json_form
 import re
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence as Several
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, ago, moment, size
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Part, Screen, ago, moment, size
 
 _STYLES: Final = {"running": NAME, "interrupted": "yellow", "failed": BAD, "done": GOOD}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -57,28 +58,29 @@ def threads(
             for summary in found if everything else islice(found, limit):
                 screen.emit(summary_json(summary))
             return
-        rows = [*found]
-    more = not everything and len(rows) > limit
-    if not rows:
-        screen.say(("no such thread" if prefix or status or label or since else "no thread yet", FAINT))
-        return
-    with screen.paged():
-        screen.table(
-            ("thread", "status", ">steps", ">size", ">changed", "labels"),
-            (
-                (
-                    (row.thread_id or "''", NAME),
-                    (row.status or "-", _STYLES.get(row.status or "", FAINT)),
-                    f"{row.steps:,}",
-                    size(row.stored_bytes),
-                    ago(row.updated_at),
-                    (" ".join(f"{name}={value}" for name, value in row.labels.items()), FAINT),
-                )
-                for row in (rows[:limit] if more else rows)
-            ),
-        )
-        if more:
-            screen.say((f"There are more: --limit {limit * 10}, or --all.", FAINT))
+        first = next(found, None)
+        if first is None:
+            screen.say(("no such thread" if prefix or status or label or since else "no thread yet", FAINT))
+            return
+        rows = chain([first], found)
+        with screen.paged():
+            screen.table(
+                ("thread", "status", ">steps", ">size", ">changed", "labels"),
+                map(_row, rows if everything else islice(rows, limit)),
+            )
+            if next(rows, None) is not None:
+                screen.say((f"There are more: --limit {limit * 10}, or --all.", FAINT))
+
+
+def _row(summary: Any) -> Several[Part]:
+    return (
+        (summary.thread_id or "''", NAME),
+        (summary.status or "-", _STYLES.get(summary.status or "", FAINT)),
+        f"{summary.steps:,}",
+        size(summary.stored_bytes),
+        ago(summary.updated_at),
+        (" ".join(f"{name}={value}" for name, value in summary.labels.items()), FAINT),
+    )
 
 
 def stats(

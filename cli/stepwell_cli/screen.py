@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
@@ -39,6 +41,7 @@ STRONG: Final = "bold"
 _UNLIMITED: Final = 1 << 20  # columns, where there is no terminal whose edge a line could meet
 _PATIENCE_SECONDS: Final = 1.0
 _REFRESH_SECONDS: Final = 0.1
+_ROWS_AT_ONCE: Final = 1000
 
 
 class Screen:
@@ -105,24 +108,41 @@ class Screen:
             self.say((line, style))
 
     def table(self, columns: Several[str], rows: Iterable[Several[Part]]) -> None:
-        """Rows under headings.  A heading that begins with > stands to the right; one with < is cut at the edge."""
+        """Rows under headings.  A heading that begins with > stands to the right.
+
+        Very many rows are shown some at a time, each time in columns as wide as those need.
+        """
+        headings: list[Several[Part]] = [[(heading.lstrip(">"), STRONG) for heading in columns]]
+        to_the_right = [heading.startswith(">") for heading in columns]
+        left = iter(rows)
+        widths = [0] * len(columns)
+        while page := [*headings, *islice(left, _ROWS_AT_ONCE)]:
+            headings = []
+            lengths = [[_columns_of(_plain(part)) for part in row] for row in page]
+            widths = [max(each) for each in zip(widths, *lengths, strict=True)]
+            if self.is_terminal and sum(widths) + 2 * len(widths) - 2 > self.width:
+                self._folded(page, to_the_right)
+                continue
+            for row, row_lengths in zip(page, lengths, strict=True):
+                parts: list[Part] = []
+                blank = ""  # what stands before the next cell, if there is one
+                for part, length, width, is_right in zip(row, row_lengths, widths, to_the_right, strict=True):
+                    blank += " " * (width - length) * is_right
+                    if length:
+                        parts += [blank, part]
+                        blank = ""
+                    blank += " " * ((0 if is_right else width - length) + 2)
+                self.say(*parts)
+
+    def _folded(self, rows: list[Several[Part]], to_the_right: list[bool]) -> None:
+        """Rows that are too wide for the terminal: what does not fit goes on below."""
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style=STRONG, show_edge=False)
-        for heading in columns:
-            is_cut = heading.startswith("<")
-            table.add_column(
-                text(heading.lstrip("<>")),
-                justify="right" if heading.startswith(">") else "left",
-                overflow="ellipsis" if is_cut else "fold",
-                no_wrap=is_cut or heading.startswith(">"),
-            )
+        table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
+        for is_right in to_the_right:
+            table.add_column(justify="right" if is_right else "left", overflow="fold", no_wrap=is_right)
         for row in rows:
             table.add_row(*map(text, row))
-        if not self.is_terminal:
-            for line in self.console.render_lines(table, pad=False):
-                self._file.write("".join(segment.text for segment in line).rstrip() + "\n")
-            return
         self.console.print(table)
 
     @contextmanager
@@ -200,6 +220,15 @@ def text(*parts: Part) -> Text:
     return made
 
 
+def _columns_of(content: str) -> int:
+    """How many columns a text takes on a terminal."""
+    if content.isascii():
+        return len(content)
+    from rich.cells import cell_len
+
+    return cell_len(content)
+
+
 def _plain(part: Part) -> str:
     return safe(part if isinstance(part, str) else part[0])
 
@@ -263,14 +292,19 @@ class Meter:
         assert self._task is not None
         self._shown.update(self._task, description=safe(what), completed=done, total=total or None)
 
+    def stop(self) -> None:
+        """Show nothing any more."""
+        self._begun = math.inf
+        if self._shown is not None:
+            self._shown.stop()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._shown is not None:
-            self._shown.stop()
+        self.stop()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import typer
 
 from stepwell_cli import exits
 from stepwell_cli.places import AnyThreadArgument, Command, JsonOption, LogArgument, existing, reading, writing
-from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, size, tame_warnings
+from stepwell_cli.screen import BAD, FAINT, GOOD, NAME, STRONG, Meter, Screen, counted, size, tame_warnings
 
 if TYPE_CHECKING:
     from stepwell import Log
@@ -80,11 +80,19 @@ def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, 
     from stepwell.jsonlines import export_lines
 
     names = [*log.all_threads()] if thread is None else [thread]
+
+    def lines(meter: Meter) -> Iterator[str]:
+        if thread is not None:
+            yield from export_lines(log.thread(thread), exact=exact, states=states, progress=meter.told)
+            return
+        for number, name in enumerate(names):
+            meter.told(f"exporting {name}", number, len(names))
+            yield from export_lines(log.thread(name), exact=exact, states=states)
+
     with Meter() as meter:
         if to is None:
-            for name in names:
-                for line in export_lines(log.thread(name), exact=exact, states=states, progress=meter.told):
-                    sys.stdout.write(line)
+            for line in lines(meter):
+                sys.stdout.write(line)
             return
         try:
             file = open(to, "x", encoding="utf-8")  # noqa: SIM115 - it is removed if this does not come to its end
@@ -93,9 +101,8 @@ def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, 
         try:
             with file:
                 events = 0
-                for name in names:
-                    for line in export_lines(log.thread(name), exact=exact, states=states, progress=meter.told):
-                        events += file.write(line) > 0
+                for line in lines(meter):
+                    events += file.write(line) > 0
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -105,7 +112,12 @@ def _export_lines(screen: Screen, log: Log, thread: str | None, to: str | None, 
     if screen.is_json:
         screen.emit({"to": to, "threads": len(names), "lines": events, "bytes": length})
     else:
-        screen.say(f"exported {len(names):,} threads to ", (to, NAME), f": {events:,} lines, ", (size(length), STRONG))
+        screen.say(
+            f"exported {counted(len(names), 'thread')} to ",
+            (to, NAME),
+            f": {counted(events, 'line')}, ",
+            (size(length), STRONG),
+        )
 
 
 def _export_elsewhere(screen: Screen, log: Log, thread: str | None, to: str) -> None:
@@ -158,19 +170,24 @@ def import_(
         raise typer.BadParameter("--thread is for databases; a file comes in whole")
     if not is_database and not source.endswith(_LINES):
         describe(source)  # before a log is made for what is no bundle
-    with writing(log, create=True) as opened, Meter() as meter, _hinting():
+    with writing(log, create=True) as opened, _hinting():
         if is_database:
             from stepwell_langgraph.importing import import_from
 
-            database = Path(source) if is_file else source
-            report = import_from(database, opened, threads=thread or None, progress=_told(meter))
+            with Meter() as meter:
+                report = import_from(
+                    Path(source) if is_file else source, opened, threads=thread or None, progress=_told(meter)
+                )
             _say_report(screen, report)
-        elif source.endswith(_LINES):
-            from stepwell.jsonlines import import_lines
+            return
+        with Meter() as meter:
+            if source.endswith(_LINES):
+                from stepwell.jsonlines import import_lines
 
-            _say(screen, "imported", str(log), import_lines(opened, source, as_=as_, progress=meter.told))
-        else:
-            _say(screen, "imported", str(log), [import_thread(opened, source, as_=as_, progress=meter.told)])
+                bundles = import_lines(opened, source, as_=as_, progress=meter.told)
+            else:
+                bundles = [import_thread(opened, source, as_=as_, progress=meter.told)]
+        _say(screen, "imported", str(log), bundles)
 
 
 @contextmanager
@@ -206,8 +223,10 @@ def _say(screen: Screen, done: str, where: str, bundles: list[Any]) -> None:
         if screen.is_json:
             screen.emit({done: each.thread_id, "where": where, "events": each.events, "bytes": each.bundle_bytes})
         else:
+            joined = " into " if done == "imported" else " to "
+            figures = f": {counted(each.events, 'event')}, "
             screen.say(
-                f"{done} ", (each.thread_id, NAME), f": {each.events:,} events, ", (size(each.bundle_bytes), STRONG)
+                f"{done} ", (each.thread_id, NAME), joined, (where, NAME), figures, (size(each.bundle_bytes), STRONG)
             )
 
 

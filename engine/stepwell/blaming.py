@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stepwell import inspect, paths
+from stepwell.codec import with_patches
+from stepwell.difference import Difference, compare_data, compare_values
 from stepwell.errors import UsageError
+from stepwell.fold import EMPTY, State
 from stepwell.history import (
+    METADATA,
+    SENDS,
     History,
     Link,
     Step,
@@ -29,10 +34,13 @@ from stepwell.history import (
 )
 from stepwell.patch import Array, Blob, Keep, Map, Merge, Splice, Value, references
 from stepwell.paths import ABSENT, Index, Match, Name, Part, Path
+from stepwell.storage import Found
 
 _FIRST_WINDOW: Final = 64
 _LARGEST_WINDOW: Final = 8192
 _GROWTH: Final = 8  # each window begins with a state, which takes longer to read than a few steps
+_MOST_CHANGES: Final = 256  # of a window; where there are more, it is gone through in halves
+_MOST_PARTS: Final = 1 << 20  # of the values that changes hold
 
 
 class Change:
@@ -43,10 +51,10 @@ class Change:
         step: The step.
     """
 
-    def __init__(self, history: History, path: Path, link: Link, old: _Found, new: _Found) -> None:
+    def __init__(self, scene: _Scene, path: Path, link: Link, old: _Found, new: _Found) -> None:
         self.path = str(path)
         self.step: Step = link.step
-        self._history = history
+        self._scene = scene
         self._path = path
         self._old = old
         self._new = new
@@ -61,19 +69,20 @@ class Change:
         """What stands there since; `ABSENT` if nothing does."""
         return self._new.data
 
-    @cached_property
-    def _view(self) -> View:
-        return self._history.view(self.step.sequence)
+    @property
+    def differences(self) -> list[Difference]:
+        """What differs between the two; of a list or a map, no more is decoded than that."""
+        return self._new.differences(self._old)
 
     @property
     def number(self) -> int | None:
         """The step's number on its branch, as LangGraph counts."""
-        return self._view.number
+        return self._scene.of(self.step).view.number
 
     @property
     def source(self) -> str | None:
         """What the step came from: "input", "loop", "update" or "fork"; None where the log does not say."""
-        return self._view.source
+        return self._scene.of(self.step).view.source
 
     @cached_property
     def tasks(self) -> list[TaskWrites]:
@@ -81,8 +90,7 @@ class Change:
 
         There is none where the value came from outside: an input, or an update of the state.
         """
-        history = self._history
-        wrote = [task for task in history.taken_over(self._view) if self._path.channel in task.channels]
+        wrote = [task for task in self._scene.taken_over(self.step) if self._path.channel in task.channels]
         if len(wrote) < 2:
             return wrote
         return self._holding(wrote) or self._like(wrote) or wrote
@@ -94,22 +102,23 @@ class Change:
 
     def _like(self, tasks: list[TaskWrites]) -> list[TaskWrites]:
         """Those that wrote what stands there now."""
+        new = self.new
         return [
             task
             for task in tasks
-            if any(channel == self._path.channel and self._is_in(value) for channel, value in task.values)
+            if any(channel == self._path.channel and self._is_in(new, value) for channel, value in task.values)
         ]
 
-    def _is_in(self, written: Any) -> bool:
+    def _is_in(self, new: Any, written: Any) -> bool:
         """Whether what stands there now is what was written, at the path in it, or in one of its elements."""
         inside = self._path.inside
-        if inspect.equal(self.new, written) or inspect.equal(self.new, paths.find(written, inside)):
+        if inspect.equal(new, written) or inspect.equal(new, paths.find(written, inside)):
             return True
         return (
             isinstance(written, list)
             and bool(inside)
             and not isinstance(inside[0], Name)
-            and any(inspect.equal(self.new, paths.find(item, inside[1:])) for item in written)
+            and any(inspect.equal(new, paths.find(item, inside[1:])) for item in written)
         )
 
     @property
@@ -124,18 +133,21 @@ class Change:
 
 
 class _Found:
-    """What stands at a path after a step.
+    """What stands at a path after a step."""
 
-    A large value is not held: it is read again when it is asked for.
-    """
-
-    def __init__(self, history: History, sequence: int, value: Value | None, path: Path) -> None:
-        self._history = history
-        self._sequence = sequence
+    def __init__(self, history: History, value: Value | None, path: Path) -> None:
+        self._payloads = history.payloads
         self._path = path
         self.index, inside = at_index(value, path.inside, history.payloads)
         self.spot, self.rest = locate(value, inside, history.payloads)
         self.is_kept_in_parts = isinstance(self.spot, Array | Map)
+
+    @property
+    def parts(self) -> int:
+        """How many parts it is held in."""
+        if isinstance(self.spot, Array):
+            return len(self.spot.pieces)
+        return len(self.spot.entries) if isinstance(self.spot, Map) else 1
 
     def places(self) -> set[int]:
         """The events that hold its bytes."""
@@ -144,13 +156,17 @@ class _Found:
         found = references(self.spot) if isinstance(self.spot, Blob | Array | Map) else refs(self.spot)
         return {ref.sequence for ref in found}
 
-    @cached_property
+    @property
     def data(self) -> Any:
-        if self.is_kept_in_parts:
-            return self._history.view(self._sequence).find(self._path)
-        if self.spot is None:
-            return ABSENT
-        return paths.find(spot_data(self.spot, self._history.payloads), self.rest)
+        # What may be large is decoded each time, so that going through many changes takes the memory of one.
+        return self._decoded() if self.is_kept_in_parts else self._small
+
+    @cached_property
+    def _small(self) -> Any:
+        return self._decoded()
+
+    def _decoded(self) -> Any:
+        return ABSENT if self.spot is None else paths.find(spot_data(self.spot, self._payloads), self.rest)
 
     def differs(self, other: _Found) -> bool:
         """Whether something else stands there."""
@@ -162,10 +178,87 @@ class _Found:
             return self.data is not other.data
         return not inspect.equal(self.data, other.data)
 
-    def let_go(self) -> None:
-        """Hold a large value no longer."""
-        if self.is_kept_in_parts:
-            self.spot = None
+    def differences(self, old: _Found) -> list[Difference]:
+        """What differs from what stood there before."""
+        before, after = old.spot, self.spot
+        if not self.rest and isinstance(before, Array | Map) and isinstance(after, Array | Map):
+            return compare_values(self._path, before, after, self._payloads)
+        return [*compare_data(self._path, old.data, self.data)]
+
+
+class _Circumstances(NamedTuple):
+    """What is known of a step beside what it changed.
+
+    Attributes:
+        view: The step, with nothing of its state but its metadata.
+        before: The state before it, with nothing but what was sent.
+        ran_on: Where that state's step and the writes that waited for this one stand.
+    """
+
+    view: View
+    before: State
+    ran_on: Found
+
+
+class _Scene:
+    """What happened around some changes of a branch: found for all of them at once, when it is asked of the first.
+
+    Args:
+        history: The thread.
+        lane: Number of the lane.
+        links: The steps of the branch that the changes are among, oldest first.
+        start: The step before them; 0 if they are from the branch's beginning.
+    """
+
+    def __init__(self, history: History, lane: int, links: list[Link], start: int) -> None:
+        self.changed: set[int] = set()
+        self._history = history
+        self._lane = lane
+        self._links = links
+        self._start = start
+
+    def of(self, step: Step) -> _Circumstances:
+        return self._all[step.sequence]
+
+    def taken_over(self, step: Step) -> list[TaskWrites]:
+        """The writes that a step took over, by task."""
+        view, before, ran_on = self.of(step)
+        if step.parent_id is None:
+            return []
+        return self._history.taken(ran_on.writes, before, view.source)
+
+    @cached_property
+    def _all(self) -> dict[int, _Circumstances]:
+        history = self._history
+        links, self._links = self._links, []
+        state = history.states.state(history.number, self._start) if self._start else EMPTY
+        folded = [
+            (View(link.step, after, history.payloads), before)
+            for link, before, after in history.fold(map(_told, links), _untouched(state))
+            if link.sequence in self.changed
+        ]
+        parents = history.found(self._lane, (view.step.parent_id or "" for view, _ in folded))
+        return {
+            view.step.sequence: _Circumstances(view, before, ran_on)
+            for (view, before), ran_on in zip(folded, parents, strict=True)
+        }
+
+
+def _told(link: Link) -> Link:
+    """A step without what it changed, but for its metadata and what it sent."""
+    event = link.event
+    return Link(link.sequence, with_patches(event, _only(event.channels, SENDS), _only(event.fields, METADATA)))
+
+
+def _only(patch: Merge, name: str) -> Merge:
+    drop = (name,) if name in patch.drop else ()
+    return Merge(drop, {name: patch.changes[name]} if name in patch.changes else {})
+
+
+def _untouched(state: State) -> State:
+    channels = {name: value for name, value in state.channels.items() if name == SENDS}
+    fields = {name: value for name, value in state.fields.items() if name == METADATA}
+    return State(state.sequence, state.step_id, state.parent_id, channels, fields, state.created_at)
 
 
 def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change]:
@@ -177,30 +270,46 @@ def watch(history: History, lane: int, end: Link, path: Path) -> Iterator[Change
             window.append(link)
             if len(window) > size:
                 # The oldest is where this window begins, and the newest of the next.
-                yield from _changes(history, window, path, whole=False)
+                yield from _changes(history, lane, window, path, whole=False)
                 window = [link]
                 size = min(size * _GROWTH, _LARGEST_WINDOW)
-    yield from _changes(history, window, path, whole=True)
+    yield from _changes(history, lane, window, path, whole=True)
 
 
-def _changes(history: History, window: list[Link], path: Path, *, whole: bool) -> list[Change]:
+def _changes(history: History, lane: int, window: list[Link], path: Path, *, whole: bool) -> Iterator[Change]:
     """The changes within some steps of a branch, newest first.
-
-    Of the states, only the channel is folded.
 
     Args:
         history: The thread.
+        lane: Number of the lane.
         window: The steps, newest first; the oldest is what the next is compared with, unless it is the first of all.
         path: The path.
         whole: Whether the oldest is the first of all.
     """
+    changes = _folded(history, lane, window, path, whole=whole)
+    if changes is not None:
+        yield from reversed(changes)
+        return
+    middle = len(window) // 2
+    yield from _changes(history, lane, window[: middle + 1], path, whole=False)
+    yield from _changes(history, lane, window[middle:], path, whole=whole)
+
+
+def _folded(history: History, lane: int, window: list[Link], path: Path, *, whole: bool) -> list[Change] | None:
+    """The changes within some steps, oldest first; None if they are too many to be held at once.
+
+    Of the states, only the channel is folded.  Arguments as `_changes`.
+    """
     links = window[::-1]
-    last, value = 0, None
+    start, value = 0, None
     if not whole:
-        last = links.pop(0).sequence
-        value = history.channel(last, path.channel)
-    found = _Found(history, last, value, path)
+        start = links.pop(0).sequence
+        value = history.channel(start, path.channel)
+    last = start
+    scene = _Scene(history, lane, links, start)
+    found = _Found(history, value, path)
     changes: list[Change] = []
+    held = 0
     owed: list[Link] = []  # what leaves the path alone is folded only where something does not
     for link in links:
         follows = link.event.base == last
@@ -214,13 +323,15 @@ def _changes(history: History, window: list[Link], path: Path, *, whole: bool) -
         for each in owed:
             value = history.patched(each, path.channel, value)
         owed.clear()
-        now = _Found(history, last, value, path)
+        now = _Found(history, value, path)
         if now.differs(found):
-            changes.append(Change(history, path, link, found, now))
-        found.let_go()
+            changes.append(Change(scene, path, link, found, now))
+            scene.changed.add(link.sequence)
+            held += now.parts
+            if (len(changes) > _MOST_CHANGES or held > _MOST_PARTS) and len(window) > _FIRST_WINDOW:
+                return None
         found = now
-    found.let_go()
-    return changes[::-1]
+    return changes
 
 
 def _leaves_alone(history: History, patch: Any, path: Path, index: int | None) -> bool:
@@ -274,13 +385,14 @@ def blame(history: History, lane: int, end: Link, path: Path) -> Change:
     """
     view = history.view(end.sequence)
     if view.find(path) is ABSENT:
-        raise UsageError(_nothing_there(view, path))
+        raise UsageError(nothing_there(view, path))
     for change in watch(history, lane, end, path):
         return change
     raise UsageError(f"nothing is known of {path} before step #{end.sequence}")
 
 
-def _nothing_there(view: View, path: Path) -> str:
+def nothing_there(view: View, path: Path) -> str:
+    """What to say where nothing stands at a path: how far it leads, and what may be meant."""
     where = f"after step #{view.step.sequence}"
     if path.channel not in view:
         if path.channel in view.delta_channels:

@@ -6,18 +6,17 @@ On disk: never change it.  Logs cannot be read without it; another dictionary ta
 from __future__ import annotations
 
 from hashlib import blake2b
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 import zstandard
 
-FILE: Final = files("stepwell") / "loose-1.dict"
+FILE: Final = Path(__file__).with_name("loose-1.dict")
 BYTES: Final = 8192
 DIGEST: Final = "241ad2d0d59e4ea3051fc9ac6215af95d8d1ab9e31dd094578e1f2d150293350"  # BLAKE2b-256
 
 
-def load(file: Traversable = FILE) -> bytes:
+def load(file: Path = FILE) -> bytes:
     """The dictionary's bytes.
 
     Raises:

@@ -66,6 +66,11 @@ def compare(old: Side, new: Side) -> list[Difference]:
     return found
 
 
+def compare_values(path: Path, old: Value, new: Value, payloads: Payloads) -> list[Difference]:
+    """What differs between two values of one thread that stood at a path one after the other."""
+    return [*_Comparing(payloads, payloads, same_thread=True).values(path, old, new)]
+
+
 class _Comparing:
     """Compares what is stored; what is the same bytes is not decoded."""
 
@@ -90,7 +95,8 @@ class _Comparing:
             )
 
     def _arrays(self, path: Path, old: Array, new: Array) -> Iterator[Difference]:
-        before, after = cut(old, 0, old.count), cut(new, 0, new.count)
+        same = _same_pieces(old, new) if self._same_thread else 0
+        before, after = cut(old, same, old.count), cut(new, same, new.count)
         if self._same_thread:
             start, end = _alike(before, after, lambda one, other: one == other)
         else:
@@ -101,7 +107,17 @@ class _Comparing:
             )
         middle_old = _opened(before[start : len(before) - end], self._old)
         middle_new = _opened(after[start : len(after) - end], self._new)
-        yield from _lists(path, middle_old, middle_new, start)
+        yield from _lists(path, middle_old, middle_new, same + start)
+
+
+def _same_pieces(old: Array, new: Array) -> int:
+    """How many elements two lists share at their beginnings, as far as they are kept in the same pieces."""
+    same = 0
+    for one, other in zip(old.pieces, new.pieces, strict=False):
+        if one != other:
+            break
+        same += len(one.lengths)
+    return same
 
 
 def _opened(contents: list[Content], payloads: Payloads) -> list[Data]:

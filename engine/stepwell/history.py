@@ -38,9 +38,9 @@ from stepwell.patch import (
 from stepwell.storage import Found, LaneRow, Storage, ThreadRow
 
 PAGE_STEPS: Final = 256
-_METADATA: Final = "metadata"
+METADATA: Final = "metadata"
 _COUNTERS: Final = "counters_since_delta_snapshot"
-_SENDS: Final = "__pregel_tasks"
+SENDS: Final = "__pregel_tasks"
 _UPDATE: Final = "~__interrupt__"
 _PULL: Final = re.compile(r"__pregel_pull, ([^,~]+)")
 _PUSH: Final = re.compile(r"__pregel_push, (\d+)")
@@ -212,7 +212,7 @@ class View(Mapping[str, Data]):
     @property
     def metadata(self) -> dict[str, Any]:
         """The step's metadata, as LangGraph has them."""
-        metadata = self.fields.get(_METADATA)
+        metadata = self.fields.get(METADATA)
         return metadata if isinstance(metadata, dict) else {}
 
     @property
@@ -435,25 +435,22 @@ class History:
 
     # --- writes ---
 
-    def taken_over(self, view: View) -> list[TaskWrites]:
-        """The writes that a step took over, by task.
+    def taken(self, sequences: Iterable[int], before: State | None, source: str | None) -> list[TaskWrites]:
+        """The writes that a step from such a source took over, by task.
 
         What waits for a step is taken over by the step of the loop that follows it, and not by an input, a fork, or an
         update beside it; an update records its own writes.
-        """
-        parent_id, source = view.step.parent_id, view.source
-        if parent_id is None or source in ("input", "fork"):
-            return []
-        lane, _ = self.lane(view.step.lane)
-        (found,) = self.found(lane, [parent_id])
-        before = self.states.state(self.number, found.step) if found.step else None
-        return self.taken(self.writes(found.writes, before), source)
 
-    def taken(self, writes: list[TaskWrites], source: str | None) -> list[TaskWrites]:
-        """Those writes that a step from such a source takes over."""
+        Args:
+            sequences: Where the events stand that record what waited.
+            before: What the lane held when the tasks ran.
+            source: The source.
+        """
         if source in ("input", "fork"):
             return []
-        return [task for task in writes if source is None or task.is_update == (source == "update")]
+        return [
+            task for task in self.writes(sequences, before) if source is None or task.is_update == (source == "update")
+        ]
 
     def writes(self, sequences: Iterable[int], state: State | None) -> list[TaskWrites]:
         """The writes that count of some events that record them, by task.
@@ -487,7 +484,7 @@ class History:
         pushed = _PUSH.search(task_path)
         if pushed is None or state is None or task_path.count("~") > 1:
             return None
-        sent = read(state, paths.to(_SENDS, int(pushed[1]), "node"), self.payloads)
+        sent = read(state, paths.to(SENDS, int(pushed[1]), "node"), self.payloads)
         return sent if isinstance(sent, str) else None
 
 
@@ -504,7 +501,7 @@ _metadata = msgspec.msgpack.Decoder(_Metadata)
 
 def number_in(event: StepCommitted, payloads: reader.Payloads) -> int | None:
     """The number that a step's own patch gives it; None if it gives none."""
-    patch = event.fields.changes.get(_METADATA)
+    patch = event.fields.changes.get(METADATA)
     if isinstance(patch, Merge | Map):
         entry = (patch.changes if isinstance(patch, Merge) else patch.entries).get("step")
         number = decoded(entry, payloads) if isinstance(entry, Blob) else None
@@ -520,7 +517,7 @@ def number_in(event: StepCommitted, payloads: reader.Payloads) -> int | None:
 
 def step_number(state: State, payloads: reader.Payloads) -> int | None:
     """The number that a step has on its branch, as LangGraph counts."""
-    number = read_value(state.fields.get(_METADATA), (paths.Name("step"),), payloads)
+    number = read_value(state.fields.get(METADATA), (paths.Name("step"),), payloads)
     return number if type(number) is int else None
 
 

@@ -92,7 +92,7 @@ class Replayed:
         """What was written for it, by task: it took this over."""
         if self._ran_on is None:
             return []
-        return self._history.taken(self._history.writes(self._ran_on.writes, self._before), self.source)
+        return self._history.taken(self._ran_on.writes, self._before, self.source)
 
     def __repr__(self) -> str:
         return safe_text(f"<step {self.number} (#{self.sequence}) of {self.lane!r}: {', '.join(self.changed)}>")

@@ -135,16 +135,33 @@ class _Search:
             mark = _mark(hit)
             told.add(mark)
             yield hit._replace(step=step, number=number, path=places.get(mark, hit.path))
+        late: dict[_Mark, str | None] | None = None
         for channel, patch in event.channels.changes.items():
             for path, text, start, end in self._of_patch(sequence, paths.to(channel), patch):
                 hit = Hit(step, number, event.lane, path, None, sequence, text, start, end)
                 if _mark(hit) not in told:
                     told.add(_mark(hit))
-                    yield hit
+                    late = self._late(sequence, event) if late is None else late
+                    yield hit._replace(node=late.get(_mark(hit)))
         if event.parent_id is not None:
             self._children[place] = step, number, told
             if len(self._children) > _STEPS_REMEMBERED:
                 self._children.popitem(last=False)
+
+    def _late(self, sequence: Sequence, event: StepCommitted) -> dict[_Mark, str | None]:
+        """The nodes of what tasks wrote for a step and what was recorded after it, by marks of hits."""
+        history = self._history
+        lane, _ = history.lane(event.lane)
+        (ran_on,) = history.found(lane, [event.parent_id or ""])
+        after = [each for each in ran_on.writes if each > sequence] if event.parent_id is not None else []
+        records = history.storage.read(history.number, after) if after else {}
+        nodes: dict[_Mark, str | None] = {}
+        for _, recorded in reader.decoded(history.storage, history.number, [*records.values()]):
+            assert isinstance(recorded, WritesRecorded)
+            for write in recorded.writes:
+                for _, text, start, _ in self._of_patch(None, paths.to(write.channel), write.value):
+                    nodes.setdefault((write.channel, text, start), self._node(recorded))
+        return nodes
 
     def _places(self, event: StepCommitted, channels: set[str]) -> dict[_Mark, str]:
         """Where the text stands in some channels of the state, as far as a step changed them: by marks of hits."""

@@ -30,8 +30,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Send
 
 from stepwell import Log, ReadOnlyError, StepCommitted, UsageError, WritesRecorded, changes, inspect
-from stepwell_langgraph import StepwellSaver
-from stepwell_langgraph.ahead import ReadAhead
+from stepwell_langgraph import StepwellSaver, ahead
 from stepwell_langgraph.importing import Import, ImportProgress, import_from
 from stepwell_langgraph.sqlite_tables import SqliteTables
 
@@ -148,8 +147,10 @@ def changed(path: Path, query: str, *values: Any) -> None:
 # --- what arrives ---
 
 
-def test_everything_arrives(database: Path, log: Log) -> None:
+@pytest.mark.parametrize("page", [1, 2, 64])
+def test_everything_arrives(page: int, database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint reads as the other saver reads it, with its parent, metadata and pending writes in order."""
+    monkeypatch.setattr(ahead, "_PAGE", page)
     report = import_from(database, log)
     assert report.problems == []
     assert (report.threads, report.checkpoints, report.present) == (2, 27, 0)
@@ -529,7 +530,7 @@ def test_others_append_meanwhile(database: Path, log: Log, monkeypatch: pytest.M
     monkeypatch.setattr("stepwell_langgraph.importing._WINDOW_CHECKPOINTS", 5)
     monkeypatch.setattr("stepwell_langgraph.importing._TELL_SECONDS", 0)
     thread = log.thread("one")
-    read = SqliteTables.read
+    read = SqliteTables._read
     count = 0
 
     def reading(self: SqliteTables, thread_id: str, place: Any, **options: Any) -> Any:
@@ -543,7 +544,7 @@ def test_others_append_meanwhile(database: Path, log: Log, monkeypatch: pytest.M
             )
         return read(self, thread_id, place, **options)
 
-    monkeypatch.setattr(SqliteTables, "read", reading)
+    monkeypatch.setattr(SqliteTables, "_read", reading)
     report = import_from(database, log)
     assert (report.checkpoints, report.verified, report.ok) == (27, 27, True)
     summary = thread.summary()
@@ -570,7 +571,7 @@ def test_two_imports_at_once(database: Path, log: Log, monkeypatch: pytest.Monke
 
 def test_removed_meanwhile(database: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is deleted from the source while it is imported is told; what was read stays, others go on."""
-    read = SqliteTables.read
+    read = SqliteTables._read
 
     def reading(self: SqliteTables, thread_id: str, place: Any, **options: Any) -> Any:
         if place.namespace == "sub:1":
@@ -578,7 +579,7 @@ def test_removed_meanwhile(database: Path, log: Log, monkeypatch: pytest.MonkeyP
                 other.delete_thread("one")
         return read(self, thread_id, place, **options)
 
-    monkeypatch.setattr(SqliteTables, "read", reading)
+    monkeypatch.setattr(SqliteTables, "_read", reading)
     report = import_from(database, log)
     assert {problem.reason for problem in report.problems} == {"the checkpoint was removed meanwhile"}
     assert report.checkpoints + len(report.problems) == 27
@@ -612,8 +613,8 @@ def test_comparing_appends_nothing(database: Path, log: Log) -> None:
     """A comparison tells what the log does not have, and leaves it so."""
     import_from(database, log, threads=["two"])
     source = SqliteTables(database)
-    with closing(source), closing(ReadAhead(source)) as ahead:
-        report = Import(source, ahead, log, append=False).run(None)
+    with closing(source), closing(ahead.ReadAhead(source)) as readings:
+        report = Import(source, readings, log, append=False).run(None)
     assert {problem.reason for problem in report.problems} == {"the log does not have it"}
     assert report.verified == 1
     assert [*log.all_threads()] == ["two"]

@@ -12,7 +12,7 @@ import pytest
 
 import postgres
 from stepwell import Log, UsageError
-from stepwell_langgraph import StepwellSaver
+from stepwell_langgraph import StepwellSaver, ahead
 from stepwell_langgraph.exporting import export_to
 from stepwell_langgraph.importing import import_from
 from unit.test_importing import config, fill, heads, put, told
@@ -54,10 +54,12 @@ def execute(address: str, query: Any, *values: Any) -> list[Any]:
         return cursor.fetchall() if cursor.description else [cursor.rowcount]
 
 
-def test_everything_arrives(address: str) -> None:
+@pytest.mark.parametrize("page", [1, 64])
+def test_everything_arrives(page: int, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint reads as PostgresSaver reads it, and importing again, from the saver itself, changes nothing."""
     from langgraph.checkpoint.postgres import PostgresSaver
 
+    monkeypatch.setattr(ahead, "_PAGE", page)
     with PostgresSaver.from_conn_string(address) as source, Log.open(":memory:") as log:
         fill(source)
         execute(address, "UPDATE checkpoint_writes SET task_path = '~z' WHERE task_id = 'task-b-2'")
@@ -97,6 +99,35 @@ def test_bad_rows_leave_the_others_alone(address: str) -> None:
             (found.config["configurable"]["checkpoint_ns"], found.checkpoint["id"])
             for found in source.list({"configurable": {"thread_id": "one"}})
         }
+
+
+def test_what_the_server_cannot_read_is_told_alone(address: str) -> None:
+    """Where the server fails at one value, that checkpoint is told and its writes come, and so do all others."""
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with PostgresSaver.from_conn_string(address) as source, Log.open(":memory:") as log:
+        fill(source)
+        whole = import_from(address, Log.open(":memory:"))
+        ((broken, lost),) = execute(
+            address,
+            "SELECT b.version, count(*) FROM checkpoint_blobs b JOIN checkpoints c ON b.thread_id = c.thread_id "
+            "AND c.checkpoint -> 'channel_versions' ->> b.channel = b.version AND c.checkpoint_ns = b.checkpoint_ns "
+            "WHERE b.channel = 'messages' AND b.thread_id = 'one' AND b.checkpoint_ns = '' "
+            "GROUP BY b.version ORDER BY b.version DESC LIMIT 1",
+        )
+        execute(address, "ALTER TABLE checkpoint_blobs RENAME TO blobs")
+        execute(
+            address,
+            "CREATE VIEW checkpoint_blobs AS SELECT thread_id, checkpoint_ns, channel, version, type, "
+            "CASE WHEN version = '" + broken + "' THEN decode(repeat('z', length(channel)), 'hex') ELSE blob END "
+            "AS blob FROM blobs",
+        )
+        report = import_from(address, log)
+        assert {problem.thread_id for problem in report.problems} == {"one"}
+        assert all("PostgreSQL cannot read it" in problem.reason for problem in report.problems)
+        assert 1 <= len(report.problems) <= lost
+        assert report.checkpoints == report.verified == whole.checkpoints - len(report.problems)
+        assert report.writes == whole.writes
 
 
 def test_versions_that_lie_are_found_out(address: str) -> None:

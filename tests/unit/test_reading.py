@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,8 +11,11 @@ import pytest
 
 from building import step
 from reading import Book, message
-from stepwell import ABSENT, ConflictError, CorruptionError, Log, Sequence, StepCommitted, UsageError, changes
+from stepwell import ABSENT, ConflictError, CorruptionError, Log, Sequence, StepCommitted, UsageError, blaming, changes
+from stepwell.difference import Difference
+from stepwell.fold import State
 from stepwell.inspect import Opaque, Typed
+from stepwell.reader import Reader
 from stepwell.searching import Hit
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.lmdb.freepages import oldest_readers
@@ -102,6 +105,48 @@ def test_every_change_is_told_backwards(book: Book) -> None:
         ("s3", "what of the tides?", "what of the moon?"),
         ("s1", ABSENT, "what of the tides?"),
     ]
+
+
+@pytest.mark.parametrize("most", [1, 3, 10_000])
+def test_many_changes_are_told_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them are held at once, each is told once, in order, with who did it and what differs."""
+    monkeypatch.setattr(blaming, "_FIRST_WINDOW", 8)
+    monkeypatch.setattr(blaming, "_MOST_CHANGES", most)
+    with Log.open(":memory:") as log:
+        book = Book(log)
+        notes: list[str] = []
+        for number in range(100):
+            notes = [*notes, f"note {number} " + "x" * 40]
+            book.step(f"s{number}", {"notes": notes, "n": number}, f"s{number - 1}" if number else None, number=number)
+            book.wrote(f"s{number}", f"node{number + 1}", {"notes": [f"note {number + 1} " + "x" * 40]})
+        told = [*book.thread.watch("notes")]
+        assert [change.step.step_id for change in told] == [f"s{number}" for number in reversed(range(100))]
+        assert [change.number for change in told] == [*reversed(range(100))]
+        assert [change.node for change in told[:-1]] == [f"node{number}" for number in reversed(range(1, 100))]
+        assert told[-1].old is ABSENT
+        for change, number in zip(told[:-1], reversed(range(1, 100)), strict=True):
+            assert change.new == notes[: number + 1]
+            assert change.differences == [Difference(f"notes[{number}]", "added", ABSENT, notes[number])]
+
+
+def test_going_through_changes_reads_few_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that changed at every step is gone through without reading a state for each: the cost of one walk."""
+    with Log.open(":memory:") as log:
+        book = Book(log)
+        for number in range(400):
+            book.step(f"s{number}", {"n": number}, f"s{number - 1}" if number else None, number=number)
+            book.wrote(f"s{number}", "count", {"n": number + 1})
+        asked: list[int] = []
+        states = Reader.states
+
+        def counted(self: Reader, thread: int, sequences: Iterable[int]) -> dict[int, State]:
+            asked.extend(wanted := [*sequences])
+            return states(self, thread, wanted)
+
+        monkeypatch.setattr(Reader, "states", counted)
+        told = [(change.number, change.node, change.new) for change in book.thread.watch("n")]
+        assert told == [*((number, "count", number) for number in range(399, 0, -1)), (0, None, 0)]
+        assert len(asked) < 20
 
 
 @pytest.mark.parametrize(
@@ -268,6 +313,14 @@ def test_writes_that_no_step_took_over_are_found_too(book: Book) -> None:
     """They have no step yet."""
     book.wrote("s2b", "model", {"messages": [message("z", "dangling")]})
     assert hits(book, "dangling") == [(None, "messages[id=z].content", "model")]
+
+
+def test_writes_that_come_after_their_step(book: Book) -> None:
+    """What a task wrote may be recorded after the step that took it over: who wrote it is told as well, once."""
+    for parent, text in (("s3", "a short word"), ("s2b", "a long one " + "x" * 200)):
+        book.step(f"after {parent}", {"notes": [text]}, parent)
+        book.wrote(parent, "think", {"notes": [text]})
+        assert hits(book, text[:8]) == [(f"after {parent}", "notes[0]", "think")]
 
 
 def test_what_cannot_be_looked_for_is_refused(book: Book) -> None:
