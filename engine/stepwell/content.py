@@ -20,6 +20,8 @@ from contextlib import suppress
 from itertools import accumulate
 from typing import Final
 
+import msgspec
+
 from stepwell import codec
 from stepwell import format as fmt
 from stepwell.cache import Cache, Shelf
@@ -44,7 +46,7 @@ _CONTENT_BYTES: Final = 300  # what remembering a content takes, roughly
 _RECALLED_BYTES: Final = 100  # and that a thread was recalled
 
 
-class Place:
+class Place(msgspec.Struct, gc=False, eq=False):
     """The event that holds some content.
 
     Attributes:
@@ -54,13 +56,10 @@ class Place:
         failed: Whether it never will be.
     """
 
-    __slots__ = ("durable", "failed", "number", "sequence")
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.sequence = 0
-        self.durable = False
-        self.failed = False
+    number: int = 0
+    sequence: int = 0
+    durable: bool = False
+    failed: bool = False
 
     def lies_in(self, number: int, first: int) -> bool:
         """Whether the event is one of a thread that begins at `first`."""
