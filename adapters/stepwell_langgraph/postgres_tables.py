@@ -128,7 +128,7 @@ class PostgresTables:
 
     def __init__(self, address: str) -> None:
         try:
-            self._connection = psycopg.connect(address, autocommit=False)
+            self._connection = psycopg.connect(address, autocommit=False, client_encoding="utf8")
         except psycopg.Error as error:
             raise UsageError(f"PostgreSQL cannot be reached: {error}") from error
         self._address = address

@@ -29,7 +29,6 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
     found = [*objects]
     for item in found:  # which grows meanwhile
         kind: type = type(item)
-        weight += _OBJECT_BYTES
         if kind is str:  # first, as most are
             weight += len(item)
         elif kind in _SCALARS:
@@ -44,9 +43,9 @@ def is_light(objects: Iterable[Any], most_bytes: int = LIGHT_BYTES) -> bool:
             weight += len(item)
         else:
             weight += _look_into(item, kind, found)
-        if weight > most_bytes:
+        if weight + _OBJECT_BYTES * len(found) > most_bytes:
             return False
-    return weight <= most_bytes
+    return weight + _OBJECT_BYTES * len(found) <= most_bytes
 
 
 def _look_into(item: Any, kind: type, found: list[Any]) -> int:

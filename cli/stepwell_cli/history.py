@@ -73,7 +73,7 @@ def log_(
     with reading(log) as opened:
         named = refer(opened, thread)
         name = lane_of(named.thread, lane)
-        steps = _newest(named.thread, named.at, name, _STEPS_AT_ONCE if everything else min(limit, _STEPS_AT_ONCE))
+        steps = _newest(named.thread, named.at, name, _STEPS_AT_ONCE if everything else min(limit + 1, _STEPS_AT_ONCE))
         shown = steps if everything else islice(steps, limit)
         if json:
             for step in shown:

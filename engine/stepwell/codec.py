@@ -150,10 +150,7 @@ def encode(event: Event, known: Known | None = None) -> Body:
             "split the value over several channels or keep it outside the state"
         )
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *packer.parts))
-    digest = fmt.body_digest(body)
-    is_plain = is_item and len(body) <= LARGEST_PLAIN_ITEM_BYTES
-    data, form = (body, fmt.FORM_PLAIN) if is_plain else compress_body(body)
-    return Body(kind, data, form, digest, packer.fresh)
+    return _body(kind, body, packer.fresh)
 
 
 def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) -> Body:
@@ -179,8 +176,13 @@ def moved(record: Record, event: Event, change: Callable[[Ref], bytes | Ref]) ->
         event = with_values(event, lambda value: _value(map_references(value, relative)), created_at=0)
     head = _encoder.encode(event)
     body = b"".join((len(head).to_bytes(_LENGTH_BYTES), head, record.payload))
-    data, form = compress_body(body)
-    return Body(record.header.kind, data, form, fmt.body_digest(body), [])
+    return _body(record.header.kind, body, [])
+
+
+def _body(kind: int, body: bytes, fresh: list[Fresh]) -> Body:
+    is_plain = kind in fmt.ITEM_KINDS and len(body) <= LARGEST_PLAIN_ITEM_BYTES
+    data, form = (body, fmt.FORM_PLAIN) if is_plain else compress_body(body)
+    return Body(kind, data, form, fmt.body_digest(body), fresh)
 
 
 class _Packer:

@@ -28,6 +28,7 @@ KIND_THREAD_LABELLED: Final = 8
 KIND_ITEM_PUT: Final = 9
 KIND_ITEM_DELETED: Final = 10
 KIND_ITEM_TOUCHED: Final = 11
+ITEM_KINDS: Final = frozenset({KIND_ITEM_PUT, KIND_ITEM_DELETED, KIND_ITEM_TOUCHED})
 
 FLAG_REPLACES: Final = 1  # the step's id was committed before in this lane; `previous` names the first time
 FLAG_HIDDEN: Final = 2  # the step is kept for what descends from it, and shown to nobody

@@ -600,8 +600,8 @@ def map_pieces(patch: Patch, blob: Callable[[Content], Content], new: Callable[[
 
     Args:
         patch: The patch, left as it is.
-        blob: Replaces the content of a Blob.
-        new: Replaces a run of elements by runs that hold the same elements.
+        blob: Replaces the content of a Blob; called once for each.
+        new: Replaces a run of elements by runs that hold the same elements; called once for each.
     """
     if isinstance(patch, Blob):
         content = blob(patch.content)
@@ -623,8 +623,6 @@ def _map_items(
     """The items with `map_pieces` done to each; None if that changed nothing."""
     mapped: dict[str, Patch] | None = None
     for key, item in items.items():
-        if type(item) is Blob and blob(item.content) is item.content:
-            continue
         changed = map_pieces(item, blob, new)
         if changed is not item:
             mapped = dict(items) if mapped is None else mapped

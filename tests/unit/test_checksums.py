@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import lmdb
 import pytest
 
 from stepwell import CorruptionError
 from stepwell.storage.checksums import CheckedTables, Row, checked, with_checksum
-from stepwell.storage.tables import AFTER_ALL, ALL, EVENTS, FEED, INDEX, LANES, META, SEGMENTS
+from stepwell.storage.lmdb.tables import LmdbTables
+from stepwell.storage.tables import AFTER_ALL, ALL, EVENTS, FEED, IDS, INDEX, LANES, META, SEGMENTS
 
 KEYS = [bytes(7) + bytes((number,)) for number in (10, 20, 30, 40)]
 
@@ -147,3 +150,31 @@ def test_rows_out_of_order() -> None:
     rows.neighbours = lambda table, key: (rows.rows[2], rows.rows[3])  # type: ignore[method-assign]
     with pytest.raises(CorruptionError, match="out of order"):
         tables.get(LANES, bytes(7) + b"\x0b")
+
+
+READS: dict[str, Callable[[CheckedTables], Iterable[object]]] = {
+    "scan": lambda tables: tables.scan(IDS, b"B", b"C"),
+    "scan_back": lambda tables: tables.scan_back(IDS, b"B", b"C"),
+    "rows": lambda tables: tables.rows(IDS, b"B", b"C"),
+    "keys": lambda tables: tables.keys(IDS, b"B", b"C"),
+}
+
+
+@pytest.mark.parametrize("seems", [b"A", b"z"])
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("victim", [0, 3, 11])
+def test_a_range_does_not_end_too_soon(victim: int, read: str, seems: bytes, tmp_path: Path) -> None:
+    """LMDB looks for the ends of a range by halves, and may miss a damaged key within it, at which reading ends."""
+    key = b"B%02d" % victim
+    path = tmp_path / "ids"
+    with lmdb.open(str(path), subdir=False, max_dbs=1) as env:
+        ids = env.open_db(IDS.encode())
+        with env.begin(write=True) as transaction:
+            for each in [b"%c%02d" % (first, number) for first in b"ABC" for number in range(12)]:
+                transaction.put(each, with_checksum(IDS, each, b""), db=ids)
+        with env.begin() as transaction:
+            tables = CheckedTables(LmdbTables(transaction, {IDS: ids}))
+            assert len(list(READS[read](tables))) == 12
+        path.write_bytes(path.read_bytes().replace(key, seems + key[1:]))
+        with env.begin() as transaction, pytest.raises(CorruptionError):
+            list(READS[read](CheckedTables(LmdbTables(transaction, {IDS: ids}))))

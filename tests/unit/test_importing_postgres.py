@@ -54,6 +54,20 @@ def execute(address: str, query: Any, *values: Any) -> list[Any]:
         return cursor.fetchall() if cursor.description else [cursor.rowcount]
 
 
+def test_texts_arrive_whatever_the_encoding_of_the_client(address: str) -> None:
+    """An address may ask for one of its own; what is read is UTF-8."""
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with PostgresSaver.from_conn_string(address) as source, Log.open(":memory:") as log:
+        put(source, "thread-é", 1, {"naïf": "é" * 9})
+        report = import_from(address + "&client_encoding=latin1", log)
+        assert report.problems == []
+        (there,) = source.list(config("thread-é"))
+        (here,) = StepwellSaver(log).list(config("thread-é"))
+        assert here.checkpoint == there.checkpoint
+        assert here.metadata == there.metadata
+
+
 @pytest.mark.parametrize("page", [1, 64])
 def test_everything_arrives(page: int, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint reads as PostgresSaver reads it, and importing again, from the saver itself, changes nothing."""

@@ -228,6 +228,20 @@ def test_map_pieces_visits_everything() -> None:
     assert seen == [SECOND, b"t", FIRST, b"d"]
 
 
+def test_map_pieces_asks_once_for_each() -> None:
+    """Whoever replaces content may note that he did: he is not asked for the same twice."""
+    asked: list[Content] = []
+
+    def replaced(content: Content) -> Content:
+        asked.append(content)
+        return b"other"
+
+    patch = Merge((), {"a": Blob("", b"1"), "b": Map("", False, {"c": Blob("", b"2"), "d": Blob("", b"3")})})
+    inner = Map("", False, {"c": Blob("", b"other"), "d": Blob("", b"other")})
+    assert map_pieces(patch, replaced, lambda piece: (piece,)) == Merge((), {"a": Blob("", b"other"), "b": inner})
+    assert asked == [b"1", b"2", b"3"]
+
+
 def test_map_references_visits_every_reference() -> None:
     """Every reference of a patch, however deep and in whatever it is joined with, is replaced, and nothing else."""
     both = Joined((b"before", Ref(3, 0, 2), Ref(4, 5, 1), b"after"))

@@ -13,6 +13,7 @@ import pytest
 from building import FailingStorage, step
 from stepwell import Log
 from stepwell.errors import ConflictError
+from stepwell.storage import Rewrite, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.remembered import Left, Remembered
 from stepwell.storage.tables import FEED, LANES, NAMES, THREADS
@@ -90,3 +91,19 @@ def test_so_much_and_no_more() -> None:
     assert left.at(9) is not rows
     rows.threads.update((str(number), None) for number in range(1025))
     assert left.at(8) is not rows
+
+
+def test_whoever_chooses_what_to_keep_gets_a_row_of_his_own(tmp_path: Path) -> None:
+    with Log.open(tmp_path / "a.stepwell") as log:
+        log.thread("t").append([step("s0")], labels={"user": "ada"})
+        given: list[ThreadRow] = []
+
+        def choose(row: ThreadRow) -> None:
+            given.append(row)
+            row.steps, row.chain = 99, b"another"
+            row.labels["user"] = "eve"
+
+        log.submit(Rewrite("t", choose)).result()
+        log.thread("t").append([step("s1")])
+        assert given[0].last == 4  # the thread, its labels, its lane, the step
+        assert log.audit().breaches == []

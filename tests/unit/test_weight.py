@@ -82,3 +82,17 @@ def test_little_is_looked_at() -> None:
             raise AssertionError
 
     assert not is_light([Counting([1] * LIGHT_BYTES)])
+
+
+def test_little_of_many_numbers_is_looked_at() -> None:
+    """Numbers count: of lists of them, none is taken up once it is clear that they are too many."""
+    taken = 0
+
+    class Counting(list[Any]):
+        def __iter__(self) -> Any:
+            nonlocal taken
+            taken += 1
+            return super().__iter__()
+
+    assert not is_light([[Counting(range(500)) for _ in range(500)]])
+    assert taken < 5

@@ -60,14 +60,14 @@ class CheckedTables:
 
     def scan_back(self, table: str, start: bytes, stop: bytes) -> Iterator[Row]:
         rows = self._stored.scan_back(table, start, stop)
-        return rows if table not in _BEGUN else self._check(table, rows, stop, start)
+        return rows if table not in _BEGUN else self._check_back(table, rows, start, stop)
 
     def keys(self, table: str, start: bytes, stop: bytes) -> list[bytes]:
         if table not in _BEGUN:
             return self._stored.keys(table, start, stop)
         keys, values = self._stored.columns(table, start, stop)
-        for edge in (start, stop):
-            self._prove_edge(table, edge)
+        self._prove_edge(table, start)
+        self._prove_last(table, start, stop, keys[-1] if keys else None)
         # Most rows that are asked for in bulk have no value, and are proven all at once.
         if struct.pack(f">{len(keys)}I", *map(crc32, keys, repeat(_BEGUN[table]))) != b"".join(values):
             for key, stored in zip(keys, values, strict=True):
@@ -78,8 +78,9 @@ class CheckedTables:
         rows = self._stored.rows(table, start, stop, limit=limit)
         if table not in _BEGUN:
             return rows
-        for edge in (start, stop) if len(rows) != limit else (start,):
-            self._prove_edge(table, edge)
+        self._prove_edge(table, start)
+        if len(rows) != limit:
+            self._prove_last(table, start, stop, rows[-1][0] if rows else None)
         begun, pack = _BEGUN[table], _CHECKSUM.pack
         proven = []
         for key, stored in rows:
@@ -107,12 +108,29 @@ class CheckedTables:
     def delete(self, table: str, key: bytes) -> None:
         self._stored.delete(table, key)
 
-    def _check(self, table: str, rows: Iterator[Row], begin: bytes, end: bytes) -> Iterator[Row]:
+    def _check(self, table: str, rows: Iterator[Row], start: bytes, stop: bytes) -> Iterator[Row]:
         """The values of rows, the first and the last of which are proven to be so if they are reached."""
-        self._prove_edge(table, begin)
-        for key, stored in rows:
-            yield key, checked(table, key, stored)
-        self._prove_edge(table, end)
+        self._prove_edge(table, start)
+        last = None
+        for last, stored in rows:
+            yield last, checked(table, last, stored)
+        self._prove_last(table, start, stop, last)
+
+    def _check_back(self, table: str, rows: Iterator[Row], start: bytes, stop: bytes) -> Iterator[Row]:
+        """`_check` for rows in reverse order."""
+        self._prove_edge(table, stop)
+        last = None
+        for last, stored in rows:
+            yield last, checked(table, last, stored)
+        _, after = self._prove_edge(table, start)
+        if after is not None and after[0] < stop and after[0] != last:
+            raise _out_of_order(table)
+
+    def _prove_last(self, table: str, start: bytes, stop: bytes, last: bytes | None) -> None:
+        """Raise unless a row is the last of a range, or there is none; a damaged key may have ended it too soon."""
+        before, _ = self._prove_edge(table, stop)
+        if before is not None and before[0] >= start and before[0] != last:
+            raise _out_of_order(table)
 
     def _prove_edge(self, table: str, key: bytes) -> tuple[Row | None, Row | None]:
         """The rows beside a place; raises unless they are what was written, and it is their place."""
@@ -121,8 +139,12 @@ class CheckedTables:
             if row is not None:
                 checked(table, *row)
         if (before is not None and before[0] >= key) or (after is not None and after[0] < key):
-            raise CorruptionError(f"the rows of {table!r} are out of order")
+            raise _out_of_order(table)
         return before, after
+
+
+def _out_of_order(table: str) -> CorruptionError:
+    return CorruptionError(f"the rows of {table!r} are out of order")
 
 
 def with_checksum(table: str, key: bytes, value: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -102,7 +103,8 @@ class Commit:
                 return self._seal(operation)
             if isinstance(operation, Rewrite):
                 row = self._thread(operation.thread_id)
-                decided = None if row is None else operation.decide(row)
+                # A copy: the row itself is what the next append goes on from.
+                decided = None if row is None else operation.decide(copy.deepcopy(row))
                 # failpoint: rewrite-decided
                 return Committed(0, 0, ()) if decided is None else self.attempt(decided)
             return self._copy(operation)

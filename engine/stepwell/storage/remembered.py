@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from stepwell.storage import LaneRow, ThreadRow
 from stepwell.storage.feed import FeedEnd
 
-_MOST_THREADS: Final = 1024  # a group may bring more; then the next one reads
+_MOST: Final = 1024  # threads or lanes; a group may bring more, and then the next one reads
 
 
 class Remembered:
@@ -47,5 +47,6 @@ class Left(NamedTuple):
 
     def at(self, moment: int) -> Remembered:
         """The rows for a transaction: those that are remembered, if none came between and they are few."""
-        few = len(self.rows.threads) <= _MOST_THREADS and len(self.rows.lanes) <= _MOST_THREADS
+        rows = self.rows
+        few = max(len(rows.threads), len(rows.lanes), len(rows.lane_numbers)) <= _MOST
         return self.rows if few and moment == self.moment + 1 else Remembered()
