@@ -73,9 +73,9 @@ bench: $(DEV_READY) ## measure against other savers for an hour, and put tables 
 	$(PY) bench/plots.py $(BENCH_RESULTS)
 	$(PY) bench/report.py $(BENCH_RESULTS) --write README.md --full bench/results/README.md
 
-bench-agents: $(DEV_READY) ## measure many agents at once, in one process and in several, for 20 minutes, into README.md
+bench-agents: $(DEV_READY) ## measure many agents at once, in one process and in several, for 20 minutes, into bench/results
 	$(PY) bench/run_agents.py --json bench/results/agents.json $(ARGS)
-	$(PY) bench/report.py bench/results/agents.json --write README.md
+	$(PY) bench/report.py bench/results/agents.json --write bench/results/agents.md
 
 bench-quick: $(DEV_READY) ## a short look at the same
 	$(PY) bench/run.py --workload research-300,chat-200 --contenders stepwell,sqlite,memory --rounds 1 --reopenings 1 $(ARGS)
