@@ -31,6 +31,13 @@ def check_text(what: str, text: str) -> None:
         raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
 
 
+def check_str(what: str, text: object) -> None:
+    """Raise UsageError unless it is a text that can be stored."""
+    if not isinstance(text, str):
+        raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
+    check_text(what, text)
+
+
 def check_sequence(what: str, number: int) -> None:
     """Raise UsageError unless the number can be a sequence, or 0."""
     if not isinstance(number, int) or not 0 <= number < END:
@@ -41,22 +48,16 @@ def check_event(event: Event) -> None:
     """Raise UsageError unless the event is one that callers may append, with fields that can be stored."""
     if not isinstance(event, StepCommitted | WritesRecorded):
         raise UsageError(f"append takes StepCommitted and WritesRecorded, not {type(event).__name__}")
-    _check_str("lane", event.lane)
-    _check_str("step id", event.step_id)
+    check_str("lane", event.lane)
+    check_str("step id", event.step_id)
     if isinstance(event, StepCommitted):
-        _check_str("parent id", event.parent_id or "")
+        check_str("parent id", event.parent_id or "")
         check_sequence("base", event.base)
     else:
-        _check_str("task id", event.task_id)
-        _check_str("task path", event.task_path)
+        check_str("task id", event.task_id)
+        check_str("task path", event.task_path)
     check_sequence("created_at", event.created_at)
     check_status(event.status)
-
-
-def _check_str(what: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise UsageError(f"the {what} is a str, not {type(text).__name__}: {text!r}")
-    check_text(what, text)
 
 
 def check_status(status: object) -> None:

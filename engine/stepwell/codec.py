@@ -123,9 +123,9 @@ def encode(event: Event, known: Known | None = None) -> Body:
     Raises:
         EventTooLargeError: The event cannot be held by a log.
     """
-    is_item = isinstance(event, ItemEvent)
-    packer = _Packer(known, LARGEST_ATTACHED_OF_ITEM_BYTES + 1 if is_item else SMALLEST_DETACHED_BYTES)
     kind = _KINDS[type(event)]
+    is_item = kind in fmt.ITEM_KINDS
+    packer = _Packer(known, LARGEST_ATTACHED_OF_ITEM_BYTES + 1 if is_item else SMALLEST_DETACHED_BYTES)
     if isinstance(event, StepCommitted):
         skeleton: Event = StepCommitted(
             event.step_id,
@@ -136,10 +136,8 @@ def encode(event: Event, known: Known | None = None) -> Body:
     elif isinstance(event, WritesRecorded):
         writes = tuple(Write(w.index, w.channel, packer.value(w.value)) for w in event.writes)
         skeleton = WritesRecorded(event.step_id, event.task_id, event.task_path, writes)
-    elif isinstance(event, ItemPut):
+    elif isinstance(event, ItemEvent):
         skeleton = with_values(event, packer.value, created_at=0)
-    elif is_item:
-        skeleton = msgspec.structs.replace(event, created_at=0)
     else:
         skeleton = event
     head = _encoder.encode(skeleton)
@@ -200,12 +198,6 @@ class _Packer:
         return _merge(map_pieces(merge, self._content, self._run))
 
     def value(self, value: Value) -> Value:
-        if (
-            isinstance(value, Blob)
-            and isinstance(value.content, bytes)
-            and len(value.content) < self._smallest_detached
-        ):
-            return value
         return _value(map_pieces(value, self._content, self._run))
 
     def _content(self, content: Content) -> Content:
@@ -395,7 +387,7 @@ def as_stored(thread: int, record: Record) -> Event:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = f"the event cannot be decoded: {error}"
         raise CorruptionError(reason, thread=thread, sequence=record.sequence) from error
-    if type(event).__struct_config__.tag != record.header.kind:
+    if _KINDS[type(event)] != record.header.kind:
         reason = f"the header says kind {record.header.kind}, the event is a {type(event).__name__}"
         raise CorruptionError(reason, thread=thread, sequence=record.sequence)
     return event

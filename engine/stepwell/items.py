@@ -16,6 +16,7 @@ from typing import Final
 
 from stepwell import forgetting, reader
 from stepwell import format as fmt
+from stepwell.arguments import check_str
 from stepwell.clock import now
 from stepwell.content import ContentMemory, Encoding, Place
 from stepwell.errors import ConflictError, UsageError
@@ -304,7 +305,7 @@ def _check(change: ItemEvent) -> None:
     _check_number("expires_at", change.expires_at or 0)
     _check_value(change.value)
     for name, value in change.attachments.items():
-        _check_text("name of an attachment", name)
+        check_str("name of an attachment", name)
         _check_value(value)
 
 
@@ -324,17 +325,8 @@ def _check_name(namespace: tuple[str, ...], key: str) -> None:
     if not isinstance(namespace, tuple):
         raise UsageError(f"a namespace is a tuple of str, not {type(namespace).__name__}: {namespace!r}")
     for part in namespace:
-        _check_text("part of a namespace", part)
-    _check_text("key", key)
-
-
-def _check_text(what: str, text: str) -> None:
-    if not isinstance(text, str):
-        raise UsageError(f"a {what} is a str, not {type(text).__name__}: {text!r}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the {what} {text!r} holds half a surrogate pair, which no UTF-8 text can") from None
+        check_str("part of a namespace", part)
+    check_str("key", key)
 
 
 def _check_number(what: str, number: int) -> None:

@@ -540,8 +540,7 @@ class Items:
 def _shown(name: ItemName, row: ItemRow, value: tuple[str, bytes]) -> Item:
     """An item whose value stands in its row."""
     namespace, key = name
-    commit: Commit = row.commit  # type: ignore[assignment]
-    sequence: Sequence = row.sequence  # type: ignore[assignment]
+    commit, sequence = Commit(row.commit), Sequence(row.sequence)
     return Item(namespace, key, value, row.created_at, row.updated_at, commit, sequence, row.expires_at or None)
 
 

@@ -284,7 +284,7 @@ class ElasticEnvironment(Environment):
             # failpoint: holes-made
             yield given
             if not complete:
-                time.sleep(_HOLD_SECONDS)
+                time.sleep(_HOLD_SECONDS)  # those who waited to append go first
 
 
 def _used_bytes(env: lmdb.Environment) -> int:
