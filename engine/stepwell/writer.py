@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Final
@@ -180,8 +179,11 @@ class Writer:
             rings = self._loops.ring_later()
             self._queue.append(ticket)
             if self._closed:  # by a handler that interrupted this: what stands behind the end is carried out by nobody
-                with suppress(ValueError):
+                try:
                     self._queue.remove(ticket)
+                except ValueError:  # the writer has taken it, and tells what becomes of it
+                    pass
+                else:
                     raise self._closed_error()
             if not rings:
                 self._ring()

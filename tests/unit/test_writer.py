@@ -267,6 +267,20 @@ def test_close_unused(storage: FailingStorage) -> None:
     assert storage.groups == []
 
 
+@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
+def test_a_handler_that_closes_in_the_midst_of_a_submission(
+    used: bool, storage: FailingStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would stand behind the end is refused: nobody would carry it out, and its caller would wait for ever."""
+    closing = Writer(storage)
+    if used:
+        closing.submit(operation()).result()
+    monkeypatch.setattr(closing._loops, "ring_later", closing.close)  # a signal handler may run at its beginning
+    with pytest.raises(ClosedError):
+        closing.submit(operation())
+    assert len(storage.groups) == used
+
+
 # --- waiting ---
 
 
