@@ -256,7 +256,7 @@ def test_byte_table(title: str) -> None:
 # --- names and numbers ---
 
 
-ADAPTER = ("translate", "weight", "values", "store", "embedding", "nearest", "collection")
+ADAPTER = ("saver", "translate", "weight", "values", "store", "embedding", "nearest", "collection")
 CONSTANTS = re.findall(r"`([a-z_.]+)\.([A-Z_]+) = ([^`]+)`", SPEC)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Self, TypeVar
@@ -59,6 +59,8 @@ _log: Final = logging.getLogger("stepwell")
 _ATTEMPTS: Final = 5
 _FIRST_PAGE: Final = 16
 _LARGEST_PAGE: Final = 256
+_QUICK_BYTES: Final = 1 << 14  # of a state, and of what is noted of its elements
+_QUICK_EVENTS: Final = 12
 
 _T = TypeVar("_T")
 _Page = list[tuple[str, Found]]  # a name of its own: the saver has a method `list`
@@ -128,7 +130,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         """
         try:
             for lane, step_id, memory in self._memories.take_puts():
-                self._store_late_changes(lane, step_id, memory)
+                with _forgotten_if_not_stored(lane):
+                    self._store_late_changes(lane, step_id, memory)
         finally:
             self.log.close()
 
@@ -241,39 +244,42 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         taken = self._memories.take_last_put(lane, address.checkpoint_id)
         if taken is not None:
             step_id, memory = taken
-            if self._store_late_changes(lane, step_id, memory):
+            with _forgotten_if_not_stored(lane):
+                self._store_late_changes(lane, step_id, memory)
                 self._memories.put(lane, step_id, memory)
 
-    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> bool:
-        """Commit the head of a lane once more if objects of it were changed in place since they were checked.
+    async def _acatch_up(self, address: Address) -> None:
+        """`_catch_up` for coroutines: what little there is to be looked at is looked at in the loop."""
+        lane = (address.thread_id, address.lane)
+        taken = self._memories.take_last_put(lane, address.checkpoint_id)
+        if taken is not None:
+            step_id, memory = taken
+            with _forgotten_if_not_stored(lane):
+                step = self._late_step(lane, step_id, memory)
+                if step is not None:
+                    await offload(self._store_late_step, lane, memory, step)
+                self._memories.put(lane, step_id, memory)
 
-        Returns:
-            Whether the memory still says what is stored; if not, it must not be used again.
-        """
-        try:
-            place = locate(self.log.storage, Address(*lane, step_id))
-            if place is None or place.head != memory.sequence or place.number != memory.incarnation:
-                return True
-            changes = self._late_changes(memory)
-            if changes:
-                step = StepCommitted(
-                    step_id,
-                    memory.parent_id,
-                    Merge((), changes),
-                    Merge(),
-                    lane[1],
-                    memory.sequence,
-                    status=memory.status,
-                )
-                ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
-                memory.sequence = Sequence_(ticket.result().sequences[-1])
-            return True
-        except (ConflictError, ClosedError, ForkedError):
-            return False  # pruned, deleted, or the log is not ours any more: nothing is left to correct
-        except Exception:
-            # What was put is stored; an object that cannot be encoded any more must keep nobody from reading on.
-            _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
-            return False
+    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
+        """Commit the head of a lane once more if objects of it were changed in place since they were checked."""
+        step = self._late_step(lane, step_id, memory)
+        if step is not None:
+            self._store_late_step(lane, memory, step)
+
+    def _late_step(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> StepCommitted | None:
+        """What stores the late changes of a head; None if there are none, or it is the head no more."""
+        place = locate(self.log.storage, Address(*lane, step_id))
+        if place is None or place.head != memory.sequence or place.number != memory.incarnation:
+            return None
+        changes = self._late_changes(memory)
+        if not changes:
+            return None
+        merge = Merge((), changes)
+        return StepCommitted(step_id, memory.parent_id, merge, Merge(), lane[1], memory.sequence, status=memory.status)
+
+    def _store_late_step(self, lane: LaneKey, memory: LaneMemory, step: StepCommitted) -> None:
+        ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
+        memory.sequence = Sequence_(ticket.result().sequences[-1])
 
     def _late_changes(self, memory: LaneMemory) -> dict[str, Patch]:
         changes: dict[str, Patch] = {}
@@ -294,12 +300,32 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         """
         address = read_address(config)
         self._catch_up(address)
-        with paused():
-            return self._retrying(address.thread_id, lambda: self._get_tuple(address))
+        return self._read(address)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
-        return await offload(self.get_tuple, config)
+        address = read_address(config)
+        row = self.log.storage.thread(address.thread_id)
+        if row is None:
+            return None
+        if not self._is_quickly_read(address, row):
+            return await offload(self.get_tuple, config)
+        await self._acatch_up(address)
+        return self._read(address)
+
+    def _is_quickly_read(self, address: Address, row: ThreadRow) -> bool:
+        """Whether reading a checkpoint takes about a millisecond, which a thread would take longer to be asked for.
+
+        Its state is small, as a put or a read has found lately, and little was committed since a state was last read.
+        """
+        memory = self._memories.latest((address.thread_id, address.lane), address.checkpoint_id)
+        if memory is None or memory.size > _QUICK_BYTES or row.sealed:
+            return False
+        return row.last - max(self.log.reader.latest(row.number), row.first) < _QUICK_EVENTS
+
+    def _read(self, address: Address) -> CheckpointTuple | None:
+        with paused():
+            return self._retrying(address.thread_id, lambda: self._get_tuple(address))
 
     def _get_tuple(self, address: Address) -> CheckpointTuple | None:
         storage = self.log.storage
@@ -741,6 +767,18 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         """The version after `current`: a number, and a random tail that differs between forks."""
         number = 0 if current is None else current if isinstance(current, int) else int(current.split(".")[0])
         return f"{number + 1:032}.{random.random():016}"
+
+
+@contextmanager
+def _forgotten_if_not_stored(lane: LaneKey) -> Iterator[None]:
+    """What keeps late changes from being stored keeps nobody from reading on.  The block remembers the lane last."""
+    try:
+        yield
+    except (ConflictError, ClosedError, ForkedError):
+        pass  # pruned, deleted, or the log is not ours any more: nothing is left to correct
+    except Exception:
+        # What was put is stored; an object that cannot be encoded any more must keep nobody from reading on.
+        _log.warning("Late changes of thread %r could not be stored", lane[0], exc_info=True)
 
 
 class _Done:

@@ -161,6 +161,10 @@ class Reader:
         self._remember(thread, result)
         return {0: EMPTY, **result}
 
+    def latest(self, thread: int) -> int:
+        """The last step of a thread whose state is remembered; 0 if none is."""
+        return max(self._held.get(thread) or (0,))
+
     def _remembered(self, thread: int) -> dict[int, State]:
         return {**(self._held.get(thread) or {}), 0: EMPTY}
 
