@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import msgspec
 import ormsgpack
 from pydantic import BaseModel
 
@@ -42,36 +43,48 @@ _EXTENSION_HEADERS: Final = {0xC7: 3, 0xC8: 4, 0xC9: 6}  # bytes before the cont
 _plain_models: dict[type, bool] = {}
 
 
-class Fingerprint:
-    """What a pydantic model was like."""
+class Fingerprint(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What a pydantic model was like.  There is one for each message that is remembered: nothing for the collector.
 
-    __slots__ = ("_changeable", "_kind", "_names", "_packed", "_values")
+    Attributes:
+        kind: Its class.
+        names: Of its fields.
+        values: Of its fields.
+        changeable: Names of the fields whose values can change in place.
+        packed: Their encoding, and that of extra fields.
+    """
 
-    def __init__(self, model: BaseModel) -> None:
+    kind: type
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    changeable: tuple[str, ...]
+    packed: bytes
+
+    @classmethod
+    def of(cls, model: BaseModel) -> Self:
+        """The fingerprint of a model; raises MsgpackEncodeError or TypeError if it has none."""
         fields = model.__dict__
-        self._kind = type(model)
-        self._names = tuple(fields)
-        self._values = tuple(fields.values())
-        self._changeable = tuple(name for name, value in fields.items() if type(value) not in IMMUTABLE_TYPES)
-        self._packed = self._pack(model)
+        changeable = tuple(name for name, value in fields.items() if type(value) not in IMMUTABLE_TYPES)
+        return cls(type(model), tuple(fields), tuple(fields.values()), changeable, _pack(model, changeable))
 
     def matches(self, value: object) -> bool:
         """Whether the object is what it was.  False of one that was changed back, or that only equals it."""
-        if type(value) is not self._kind:
+        if type(value) is not self.kind:
             return False
         assert isinstance(value, BaseModel)
         fields = value.__dict__
-        if tuple(fields) != self._names or not all(map(is_, fields.values(), self._values)):
+        if tuple(fields) != self.names or not all(map(is_, fields.values(), self.values)):
             return False
         try:
-            return self._pack(value) == self._packed
+            return _pack(value, self.changeable) == self.packed
         except (ormsgpack.MsgpackEncodeError, TypeError):
             return False
 
-    def _pack(self, model: BaseModel) -> bytes:
-        fields = model.__dict__
-        changeable = [fields[name] for name in self._changeable]
-        return ormsgpack.packb((changeable, model.__pydantic_extra__), default=refuse, option=OPTIONS)
+
+def _pack(model: BaseModel, changeable: tuple[str, ...]) -> bytes:
+    fields = model.__dict__
+    values = [fields[name] for name in changeable]
+    return ormsgpack.packb((values, model.__pydantic_extra__), default=refuse, option=OPTIONS)
 
 
 class Fingerprints:
@@ -84,18 +97,18 @@ class Fingerprints:
 
     def __init__(self, models: Sequence[object], fingerprints: Sequence[Fingerprint]) -> None:
         self._models = models
-        self._kinds = [one._kind for one in fingerprints]
+        self._kinds = [one.kind for one in fingerprints]
         # Where a model's fields and extra fields are kept now; what they must be like, the fingerprints say.
         self._fields = list(map(_fields_of, models))
         self._extras = list(map(_extra_of, models))
-        self._sizes = [len(one._names) for one in fingerprints]
-        self._names = [name for one in fingerprints for name in one._names]
-        self._values = [value for one in fingerprints for value in one._values]
+        self._sizes = [len(one.names) for one in fingerprints]
+        self._names = [name for one in fingerprints for name in one.names]
+        self._values = [value for one in fingerprints for value in one.values]
         self._changeable = [
-            ([value for value in one._values if type(value) not in IMMUTABLE_TYPES], extra)
+            ([value for value in one.values if type(value) not in IMMUTABLE_TYPES], extra)
             for one, extra in zip(fingerprints, self._extras, strict=True)
         ]
-        self._packed = array_header(len(models)) + b"".join(one._packed for one in fingerprints)
+        self._packed = array_header(len(models)) + b"".join(one.packed for one in fingerprints)
 
     def match(self) -> bool:
         """Whether all of them are what they were.  If not, they have to be looked at one by one."""
@@ -128,7 +141,7 @@ def fingerprint(value: object) -> Fingerprint | str | None:
         return None
     assert isinstance(value, BaseModel)
     try:
-        return Fingerprint(value)
+        return Fingerprint.of(value)
     except (ormsgpack.MsgpackEncodeError, TypeError):
         return None
 

@@ -31,6 +31,7 @@ from itertools import cycle
 from operator import is_, itemgetter
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
@@ -128,19 +129,26 @@ class Work(NamedTuple):
     known_bytes: int
 
 
-class _Slot:
-    """One stored element or entry, and the object that it came from."""
+class _Slot(msgspec.Struct, gc=False, eq=False):
+    """One stored element or entry, and the object that it came from.
 
-    __slots__ = ("checked", "digest", "length", "mark", "object", "turn", "value")
+    Attributes:
+        object: The object.
+        mark: Its fingerprint.
+        digest: Of a list's element; None if it was not needed yet.
+        value: Of a dict's entry.
+        length: Bytes of its encoding.
+        checked: The put at which it was last known to be what is stored.
+        turn: Its turn in the rotation.
+    """
 
-    def __init__(self, object_: object, mark: Fingerprint | str | None) -> None:
-        self.object = object_
-        self.mark = mark
-        self.digest: bytes | None = None  # of a list's element; None if it was not needed yet
-        self.value: Value | None = None  # of a dict's entry
-        self.length = 0  # bytes of its encoding
-        self.checked = -1  # the put at which it was last known to be what is stored
-        self.turn: int | None = None
+    object: Any
+    mark: Fingerprint | str | None
+    digest: bytes | None = None
+    value: Value | None = None
+    length: int = 0
+    checked: int = -1
+    turn: int | None = None
 
 
 class _Rotation:
@@ -149,17 +157,17 @@ class _Rotation:
     __slots__ = ("_turns",)
 
     def __init__(self) -> None:
-        self._turns: list[list[_Slot]] = [[] for _ in range(ROTATION_PUTS)]
+        self._turns: dict[int, list[_Slot]] = {}
 
     def add(self, slot: _Slot) -> None:
         """Give a slot its turn, the one that it has had before if it has had one."""
         if slot.mark is not IMMUTABLE:
             if slot.turn is None:
                 slot.turn = next(_turns)
-            self._turns[slot.turn].append(slot)
+            self._turns.setdefault(slot.turn, []).append(slot)
 
     def due(self, turn: int) -> list[_Slot]:
-        return self._turns[turn % ROTATION_PUTS]
+        return self._turns.get(turn % ROTATION_PUTS, [])
 
 
 _turns: Final = cycle(range(ROTATION_PUTS))

@@ -14,13 +14,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
-from typing import Any, Final, Generic, TypeVar
+from itertools import count
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 CACHE_BYTES: Final = 1 << 27
 _ENTRY_BYTES: Final = 256  # what remembering something costs beside the thing itself, roughly
 
+_Spot: TypeAlias = tuple[int, Hashable]
+"""The number of a shelf and the key there: numbers and texts, which the collector need not look at."""
+
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
+
+
+_numbers: Final = count()
 
 
 class Cache:
@@ -34,9 +41,9 @@ class Cache:
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self.most_bytes = most_bytes
         self.size_bytes = 0
-        self._things: OrderedDict[tuple[Shelf[Any, Any], Hashable], tuple[Any, int]] = OrderedDict()
+        self._things: OrderedDict[_Spot, tuple[Any, int]] = OrderedDict()
 
-    def get(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
+    def get(self, place: _Spot) -> Any:
         found = self._things.get(place)
         if found is None:
             return None
@@ -46,7 +53,7 @@ class Cache:
             pass  # forgotten a moment ago
         return found[0]
 
-    def put(self, place: tuple[Shelf[Any, Any], Hashable], thing: Any, size_bytes: int) -> None:
+    def put(self, place: _Spot, thing: Any, size_bytes: int) -> None:
         entry = thing, size_bytes + _ENTRY_BYTES
         self.take(place)
         while self._things.setdefault(place, entry) is not entry:
@@ -57,15 +64,15 @@ class Cache:
                 forgotten = self._things.popitem(last=False)[1]
                 self.size_bytes -= forgotten[1]
 
-    def take(self, place: tuple[Shelf[Any, Any], Hashable]) -> Any:
+    def take(self, place: _Spot) -> Any:
         found = self._things.pop(place, None)
         if found is None:
             return None
         self.size_bytes -= found[1]
         return found[0]
 
-    def places(self, shelf: Shelf[Any, Any]) -> list[Any]:
-        return [key for owner, key in list(self._things) if owner is shelf]
+    def keys(self, shelf: int) -> list[Any]:
+        return [key for owner, key in list(self._things) if owner == shelf]
 
 
 class Shelf(Generic[_K, _V]):
@@ -73,10 +80,11 @@ class Shelf(Generic[_K, _V]):
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+        self._number = next(_numbers)
 
     def get(self, key: _K) -> _V | None:
         """A thing, which is the last to be forgotten now; None if it is not there."""
-        found: _V | None = self.cache.get((self, key))
+        found: _V | None = self.cache.get((self._number, key))
         return found
 
     def put(self, key: _K, thing: _V, size_bytes: int) -> None:
@@ -87,13 +95,13 @@ class Shelf(Generic[_K, _V]):
             thing: The thing.
             size_bytes: Bytes of memory that it takes, roughly.
         """
-        self.cache.put((self, key), thing, size_bytes)
+        self.cache.put((self._number, key), thing, size_bytes)
 
     def take(self, key: _K) -> _V | None:
         """A thing, which then belongs to the caller alone; None if it is not there."""
-        taken: _V | None = self.cache.take((self, key))
+        taken: _V | None = self.cache.take((self._number, key))
         return taken
 
     def all_keys(self) -> list[_K]:
         """The keys of all its things, those first that are forgotten first."""
-        return self.cache.places(self)
+        return self.cache.keys(self._number)

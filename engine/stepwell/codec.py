@@ -409,7 +409,7 @@ def parent_of(thread: int, record: Record) -> str | None:
         raise CorruptionError(reason, thread=thread, sequence=record.sequence) from error
 
 
-def split(body: bytes) -> tuple[memoryview, memoryview]:
+def split(body: bytes | memoryview) -> tuple[memoryview, memoryview]:
     """The skeleton and the payload of a body."""
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES])
     view = memoryview(body)
@@ -492,6 +492,11 @@ def open_record(thread: int, sequence: int, stored: bytes) -> Record:
         if len(stored) > fmt.HEADER_BYTES and stored[0] > fmt.FORMAT_VERSION:
             raise NewerFormatError(f"thread {thread}, sequence {sequence}: {error}; upgrade stepwell") from error
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
+
+
+def proven_record(sequence: int, proven: bytes) -> Record:
+    """A record of which header and plain body have been proven before, taken apart."""
+    return Record(sequence, fmt.read_header(proven), *split(memoryview(proven)[fmt.HEADER_BYTES :]))
 
 
 class _Frames:

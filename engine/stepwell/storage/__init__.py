@@ -241,7 +241,7 @@ Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 StatusNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=fmt.STATUS_DONE)]
 
 
-class ThreadRow(msgspec.Struct, array_like=True):
+class ThreadRow(msgspec.Struct, array_like=True, gc=False):
     """The catalogue's row of a thread.
 
     Attributes:
@@ -283,7 +283,7 @@ class ThreadRow(msgspec.Struct, array_like=True):
     labels: dict[str, Label] = {}
 
 
-class LaneRow(msgspec.Struct, array_like=True):
+class LaneRow(msgspec.Struct, array_like=True, gc=False):
     """One lane of a thread.
 
     Attributes:

@@ -175,11 +175,13 @@ class Records:
         return found
 
     def _open(self, thread: int, sequence: int, stored: bytes) -> Record:
-        record = self._held.records.get((thread, sequence)) if self._committed else None
-        if record is None:
-            record = codec.open_record(thread, sequence, stored)
-            if self._holds_loose:
-                self._held.records.put((thread, sequence), record, record.size)
+        proven = self._held.records.get((thread, sequence)) if self._committed else None
+        if proven is not None:
+            return codec.proven_record(sequence, proven)
+        record = codec.open_record(thread, sequence, stored)
+        if self._holds_loose:
+            proven = stored[: fmt.HEADER_BYTES] + record.body
+            self._held.records.put((thread, sequence), proven, len(proven))
         return record
 
     def _segment_from(self, thread: int, sequence: int) -> Segment | None:
