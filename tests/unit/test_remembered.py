@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from building import FailingStorage, step
+from building import FailingStorage, step, wrote
 from stepwell import Log
 from stepwell.errors import ConflictError
+from stepwell.events import Event
 from stepwell.storage import Rewrite, ThreadRow
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.storage.remembered import Left, Remembered
-from stepwell.storage.tables import FEED, LANES, NAMES, THREADS
+from stepwell.storage.tables import FEED, INDEX, LANES, NAMES, THREADS
 
 
 @pytest.fixture
@@ -69,6 +71,45 @@ def test_nothing_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         count_reads(monkeypatch, read)
         log.thread("t").append([step("s1")])
     assert not read.keys() & {THREADS, LANES, NAMES, FEED}
+
+
+def test_the_index_is_not_read_for_ids_that_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of LangGraph do; with the writes for the step before, which somebody runs on."""
+    read: Counter[str] = Counter()
+    with Log.open(tmp_path / "a.stepwell") as log:
+        log.thread("t").append([step(grown(0))])
+        count_reads(monkeypatch, read)
+        for number in range(1, 5):
+            log.thread("t").append([wrote(grown(number - 1))])
+            log.thread("t").append([step(grown(number), parent=grown(number - 1)), wrote(grown(number))])
+        monkeypatch.undo()
+        assert log.audit().breaches == []
+    assert INDEX not in read
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one append", "one after the other"])
+def test_ids_in_any_order_are_all_found(two: tuple[Log, Log], together: bool) -> None:
+    """Steps and writes before and after them, committed once more, of two lanes, by two writers."""
+    chosen = random.Random(7)
+    committed: Counter[tuple[str, str]] = Counter()
+    for turn in range(12):
+        events: list[Event] = []
+        for _ in range(chosen.randrange(1, 6)):
+            id_, lane = grown(chosen.randrange(8)), chosen.choice(["", "sub"])
+            is_step = chosen.random() < 0.6
+            events.append(step(id_, lane=lane) if is_step else wrote(id_, lane=lane, task=f"{turn} {len(events)}"))
+            committed[id_, lane] += not is_step
+        log = chosen.choice(two)
+        for some in [events] if together else [[event] for event in events]:
+            log.thread("t").append(some)
+        assert two[0].audit().breaches == []
+    for (id_, lane), count in committed.items():
+        assert len(two[1].thread("t").writes(id_, lane=lane)) == count
+
+
+def grown(number: int) -> str:
+    """An id that is greater than all those of smaller numbers."""
+    return f"1f0b0000-0000-6000-8000-{number:012x}"
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch, read: Counter[str]) -> None:

@@ -37,6 +37,7 @@ from stepwell.storage import (
     Seal,
     ThreadRow,
     catalogue,
+    index,
     pack_name,
     pack_row,
 )
@@ -44,7 +45,7 @@ from stepwell.storage import feed as feeding
 from stepwell.storage.catalogue import Standing, standing_of
 from stepwell.storage.feed import Feed, read_end
 from stepwell.storage.held import Held
-from stepwell.storage.index import IndexRow, add_step, add_writes, find_row
+from stepwell.storage.index import IndexRow
 from stepwell.storage.items import Changes
 from stepwell.storage.records import Records
 from stepwell.storage.remembered import Remembered
@@ -86,6 +87,7 @@ class Commit:
         self._changed: dict[int, ThreadRow] = {}
         self._standing: dict[int, Standing | None] = {}  # before this group
         self._changed_lanes: set[tuple[int, int]] = set()
+        self._changed_ids: set[tuple[int, int]] = set()  # lanes whose greatest id has another row now
         self._feed_rows = Feed(tables, rows.feed or read_end(tables))
         self._items = Changes(tables)
         self._commit = self._feed_rows.last
@@ -218,6 +220,7 @@ class Commit:
             self._tables.put(NAMES, name_key, pack_name(lane, name))
             self._rows.lane_numbers[row.number, entry.lane] = lane
             self._rows.lanes[row.number, lane] = LaneRow(name_key[8:])
+            self._rows.last_ids[row.number, lane] = b"", IndexRow()
             self._changed_lanes.add((row.number, lane))
             self._record(row, lane, _entry(LaneOpened(entry.lane), None, entry.created_at))
         if entry.kind == fmt.KIND_STEP:
@@ -225,7 +228,7 @@ class Commit:
         sequence = self._record(row, lane, entry, fmt.status_flags(entry.status))
         if entry.kind == fmt.KIND_WRITES:
             row.writes += 1
-            found = add_writes(self._tables, row.number, lane, entry.step_key, sequence, entry.status)
+            found = self._index_writes(row.number, lane, entry, sequence)
             if entry.status and found.step and found.step == self._lane_row(row.number, lane).head:
                 step = self._records.header(row.number, found.step)
                 said = fmt.STATUS_UNKNOWN if step is None else fmt.read_status(step.flags)
@@ -239,7 +242,7 @@ class Commit:
     def _step(self, row: ThreadRow, lane: int, entry: Entry) -> int:
         lane_row = self._lane_row(row.number, lane)
         flags = fmt.status_flags(entry.status)
-        before = find_row(self._tables, row.number, lane, entry.step_key)
+        before = self._index_row(row.number, lane, entry.step_key)
         if entry.hidden:
             sequence = self._record(row, lane, entry, flags | fmt.FLAG_HIDDEN)
         elif before.step and not before.hidden:
@@ -257,9 +260,20 @@ class Commit:
         if lane_row.head == sequence:
             # Those who ran on this step may be heard before the step is.
             row.status = _status(entry.status, before.status) or row.status
-        found = IndexRow(sequence, sequence, entry.hidden)
-        add_step(self._tables, row.number, lane, entry.step_key, before, found)
+        found = index.with_step(before, IndexRow(sequence, sequence, entry.hidden))
+        if found is not before:
+            self._put_index_row(row.number, lane, entry.step_key, found)
         return sequence
+
+    def _index_writes(self, thread: int, lane: int, entry: Entry, sequence: int) -> IndexRow:
+        """Note an event that records writes for a step id, which may be committed later; returns the id's row."""
+        before = self._index_row(thread, lane, entry.step_key)
+        found = index.with_writes(before, sequence, entry.status)
+        if found != before:
+            self._put_index_row(thread, lane, entry.step_key, found)
+        if index.is_full(before):
+            index.add_further(self._tables, thread, lane, entry.step_key, sequence)
+        return found
 
     def _record(
         self,
@@ -490,10 +504,32 @@ class Commit:
             row = self._rows.lanes[thread, lane] = load_lane(self._tables, thread, lane)
         return row
 
+    def _index_row(self, thread: int, lane: int, step_key: bytes) -> IndexRow:
+        """A step id's row in the index; it is read only if the id comes before the greatest one of its lane."""
+        last = self._rows.last_ids.get((thread, lane))
+        if last is None:
+            last = self._rows.last_ids[thread, lane] = index.last_row(self._tables, thread, lane)
+        if step_key == last[0]:
+            return last[1]
+        return IndexRow() if step_key > last[0] else index.find_row(self._tables, thread, lane, step_key)
+
+    def _put_index_row(self, thread: int, lane: int, step_key: bytes, row: IndexRow) -> None:
+        last_key, last_row = self._rows.last_ids[thread, lane]
+        if step_key < last_key:
+            index.put_row(self._tables, thread, lane, step_key, row)
+            return
+        if step_key > last_key and (thread, lane) in self._changed_ids:
+            index.put_row(self._tables, thread, lane, last_key, last_row)
+        self._rows.last_ids[thread, lane] = step_key, row
+        self._changed_ids.add((thread, lane))
+
     def _flush_lanes(self) -> None:
         for thread, lane in self._changed_lanes:
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(self._rows.lanes[thread, lane]))
         self._changed_lanes.clear()
+        for thread, lane in self._changed_ids:
+            index.put_row(self._tables, thread, lane, *self._rows.last_ids[thread, lane])
+        self._changed_ids.clear()
 
 
 def _status(step: int, writes: int) -> int:

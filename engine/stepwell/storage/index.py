@@ -78,45 +78,56 @@ def find_step(tables: Tables, thread: int, lane: int, step_key: bytes) -> Found:
     return Found(row.step, row.original, row.hidden, writes, row.status)
 
 
-def add_step(tables: Tables, thread: int, lane: int, step_key: bytes, before: IndexRow, found: IndexRow) -> None:
-    """Note an event that commits a step id.
+def last_row(tables: Tables, thread: int, lane: int) -> tuple[bytes, IndexRow]:
+    """The greatest id of a lane in fixed-width form, and its own row; an empty one if the lane has none."""
+    lane_key = fmt.lane_key(thread, lane)
+    key = tables.previous_key(INDEX, lane_key, prefix_end(lane_key))
+    if key is None:
+        return b"", IndexRow()
+    step_key = key[len(lane_key) : fmt.INDEX_KEY_BYTES]
+    return step_key, find_row(tables, thread, lane, step_key)
+
+
+def put_row(tables: Tables, thread: int, lane: int, step_key: bytes, row: IndexRow) -> None:
+    """Write a step id's own row."""
+    tables.put(INDEX, fmt.index_key(thread, lane, step_key), pack_index(row))
+
+
+def with_step(before: IndexRow, found: IndexRow) -> IndexRow:
+    """A step id's row with one more event that commits it.
 
     Args:
-        tables: The tables.
-        thread: Number of the thread.
-        lane: Number of the lane.
-        step_key: The id in fixed-width form.
-        before: Its row.
+        before: The row.
         found: The event as `step` and `original`, and whether it is hidden.
     """
     if before.step and found.hidden and not before.hidden:
-        return
+        return before
     same_sort = before.step and before.hidden == found.hidden
-    row = IndexRow(
+    return IndexRow(
         before.original if same_sort else found.original,
         found.step,
         found.hidden,
         before.writes,
         before.status,
     )
-    tables.put(INDEX, fmt.index_key(thread, lane, step_key), pack_index(row))
 
 
-def add_writes(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int, status: int) -> IndexRow:
-    """Note an event that records writes for a step id, which may be committed later; returns the id's row."""
-    row = find_row(tables, thread, lane, step_key)
+def with_writes(before: IndexRow, sequence: int, status: int) -> IndexRow:
+    """A step id's row with one more event that records writes for it, if there is room; else see `add_further`."""
+    writes = before.writes if is_full(before) else (*before.writes, sequence)
+    return IndexRow(before.original, before.step, before.hidden, writes, status or before.status)
+
+
+def is_full(row: IndexRow) -> bool:
+    """Whether no more writes go into a row."""
+    return len(row.writes) == WRITES_IN_ROW
+
+
+def add_further(tables: Tables, thread: int, lane: int, step_key: bytes, sequence: int) -> None:
+    """Note an event that records writes for a step id whose own row is full."""
     key = fmt.index_key(thread, lane, step_key)
-    row.status = status or row.status
-    is_full = len(row.writes) == WRITES_IN_ROW
-    if not is_full:
-        row.writes += (sequence,)
-    if status or not is_full:
-        tables.put(INDEX, key, pack_index(row))
-    if not is_full:
-        return row
     last = tables.previous_key(INDEX, key + b"\0", prefix_end(key))
     more = () if last is None else _unpack_further(thread, tables.get(INDEX, last) or b"")
     if last is None or len(more) == WRITES_IN_FURTHER_ROW:
         last, more = fmt.index_further_key(thread, lane, step_key, sequence), ()
     tables.put(INDEX, last, pack_further((*more, sequence)))
-    return row
