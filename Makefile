@@ -12,6 +12,9 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
 
+# Without bytecode every process that a test starts would compile LangGraph from its sources, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 BENCH_WORKLOADS := research-1000,research-300,research-4000,chat-200,deepagents,deepagents-1000,react-100,threads-200
 BENCH_RESULTS := bench/results/savers.json
 

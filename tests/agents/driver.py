@@ -39,8 +39,11 @@ class SaverFile:
         path: Path,
         open_sync: Callable[[Path], AbstractContextManager[Saver]],
         open_async: Callable[[Path], AbstractAsyncContextManager[Saver]],
+        *,
+        in_memory: bool = False,
     ) -> None:
         self.path = path
+        self.in_memory = in_memory
         self.open_sync = open_sync
         self.open_async = open_async
         self._stack = AsyncExitStack()
@@ -81,7 +84,7 @@ def memory(path: Path) -> SaverFile:
     async def opened(path: Path) -> AsyncIterator[Saver]:
         yield saver
 
-    return SaverFile(path, lambda path: nullcontext(saver), opened)
+    return SaverFile(path, lambda path: nullcontext(saver), opened, in_memory=True)
 
 
 # What the tests run over: "stepwell" unless the environment names another one, to debug the tests with.
@@ -118,8 +121,13 @@ class Run:
         self.graph = build(self.saver)
 
     async def reopen(self, *, compare: bool = True) -> None:
-        """Close the saver, open the file, build the agent again; all checkpoints read as before, id by id."""
+        """Close the saver, open the file, build the agent again; all checkpoints read as before, id by id.
+
+        In memory there is nothing to open: the agent that goes on as it is shows what restarts must not change.
+        """
         assert self._build is not None
+        if self.file.in_memory:
+            return
         before = await self._bytes() if compare else None
         await self.file.close()
         await self.start(self._build)

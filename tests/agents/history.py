@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
+from itertools import count
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -202,6 +203,8 @@ class Renderer:
 
     def value(self, value: Any) -> Rendered:
         """A value with its types: `True` is not `1`, and an order is kept where the value has one."""
+        if type(value) is str:  # nearly all that there is
+            return self._names.text(value)
         match value:
             case None | bool() | int() | float() | bytes():
                 return value
@@ -253,23 +256,24 @@ class WriteRenderer(Renderer):
         return identifier
 
 
-def first_difference(expected: Rendered, actual: Rendered, where: str = "") -> str | None:
+def first_difference(expected: Rendered, actual: Rendered) -> str | None:
     """Where two rendered forms differ first, in words, or None."""
     if type(expected) is not type(actual):
-        return f"{where}: expected {_brief(expected)}, got {_brief(actual)}"
+        return f": expected {_brief(expected)}, got {_brief(actual)}"
+    pairs: Iterable[tuple[Any, Any, Any]]
     if isinstance(expected, dict):
         if list(expected) != list(actual):
-            return f"{where}: expected keys {list(expected)}, got {list(actual)}"
-        pairs = [(f"{where}[{key!r}]", expected[key], actual[key]) for key in expected]
+            return f": expected keys {list(expected)}, got {list(actual)}"
+        pairs = zip(expected, expected.values(), actual.values(), strict=True)
     elif isinstance(expected, list | tuple):
-        pairs = [(f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(expected, actual, strict=False))]
+        pairs = zip(count(), expected, actual, strict=False)
     else:
-        return None if expected == actual else f"{where}: expected {_brief(expected)}, got {_brief(actual)}"
+        return None if expected == actual else f": expected {_brief(expected)}, got {_brief(actual)}"
     for place, left, right in pairs:
-        if found := first_difference(left, right, place):
-            return found
+        if found := first_difference(left, right):
+            return f"[{place!r}]{found}"
     if len(expected) != len(actual):
-        return f"{where}: expected {len(expected)} items, got {len(actual)}"
+        return f": expected {len(expected)} items, got {len(actual)}"
     return None
 
 
