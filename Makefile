@@ -9,6 +9,8 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores + cores
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+# Each process begins with tests that lie together, which share what they make once; who is done first takes from others.
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
 
@@ -32,13 +34,13 @@ demo: $(DEMO_READY) ## an agent is killed and comes back (ARGS='--help' for its 
 	@$(PY) examples/demo.py $(ARGS)
 
 test: $(DEV_READY) ## run the tests (ARGS='-k name' to choose)
-	$(PY) -m pytest --numprocesses $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest --numprocesses $(WORKERS)
+	$(PYTEST)
 
 kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
@@ -55,11 +57,11 @@ stress: $(DEV_READY) ## use one saver from several event loops and threads at on
 	PYTHONPATH=tests $(PY) tests/concurrency/stress.py --seconds 300 $(ARGS)
 
 properties: $(DEV_READY) ## try 2,000 examples of each property, not the 60 that `make test` tries
-	HYPOTHESIS_PROFILE=thorough $(PY) -m pytest --numprocesses $(WORKERS) tests/property $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) tests/property $(ARGS)
 
 damage: $(DEV_READY) ## damage a log's file in 100,000 ways and look for a lie or a crash
 	$(PY) tests/fuzz/damage.py --cases 100000 $(ARGS)
-	RECORDS_SEEDS=20 $(PY) -m pytest --numprocesses $(WORKERS) tests/fuzz
+	RECORDS_SEEDS=20 $(PYTEST) tests/fuzz
 
 repair: $(DEV_READY) ## damage a log in thousands of ways and see what repairing makes of it
 	PYTHONPATH=tests $(PY) tests/property/repairs.py --cases 6500 $(ARGS)

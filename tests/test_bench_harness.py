@@ -16,7 +16,6 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 import measure
-import plots
 import postgres
 import report
 import run
@@ -259,6 +258,8 @@ def test_report_has_a_short_form_and_a_full_one(results: Path, tmp_path: Path, m
     page, full = tmp_path / "README.md", tmp_path / "all" / "README.md"
     full.parent.mkdir()
     page.write_text(f"before\n{report.START}\n{report.END}\nafter\n")
+    import plots
+
     written = plots.write(results)
     assert [path.name for path in written] == [f"{report.HEADLINE}.png", "other.png"]
     arguments = ["report.py", str(results), "--write", str(page), "--full", str(full)]
@@ -286,6 +287,8 @@ def test_report_has_a_short_form_and_a_full_one(results: Path, tmp_path: Path, m
 
 def test_pictures_show_every_contender(results: Path) -> None:
     """Each contender that stores has its lines, and those that recover their bars; a label each, none twice."""
+    import plots  # and with it matplotlib, which the other processes that collect this module can do without
+
     figure = plots.picture(json.loads(results.read_text())["runs"][0])
     puts, disk, recovery = figure.axes
     assert (len(puts.lines), len(disk.lines)) == (4, 3 + 1)
