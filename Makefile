@@ -39,7 +39,8 @@ test: $(DEV_READY) ## run the tests (ARGS='-k name' to choose)
 check: $(DEV_READY) ## format, lint, types, tests: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy
+	@# Beside the type checker, which has one core, another process compiles what each of the tests' would compile.
+	$(PY) -m pytest --collect-only -qq > /dev/null & $(PY) -m mypy; typed=$$?; wait; exit $$typed
 	$(PYTEST)
 
 kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and look for what it was promised
