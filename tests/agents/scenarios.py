@@ -398,6 +398,6 @@ SCENARIOS: Mapping[str, Case] = {
     "crowd": Case(crowd),
     "tool_breaks": Case(tool_breaks),
     "long_agent": Case(long_agent, is_long=True),
-    "deep_agent": Case(deep_agent),
+    "deep_agent": Case(deep_agent, is_long=True),
     "deep_agent_forked": Case(deep_agent_forked, is_long=True),
 }
