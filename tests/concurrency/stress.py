@@ -248,13 +248,13 @@ class Worker:
             lane.model, lane.head = SaverModel(), None
             lane.went_to(None, {}, {})
             return
-        copy = self._heap.fresh()
-        await self._calls.copy_thread(lane.thread, copy.thread + " copied")
-        found = await self._calls.list(config_of(copy.thread + " copied", lane.ns))
+        copy = f"copy {new_id()}"  # several copy at once
+        await self._calls.copy_thread(lane.thread, copy)
+        found = await self._calls.list(config_of(copy, lane.ns))
         shown = [{**(show_tuple(each) or {}), "config": None} for each in found]
         expected = [{**(each or {}), "config": None} for each in lane.model.list(lane.thread, lane.ns)]
         self._compare(lane, shown, expected)
-        await self._calls.delete_thread(copy.thread + " copied")
+        await self._calls.delete_thread(copy)
 
     async def _look_at_another(self) -> None:
         """Read a lane that others write to: something that was tried is its head, or nothing."""
