@@ -24,11 +24,24 @@ from lmdb import verify as offline
 
 from crash.disk import Choice, Rules
 from crash.images import Promise, images
-from crash.recorded import FILE, LOCK_SUFFIX, Compact, CompactInPlace, Owner, Shown, Step
+from crash.recorded import (
+    FILE,
+    FORKED,
+    LOCK_SUFFIX,
+    Carry,
+    Compact,
+    CompactInPlace,
+    Held,
+    Owner,
+    Shown,
+    Step,
+    no_reference,
+)
 from crash.trace import Event
-from stepwell import Log, StepCommitted, StepwellError, changes, compact
-from stepwell.patch import Ref, payload_of
-from stepwell.storage import newfile
+from stepwell import Item, ItemPut, Log, StepCommitted, StepwellError, changes, compact, parse
+from stepwell.bundle import import_thread
+from stepwell.patch import payload_of
+from stepwell.storage import ItemName, newfile
 
 _DEADLINE_SECONDS: Final = 60
 _LOCK_BYTES: Final = 32768
@@ -81,13 +94,16 @@ def judge(path: Path, promise: Promise, owners: Sequence[Owner]) -> tuple[str, s
     with log:
         there = [_check_owner(log, number, owner, promise) for number, owner in enumerate(owners)]
         shown = [owner.shown[count] for owner, count in zip(owners, there, strict=True)]
-        others = {found.thread_id for found in log.threads()}.difference(*shown)
+        others = {found.thread_id for found in log.threads()}.difference(*(each.threads for each in shown))
         _demand(not others, f"there are threads that nobody opened: {others}")
+        strange = {found.namespace for found in log.items.scan()} - {name[0] for each in shown for name in each.items}
+        _demand(not strange, f"there are items that nobody put: {strange}")
         _check_audit(log)
-        for thread_id in ("after the crash", *sorted(shown[0])[:1]):
+        for thread_id in ("after the crash", *sorted(shown[0].threads)[:1]):
             _check_going_on(log, thread_id)
         for number, owner in enumerate(owners):
             _check_copies(log, path, number, owner, promise.done[number])
+            _check_bundles(path, owner, promise.done[number])
     _check_pages(path)
     if any(isinstance(operation, CompactInPlace) for owner in owners for operation in owner.operations):
         _check_compaction(path)
@@ -101,12 +117,36 @@ def _demand(holds: bool, otherwise: str) -> None:
 
 def _check_owner(log: Log, number: int, owner: Owner, promise: Promise) -> int:
     """How many operations are there: all that were acknowledged, and of the rest the first few, each whole."""
-    found = {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads(prefix=f"owner{number}/")}
+    found = _shown(log, f"owner{number}/", owner.item_names())
     done, begun = promise.done[number], promise.begun[number]
     allowed = owner.shown[done : max(done, begun) + 1]
     if found not in allowed:
         raise Failure(f"owner {number}, {done} acknowledged, {begun} begun: {_difference(allowed[0], found)}")
     return done + allowed.index(found)
+
+
+def _shown(log: Log, prefix: str, names: Sequence[ItemName]) -> Shown:
+    """What a log shows of the threads whose ids begin with something, and of some items."""
+    threads = list(log.threads(prefix=prefix))
+    held = {name: _item(log, name) for name in names}
+    return Shown(
+        {each.thread_id: _steps_of(log, each.thread_id) for each in threads},
+        {each.thread_id: each.labels for each in threads if each.labels},
+        {name: item for name, item in held.items() if item.versions},
+    )
+
+
+def _item(log: Log, name: ItemName) -> Held:
+    versions = list(log.items.history(*name, attachments=True))[::-1]
+    now = log.items.get(*name, attachments=True)
+    _demand(
+        now == versions[-1] if versions and isinstance(versions[-1], Item) else now is None,
+        f"the item {name} is {now}, its last version {versions[-1:]}",
+    )
+    for each in versions:
+        if isinstance(each, Item):
+            _demand(each.attachments["first"][1] == each.value[1][:4], f"{name} has attachments of another value")
+    return Held(tuple(each.value[1] if isinstance(each, Item) else None for each in versions), now and now.expires_at)
 
 
 def _steps_of(log: Log, thread_id: str) -> list[Step]:
@@ -117,25 +157,33 @@ def _steps_of(log: Log, thread_id: str) -> list[Step]:
         _demand(state is not None, f"step {step.step_id} of {thread_id} has no state")
         assert state is not None
         values = [each.write.value for each in thread.writes(step.step_id, lane=step.lane)]
-        writes = tuple(payload_of(value, _no_reference) for value in values)
-        found.append(Step(step.step_id, step.parent_id, step.lane, state.channels, writes))
+        writes = tuple(payload_of(value, no_reference) for value in values)
+        step_id = step.step_id if step.step_id.startswith("step") else FORKED
+        found.append(Step(step_id, step.parent_id, step.lane, state.channels, writes))
     return found[::-1]
-
-
-def _no_reference(ref: Ref) -> bytes:
-    raise AssertionError(f"a write with its content as bytes holds a reference: {ref}")
 
 
 def _difference(expected: Shown, found: Shown) -> str:
     """The first thing that differs, in few words."""
-    for thread in sorted(expected.keys() | found.keys()):
-        wanted, there = expected.get(thread), found.get(thread)
+    for thread in sorted(expected.threads.keys() | found.threads.keys()):
+        wanted, there = expected.threads.get(thread), found.threads.get(thread)
         if wanted is None or there is None:
             return f"thread {thread} is {'there' if wanted is None else 'not there'}"
         if wanted != there:
             names = [[step.step_id for step in steps] for steps in (wanted, there)]
             return f"thread {thread} should show the steps {names[0]} and shows {names[1]}, or their content differs"
+    if expected.labels != found.labels:
+        return f"the labels should be {expected.labels} and are {found.labels}"
+    for name in sorted(expected.items.keys() | found.items.keys()):
+        one, other = (_in_short(shown.items.get(name, Held((), None))) for shown in (expected, found))
+        if one != other:
+            return f"the item {name} should be {one} and is {other}"
     return "nothing differs from what was acknowledged"
+
+
+def _in_short(held: Held) -> str:
+    versions = ["deleted" if each is None else f"{each[:4].hex()}.. ({len(each)})" for each in held.versions]
+    return f"{versions}, expires {held.expires_at}"
 
 
 def _check_audit(log: Log) -> None:
@@ -150,6 +198,10 @@ def _check_going_on(log: Log, thread_id: str) -> None:
     sequence = thread.append([StepCommitted("one more", None, changes(channels), changes({}), "later")])
     state = thread.state(lane="later")
     _demand(state is not None and (state.sequence, state.channels) == (sequence, channels), "what is appended is lost")
+    name = ("after the crash",), thread_id
+    log.items.submit([ItemPut(*name, parse("text", b"put"))]).result()
+    item = log.items.get(*name)
+    _demand(item is not None and item.value[1] == b"put", "the item that is put is lost")
 
 
 def _check_pages(path: Path) -> None:
@@ -169,9 +221,7 @@ def _check_copies(log: Log, path: Path, number: int, owner: Owner, done: int) ->
             missing = missing or target
             continue
         with Log.open(target) as copied:
-            found = {
-                each.thread_id: _steps_of(copied, each.thread_id) for each in copied.threads(prefix=f"owner{number}/")
-            }
+            found = _shown(copied, f"owner{number}/", owner.item_names())
             _demand(found == owner.shown[position], f"the copy {target.name} does not show what the log showed")
             _check_audit(copied)
             _check_going_on(copied, "after the crash")
@@ -180,6 +230,21 @@ def _check_copies(log: Log, path: Path, number: int, owner: Owner, done: int) ->
         log.compact(missing)
         _demand(missing.exists(), f"the copy {missing.name} cannot be made")
         _demand(not _draft_of(missing).exists(), f"something is left beside {missing.name}")
+
+
+def _check_bundles(path: Path, owner: Owner, done: int) -> None:
+    """Each bundle holds the thread as it was, or is not there."""
+    for position, operation in enumerate(owner.operations):
+        if not isinstance(operation, Carry):
+            continue
+        bundle = path.with_name(operation.file)
+        if not bundle.exists():
+            _demand(position >= done, f"the bundle {bundle.name} was acknowledged and is not there")
+            continue
+        with Log.open(":memory:") as log:
+            import_thread(log, bundle, as_="carried")
+            found = _steps_of(log, "carried")
+        _demand(found == owner.shown[position].threads[operation.thread], f"{bundle.name} holds another thread")
 
 
 def _check_compaction(path: Path) -> None:
@@ -196,7 +261,8 @@ def _check_compaction(path: Path) -> None:
 
 def _everything(path: Path) -> Shown:
     with Log.open(path) as log:
-        return {each.thread_id: _steps_of(log, each.thread_id) for each in log.threads()}
+        names = [(item.namespace, item.key) for item in log.items.scan() if item.attachments]
+        return _shown(log, "", names)
 
 
 def _draft_of(path: Path) -> Path:

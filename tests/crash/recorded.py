@@ -34,7 +34,23 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
 
 from crash.recorder import NOTES
-from stepwell import Log, Sequence, StepCommitted, UsageError, Write, WritesRecorded, changes, compact, parse
+from stepwell import (
+    ItemDeleted,
+    ItemPut,
+    ItemTouched,
+    Log,
+    Sequence,
+    StepCommitted,
+    UsageError,
+    Write,
+    WritesRecorded,
+    changes,
+    compact,
+    parse,
+)
+from stepwell.bundle import export_thread, import_thread
+from stepwell.patch import Ref, payload_of
+from stepwell.storage import ItemName
 from stepwell.storage.lmdb import LmdbStorage
 from stepwell.writer import Ticket
 
@@ -43,6 +59,10 @@ LOCK_SUFFIX: Final = "-lock"
 OPENED: Final = "opened"
 BEGAN: Final = "began"
 DONE: Final = "done"
+FORKED: Final = "forked"
+"""The id that the engine chooses for a step is shown as this."""
+SOON: Final = 1000
+LATER: Final = 1 << 61  # times at which items expire
 
 Channels: TypeAlias = dict[str, tuple[str, bytes]]
 
@@ -101,6 +121,59 @@ class Copy(NamedTuple):
     target: str
 
 
+class Label(NamedTuple):
+    """Give a thread labels; None takes one away."""
+
+    thread: str
+    labels: dict[str, str | int | None]
+
+
+class Carry(NamedTuple):
+    """Write a thread into a bundle beside the log, and put it from there into the log under another name."""
+
+    thread: str
+    target: str
+    file: str
+
+
+class ForkInto(NamedTuple):
+    """Begin a new thread with all up to the newest step, and a step of its own."""
+
+    thread: str
+    step_id: str
+    lane: str
+    target: str
+
+
+class Remember(NamedTuple):
+    """Put and delete items, in one append."""
+
+    changes: tuple[ItemPut | ItemDeleted, ...]
+
+
+class Touch(NamedTuple):
+    """Keep an item for longer, if it is there."""
+
+    name: ItemName
+    expires_at: int
+
+
+class Sweep(NamedTuple):
+    """Delete the owner's items that expire by a time."""
+
+    by: int
+
+
+class Forget(NamedTuple):
+    """Remove the items of a namespace, and all that they were."""
+
+    prefix: tuple[str, ...]
+
+
+class PruneItems(NamedTuple):
+    """Forget all that items were; of deleted ones nothing is left."""
+
+
 class Seal(NamedTuple):
     """Seal a thread; nothing that can be read changes."""
 
@@ -125,30 +198,112 @@ class CompactInPlace(NamedTuple):
     """Close the log, compact its file unless another process has it open, and open it again."""
 
 
-Operation: TypeAlias = Append | Record | Prune | Delete | Copy | Seal | SealAll | Reopen | Compact | CompactInPlace
-Shown: TypeAlias = dict[str, list[Step]]
-"""By thread, its steps in commit order."""
+Operation: TypeAlias = (
+    Append
+    | Record
+    | Prune
+    | Delete
+    | Copy
+    | Label
+    | Carry
+    | ForkInto
+    | Remember
+    | Touch
+    | Sweep
+    | Forget
+    | PruneItems
+    | Seal
+    | SealAll
+    | Reopen
+    | Compact
+    | CompactInPlace
+)
+
+
+class Held(NamedTuple):
+    """An item as it must be read.
+
+    Attributes:
+        versions: What it was and is, oldest first; None where it was deleted.
+        expires_at: When what it is now expires.
+    """
+
+    versions: tuple[bytes | None, ...]
+    expires_at: int | None
+
+
+class Shown(NamedTuple):
+    """What is to be read.
+
+    Attributes:
+        threads: By thread, its steps in commit order.
+        labels: Of each thread that has some.
+        items: All that are there, or were.
+    """
+
+    threads: dict[str, list[Step]] = {}
+    labels: dict[str, dict[str, str | int]] = {}
+    items: dict[ItemName, Held] = {}
 
 
 def carried_out(shown: Shown, operation: Operation) -> Shown:
     """What is to be read after one more operation."""
-    shown = {thread: list(steps) for thread, steps in shown.items()}
+    threads = {thread: list(steps) for thread, steps in shown.threads.items()}
+    labels, items = dict(shown.labels), dict(shown.items)
     match operation:
         case Append(thread, step):
-            shown.setdefault(thread, []).append(step)
+            threads.setdefault(thread, []).append(step)
         case Record(thread, step_id, lane, write):
-            steps = shown[thread]
+            steps = threads[thread]
             at = next(i for i, step in enumerate(steps) if (step.step_id, step.lane) == (step_id, lane))
             steps[at] = steps[at]._replace(writes=tuple(sorted((*steps[at].writes, write), key=_task_of)))
         case Prune(thread, keep) if keep:
-            shown[thread] = shown[thread][-keep:]
+            threads[thread] = threads[thread][-keep:]
         case Prune(thread, _) | Delete(thread):
-            shown.pop(thread, None)
-        case Copy(thread, target):
-            shown[target] = list(shown[thread])
-        case Seal() | SealAll() | Reopen() | Compact() | CompactInPlace():
+            threads.pop(thread, None)
+            labels.pop(thread, None)
+        case Copy(thread, target) | Carry(thread, target) | ForkInto(thread, _, _, target):
+            threads[target] = list(threads[thread])
+            if thread in labels:
+                labels[target] = labels[thread]
+            if isinstance(operation, ForkInto):
+                forked = threads[target][-1]
+                threads[target].append(Step(FORKED, forked.step_id, forked.lane, forked.channels))
+        case Label(thread, changed):
+            merged = {**labels.pop(thread, {}), **changed}
+            if left := {name: value for name, value in merged.items() if value is not None}:
+                labels[thread] = left
+        case Remember(changed_items):
+            for change in changed_items:
+                _remember(items, change)
+        case Touch(name, expires_at) if name in items and items[name].versions[-1] is not None:
+            items[name] = items[name]._replace(expires_at=expires_at)
+        case Sweep(by):
+            for name in list(items):
+                _remember(items, ItemDeleted(*name, expired_by=by))
+        case Forget(prefix):
+            items = {name: held for name, held in items.items() if name[0][: len(prefix)] != prefix}
+        case PruneItems():
+            items = {name: Held(held[0][-1:], held[1]) for name, held in items.items() if held[0][-1] is not None}
+        case Touch() | Seal() | SealAll() | Reopen() | Compact() | CompactInPlace():
             pass
-    return shown
+    return Shown(threads, labels, items)
+
+
+def _remember(items: dict[ItemName, Held], change: ItemPut | ItemDeleted) -> None:
+    name = change.namespace, change.key
+    versions, expires_at = items.get(name, Held((), None))
+    if isinstance(change, ItemPut):
+        items[name] = Held((*versions, payload_of(change.value, no_reference)), change.expires_at)
+    elif versions and versions[-1] is not None:
+        by = change.expired_by
+        if by is None or (expires_at is not None and expires_at <= by):
+            items[name] = Held((*versions, None), None)
+
+
+def no_reference(ref: Ref) -> bytes:
+    """For values whose content is bytes."""
+    raise AssertionError(f"a value with its content as bytes holds a reference: {ref}")
 
 
 def _task_of(write: bytes) -> str:
@@ -215,13 +370,13 @@ WORKLOADS: Final = {
         ),
         Workload(
             "compaction",
-            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact": 3},
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact": 3, "remember": 2, "label": 1},
             sizes=(300, 3000, 20_000),
         ),
         Workload(
             "in-place",
             operations=24,
-            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact in place": 3},
+            kinds={"append": 6, "prune": 1, "delete": 2, "seal": 1, "compact in place": 3, "remember": 2},
             sizes=(300, 3000, 20_000),
         ),
         Workload(
@@ -229,7 +384,17 @@ WORKLOADS: Final = {
             operations=14,
             owners=2,
             processes=True,
-            kinds={"append": 6, "record": 2, "prune": 1, "copy": 1, "delete": 1, "seal": 2, "reopen": 1},
+            kinds={
+                "append": 6,
+                "record": 2,
+                "prune": 1,
+                "copy": 1,
+                "delete": 1,
+                "seal": 2,
+                "reopen": 1,
+                "remember": 2,
+                "label": 1,
+            },
             sizes=(300, 3000, 20_000),
             seal_after_events=8,
         ),
@@ -245,15 +410,44 @@ WORKLOADS: Final = {
         Workload(
             "recovery",
             operations=10,
-            kinds={"append": 6, "record": 1, "seal all": 2, "prune": 1, "delete": 1, "reopen": 1},
+            kinds={"append": 6, "record": 1, "seal all": 2, "prune": 1, "delete": 1, "reopen": 1, "remember": 2},
             sizes=(300, 3000, 20_000),
         ),
         Workload("copy", kinds={"append": 6, "record": 2, "copy": 3, "seal": 1, "delete": 1}),
         Workload(
+            "items",
+            operations=40,
+            kinds={"remember": 12, "touch": 3, "sweep": 3, "forget": 2, "append": 1, "seal all": 1, "reopen": 1},
+            sizes=(40, 300, 3000, 20_000),
+            seal_after_events=4,
+        ),
+        Workload(
+            "past-of-items",
+            kinds={"remember": 8, "touch": 1, "sweep": 1, "prune items": 2, "seal all": 1},
+            sizes=(300, 3000, 20_000),
+            seal_after_events=4,
+        ),
+        Workload(
+            "carrying",
+            operations=36,
+            kinds={"append": 6, "record": 1, "label": 4, "carry": 3, "fork into": 6, "prune": 1, "delete": 1},
+            sizes=(300, 3000, 20_000),
+        ),
+        Workload(
             "everything",
             operations=12,
             owners=3,
-            kinds={"append": 6, "fork": 1, "record": 2, "alone": 2, "prune": 1, "copy": 1, "delete": 1},
+            kinds={
+                "append": 6,
+                "fork": 1,
+                "record": 2,
+                "alone": 2,
+                "prune": 1,
+                "copy": 1,
+                "delete": 1,
+                "remember": 2,
+                "label": 1,
+            },
             seal_after_events=8,
             pause_seconds=0.003,
         ),
@@ -283,7 +477,7 @@ class Owner:
         self._made = 0
         self._messages: list[str] = []
         self.operations: list[Operation] = []
-        self.shown: list[Shown] = [{}]
+        self.shown: list[Shown] = [Shown()]
         for _ in range(workload.operations):
             operation = self._operation(self.shown[-1])
             self.operations.append(operation)
@@ -293,8 +487,13 @@ class Owner:
         rng = self._rng
         (kind,) = rng.choices([*self._workload.kinds], [*self._workload.kinds.values()])
         thread = rng.choice([f"{self._name}/first", f"{self._name}/first", f"{self._name}/second"])
-        steps = shown.get(thread, [])
-        if not steps or kind == "append":
+        if kind in ("remember", "touch", "sweep", "forget", "prune items"):
+            return self._operation_on_items(kind)
+        steps = shown.threads.get(thread, [])
+        if kind == "fork into" and self._ends_with(thread, steps):
+            self._made += 1
+            return ForkInto(thread, steps[-1].step_id, steps[-1].lane, f"{self._name}/fork{self._made}")
+        if not steps or kind in ("append", "fork into"):
             return Append(thread, self._step(steps, rng.choice(["", "", "", "sub"])))
         if kind == "alone":
             return Append(thread, self._step(steps, ""), alone=True)
@@ -311,6 +510,12 @@ class Owner:
             case "copy":
                 self._made += 1
                 return Copy(thread, f"{self._name}/copy{self._made}")
+            case "label":
+                names = rng.sample(["team", "turn", "note"], rng.randint(1, 2))
+                return Label(thread, {name: rng.choice([None, "red", "blue", 7, 8]) for name in names})
+            case "carry":
+                self._made += 1
+                return Carry(thread, f"{self._name}/carried{self._made}", f"{self._name}-{self._made}.bundle")
             case "seal":
                 return Seal(thread)
             case "seal all":
@@ -323,6 +528,39 @@ class Owner:
             case "compact in place":
                 return CompactInPlace()
         raise AssertionError(kind)
+
+    def _ends_with(self, thread: str, steps: list[Step]) -> bool:
+        """Whether the newest event of a thread is its newest step: a fork takes no writes that come after it."""
+        last = self.operations[-1] if self.operations else None
+        return isinstance(last, Append) and (last.thread, [last.step], last.alone) == (thread, steps[-1:], False)
+
+    def _operation_on_items(self, kind: str) -> Operation:
+        rng = self._rng
+        names = self.item_names()
+        match kind:
+            case "remember":
+                return Remember(tuple(map(self._change, rng.sample(names, rng.randint(1, 3)))))
+            case "touch":
+                return Touch(rng.choice(names), LATER + rng.randrange(1 << 40))
+            case "sweep":
+                return Sweep(SOON + 3)
+            case "forget":
+                return Forget(rng.choice(names)[0])
+            case "prune items":
+                return PruneItems()
+        raise AssertionError(kind)
+
+    def item_names(self) -> list[ItemName]:
+        """All that there ever may be."""
+        return [((self._name, part), f"k{number}") for part in ("a", "b") for number in range(4)]
+
+    def _change(self, name: ItemName) -> ItemPut | ItemDeleted:
+        rng = self._rng
+        if rng.random() < 0.2:
+            return ItemDeleted(*name)
+        content = self._content()
+        expires_at = rng.choice([None, None, SOON + rng.randrange(6), LATER])
+        return ItemPut(*name, parse("bytes", content), expires_at, {"first": parse("bytes", content[:4])})
 
     def _step(self, before: list[Step], lane: str) -> Step:
         rng = self._rng
@@ -337,7 +575,8 @@ class Owner:
         }
         if parent is not None and rng.random() < 0.3:
             channels["noise"] = parent.channels["noise"]
-        writes = (self._content(),) if rng.random() < 0.3 else ()
+        may_write = "fork into" not in self._workload.kinds
+        writes = (self._content(),) if may_write and rng.random() < 0.3 else ()
         return Step(f"step{self._made}", parent.step_id if parent else None, lane, channels, writes)
 
     def _content(self) -> bytes:
@@ -400,7 +639,7 @@ class _Program:
             if not alone or len(waiting) == 4:
                 self._wait(number, waiting)
             self._note(BEGAN, number, position)
-            waiting.append((position, self._begin(operation)))
+            waiting.append((position, self._begin(number, operation)))
             if not alone:
                 self._wait(number, waiting)
                 time.sleep(self._workload.pause_seconds)
@@ -413,8 +652,8 @@ class _Program:
             self._note(DONE, number, position)
         waiting.clear()
 
-    def _begin(self, operation: Operation) -> list[Ticket]:
-        """Carry out an operation, or begin to: it is done when the tickets are."""
+    def _begin(self, number: int, operation: Operation) -> list[Ticket]:
+        """Carry out an operation of an owner, or begin to: it is done when the tickets are."""
         log = self._log
         match operation:
             case Append(thread_id, step, alone):
@@ -434,6 +673,27 @@ class _Program:
                 log.thread(thread_id).delete()
             case Copy(thread_id, target):
                 log.thread(thread_id).copy_to(target)
+            case Label(thread_id, labels):
+                log.thread(thread_id).label(labels)
+            case Carry(thread_id, target, file):
+                bundle = self._path.with_name(file)
+                export_thread(log.thread(thread_id), bundle)
+                import_thread(log, bundle, as_=target)
+            case ForkInto(thread_id, step_id, lane, target):
+                log.thread(thread_id).fork(step_id, lane=lane, as_=target)
+            case Remember(changed):
+                return [log.items.submit(changed)]
+            case Touch(name, expires_at):
+                item = log.items.get(*name)
+                if item is not None:
+                    return [log.items.submit([ItemTouched(*name, item.sequence, expires_at)])]
+            case Sweep(by):
+                names = [name for name in log.items.expired(by) if name[0][0] == f"owner{number}"]
+                return [log.items.submit([ItemDeleted(*name, expired_by=by) for name in names])]
+            case Forget(prefix):
+                log.items.forget(prefix)
+            case PruneItems():
+                log.items.prune(log.storage.newest())
             case Seal(thread_id):
                 log.seal(thread_id)
             case SealAll():

@@ -75,6 +75,7 @@ static size_t folder_length;
 static int (*real_open)(const char *, int, ...);
 static int (*real_openat)(int, const char *, int, ...);
 static int (*real_close)(int);
+static int (*real_fcntl)(int, int, ...);
 static ssize_t (*real_write)(int, const void *, size_t);
 static ssize_t (*real_writev)(int, const struct iovec *, int);
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
@@ -113,8 +114,8 @@ static void share(const char *path) {
 }
 
 __attribute__((constructor)) static void start(void) {
-    FIND(open), FIND(openat), FIND(close), FIND(write), FIND(writev), FIND(pwrite), FIND(pwritev), FIND(pwritev2);
-    FIND(ftruncate), FIND(fallocate), FIND(posix_fallocate), FIND(fsync), FIND(fdatasync), FIND(rename), FIND(unlink);
+    FIND(open), FIND(openat), FIND(close), FIND(fcntl), FIND(write), FIND(writev), FIND(pwrite), FIND(pwritev);
+    FIND(pwritev2), FIND(ftruncate), FIND(fallocate), FIND(posix_fallocate), FIND(fsync), FIND(fdatasync), FIND(rename), FIND(unlink);
     FIND(fstatfs), FIND(uname), FIND(link), FIND(linkat);
     const char *named = getenv("RECORD_FOLDER"), *path = getenv("RECORD_TRACE");
     if (named && path && strlen(named) < sizeof folder) {
@@ -208,6 +209,33 @@ int close(int descriptor) {
         pthread_mutex_unlock(&shared->lock);
     }
     return real_close(descriptor);
+}
+
+/* A second descriptor of a file is one like the first. */
+int fcntl(int descriptor, int command, ...) {
+    va_list rest;
+    va_start(rest, command);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    if (!real_fcntl) FIND(fcntl);
+    if ((command != F_DUPFD && command != F_DUPFD_CLOEXEC) || !found(descriptor))
+        return real_fcntl(descriptor, command, argument);
+    pthread_mutex_lock(&shared->lock);
+    int result = real_fcntl(descriptor, command, argument), saved = errno;
+    if (result >= DESCRIPTORS) abort();
+    if (result >= 0) descriptors[result] = descriptors[descriptor];
+    pthread_mutex_unlock(&shared->lock);
+    errno = saved;
+    return result;
+}
+
+#undef fcntl64
+int fcntl64(int descriptor, int command, ...) {
+    va_list rest;
+    va_start(rest, command);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    return fcntl(descriptor, command, argument);
 }
 
 /* --- writes --- */

@@ -131,9 +131,9 @@ def test_who_opens_a_log_while_it_is_compacted_gets_the_right_file(
     notes = [Noted(line) for line in (tmp_path / NOTES).read_text().splitlines()]
     promise = promises(notes, 2)[-1]
     owners = [Owner(workload, number) for number in range(2)]
-    shown = owners[0].shown[promise.done[0]] | owners[1].shown[promise.done[1]]
+    shown = [owner.shown[done].threads for owner, done in zip(owners, promise.done, strict=True)]
     assert promise.done[1] == workload.operations
-    assert read == {name: len(steps) for name, steps in shown.items()}
+    assert read == {name: len(steps) for each in shown for name, steps in each.items()}
     judge(tmp_path / FILE, promise, owners)
 
 

@@ -172,6 +172,8 @@ def test_every_call_is_recorded(library: Path, tmp_path: Path) -> None:
         os.link(f"{folder}/b", f"{folder}/c")
         directory = os.open(folder, os.O_RDONLY)
         os.fsync(directory)
+        again = os.dup(os.open(f"{folder}/b", os.O_RDWR))
+        os.write(again, b"four")
         os.unlink(f"{folder}/b")
         """
     folder = tmp_path / "folder"
@@ -200,5 +202,6 @@ def test_every_call_is_recorded(library: Path, tmp_path: Path) -> None:
         Met(2, str(folder), False, True),
         SyncBegan(2, 4),
         SyncEnded(2, 4, True),
+        Written(1, 0, b"four"),
         Removed(b),
     ]

@@ -86,6 +86,8 @@ def build(path: Path) -> None:
             saver.put_writes(config, [("messages", messages[-1]), ("count", number)], task_id=f"task-{number}")
         for name in ("loose", "copied"):
             log.thread(name).append([step("big", {"x": rng.randbytes(9000)}, lane="sub")])
+        for name in ("sealed", "loose", "agent"):
+            log.thread(name).label({"team": "a", "turn": len(name)})
         _remember(log, rng)
     with Log.open(path) as log:
         assert log.audit().breaches == []
@@ -299,7 +301,9 @@ Question = tuple[str, str, Any]
 
 def questions(steps: dict[str, list[int]]) -> list[Question]:
     """Every read, of every thread; states at some sequences."""
-    asked: list[Question] = [("", what, None) for what in ("threads", "feed", "namespaces", "expired", "changes")]
+    asked: list[Question] = [
+        ("", what, None) for what in ("threads", "feed", "namespaces", "expired", "changes", "labelled")
+    ]
     asked += [("", "items", at) for at in (None, 240, 300)]
     asked += [("", "item", (at, *name)) for name in ITEMS for at in (None, 220, 260, 310)]
     asked += [("", "history", name) for name in ITEMS]
@@ -327,6 +331,7 @@ def answer(log: Log, saver: StepwellSaver, question: Question) -> Any:
         "items": lambda: list(log.items.scan(at=of, attachments=True)),
         "item": lambda: log.items.get(of[1], of[2], at=of[0]),
         "history": lambda: list(log.items.history(*of)),
+        "labelled": lambda: list(log.threads(labels={"turn": 5})),
         "summary": thread.summary,
         "events": lambda: list(thread.events()),
         "backwards": lambda: list(thread.events(reverse=True)),
@@ -456,6 +461,7 @@ def change(log: Log, saver: StepwellSaver, sound: Intact, rng: random.Random) ->
         lambda: log.items.submit([ItemPut(*name, parse("text", b"new")) for name in ITEMS]).result(),
         lambda: log.items.forget(("ab",)),
         lambda: log.thread("sealed").append([step("s50")]),
+        lambda: log.thread("sealed").label({"team": "b"}),
         lambda: log.seal("sealed"),
         lambda: log.thread("sealed").delete(),
         lambda: log.thread("pruned").delete(),
