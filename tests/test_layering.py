@@ -14,7 +14,7 @@ ENGINE = Path(__file__).resolve().parent.parent / "engine" / "stepwell"
 # From the ground up. A module imports from its own layer and from those below; the package itself is the top.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "format", "patch", "events", "nesting", "dictionary", "codec", "fold"),  # data and pure functions
-    ("cache", "clock", "loops", "inspect"),
+    ("apart", "cache", "clock", "loops", "inspect"),
     ("paths", "labels", "due", "arguments"),
     ("storage.occupancy",),
     ("storage",),  # the protocol that every storage engine follows

@@ -15,6 +15,8 @@ from typing import Final, Self
 from stepwell import audit as auditing
 from stepwell import format as fmt
 from stepwell import reader, repairing
+from stepwell.apart import apart
+from stepwell.apart import is_here as is_apart
 from stepwell.arguments import END, check_sequence, check_status, check_text, checked_path
 from stepwell.cache import CACHE_BYTES, Cache
 from stepwell.content import ContentMemory, Place, newest_contents
@@ -314,8 +316,23 @@ class Log:
         """
         if not isinstance(self.storage, LmdbStorage):
             return repair(self.path, into)  # which says why it cannot
-        with self._folding.turn, self.storage.standing_still():
-            return repair(self.storage.key, into, progress=progress)  # its path may be relative to where it was opened
+        storage = self.storage
+        is_interrupted = False
+
+        def told(what: str, done: int, total: int) -> None:
+            if is_interrupted:
+                raise KeyboardInterrupt
+            progress(what, done, total)
+
+        def interrupt() -> None:
+            nonlocal is_interrupted
+            is_interrupted = True
+
+        def carry_out() -> RepairReport:
+            with self._folding.turn, storage.standing_still():
+                return repair(storage.key, into, progress=told)  # its path may be relative to where it was opened
+
+        return apart(carry_out, interrupt)
 
     def compact(self, into: str | os.PathLike[str]) -> Compaction:
         """Write what the log holds now into a new file that is as small as it can be.
@@ -349,7 +366,7 @@ class Log:
         threads are in end well, or with ClosedError.  Called from a signal handler or a finalizer, it closes the log
         under the call that was interrupted; in one of the log's own threads it does not wait.
         """
-        if self._folding.is_here or self._writer.is_here:
+        if self._folding.is_here or self._writer.is_here or is_apart():
             _abandon(self.watch, self._folding, self._writer, self.storage)
             return
         self.storage.begin_closing(lambda: self._folding.is_here or self._writer.is_here)

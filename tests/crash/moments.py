@@ -10,9 +10,11 @@ KeyboardInterrupt is raised, as Ctrl-C does, or something is called, as a signal
 from __future__ import annotations
 
 import argparse
+import asyncio
 import faulthandler
 import gc
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,10 +27,11 @@ from typing import Any, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the tests' packages are not found
 
-from building import step, wrote
+from building import noise, step, wrote
 from conformance.calls import checkpoint_of, config_of
-from stepwell import ClosedError, Log
-from stepwell_langgraph import StepwellSaver
+from stepwell import ClosedError, Item, ItemDeleted, ItemPut, Log, parse
+from stepwell.bundle import export_thread, import_thread
+from stepwell_langgraph import StepwellSaver, StepwellStore
 
 _PATIENCE_SECONDS = 60.0
 HOWS = ("Ctrl-C", "close", "append")
@@ -72,8 +75,8 @@ class Moments:
 
 
 def interrupt() -> None:
-    """What Python does at Ctrl-C."""
-    raise KeyboardInterrupt
+    """What Ctrl-C does: Python's handler raises KeyboardInterrupt, that of an event loop cancels its main task."""
+    signal.raise_signal(signal.SIGINT)
 
 
 # --- the calls ---
@@ -85,7 +88,7 @@ class Failure(Exception):
 
 @dataclass
 class World:
-    """A log with something in it, and a saver over it; what the calls under test need.
+    """A log with something in it, and a saver and a store over it; what the calls under test need.
 
     Attributes:
         truth: Channel values of each checkpoint that was put, whether or not the call returned.
@@ -94,24 +97,44 @@ class World:
     path: Path
     log: Log = field(init=False)
     saver: StepwellSaver = field(init=False)
+    store: StepwellStore = field(init=False)
     truth: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.log = Log.open(self.path, seal_after_events=1 << 20)
         self.saver = StepwellSaver(self.log)
+        self.store = StepwellStore(self.log, ttl={"default_ttl": 60, "refresh_on_read": True})
         thread = self.log.thread("t")
         thread.append([step("s0", {"x": b"0"}), wrote("s0")])
         thread.append([step("s1", {"x": b"1", "y": b"2" * 5000}, parent="s0")])
         for number in range(4):
             self.put(number)
         self.log.thread("other").append([step("s0", {"x": b"0"})])
+        self.log.thread("other").label({"team": "red"})
+        export_thread(self.log.thread("other"), self.beside(".bundle"))
+        for turn in (-2, -1):
+            self.remember(turn)
+        self.store.put(("notes", "ada"), "old", {"text": "tea"})
+        # Room that sealing and closing give back.
+        self.log.thread("gone").append([step("s0", {"x": noise(150_000)})])
+        self.log.thread("gone").delete()
 
     def opened_again(self) -> World:
         """What is in the file once it was closed."""
         again = World.__new__(World)
         again.path, again.truth, again.log = self.path, self.truth, Log.open(self.path)
-        again.saver = StepwellSaver(again.log)
+        again.saver, again.store = StepwellSaver(again.log), StepwellStore(again.log)
         return again
+
+    def beside(self, suffix: str) -> Path:
+        """A path beside the log."""
+        return self.path.with_name(self.path.name + suffix)
+
+    def remember(self, turn: int) -> None:
+        """Put items in one append; the one before the last has expired."""
+        names = [(("group", "a"), f"k{number}") for number in range(4)]
+        value = parse("text", b"%d " % turn + b"v" * 2000 * (turn % 2))
+        self.log.items.submit([ItemPut(*name, value, 1 if turn == -1 else None) for name in names]).result()
 
     def values(self, number: int) -> dict[str, Any]:
         """The state after a number of puts: a list that grows, a dict that changes, a value."""
@@ -133,9 +156,28 @@ class World:
             id_ = found.checkpoint["id"]
             if found.checkpoint["channel_values"] != self.truth[id_]:
                 raise Failure(f"checkpoint {id_} shows {found.checkpoint['channel_values']}, not {self.truth[id_]}")
+        items = [item.value for item in self.log.items.scan(("group",))]
+        if len(items) not in (0, 4) or len({*items}) > 1:
+            raise Failure(f"of items that change together there are {items}")
+        for found in self.store.search(("notes",)):
+            if found.value not in ({"text": "tea"}, {"text": "new"}):
+                raise Failure(f"an item is {found.value}")
         breaches = self.log.audit().breaches
         if breaches:
             raise Failure(f"audit: {breaches}")
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """What was made beside the log is whole, or is not there."""
+        for suffix in (".compacted", ".repaired"):
+            if self.beside(suffix).exists():
+                with Log.open(self.beside(suffix)) as log:
+                    if log.audit().breaches or log.thread("t").state() is None:
+                        raise Failure(f"what is at {log.path} is not whole")
+        for suffix in (".bundle", ".exported"):
+            if self.beside(suffix).exists():
+                with Log.open(":memory:") as log:
+                    import_thread(log, self.beside(suffix), as_="proven")
 
 
 Call = Callable[[World, int], object]
@@ -172,6 +214,50 @@ def _prune(world: World, turn: int) -> None:
     world.log.thread("t").prune([state.sequence])
 
 
+def _fork(world: World, turn: int) -> None:
+    world.log.thread("t").fork("s1")
+
+
+def _fork_into_another(world: World, turn: int) -> None:
+    world.log.thread("t").fork("s1", as_=f"forked {turn}")
+
+
+def _delete_items(world: World, turn: int) -> None:
+    world.log.items.submit([ItemDeleted(("group", "a"), f"k{number}") for number in range(4)]).result()
+
+
+def _read_items(world: World, turn: int) -> None:
+    items = world.log.items
+    at = next(each.commit for each in items.history(("group", "a"), "k0") if isinstance(each, Item))
+    list(items.scan(("group",), at=at, attachments=True))
+    list(items.changes(0) or ())
+    list(items.namespaces())
+    items.expired(10)
+
+
+def _search(world: World, turn: int) -> None:
+    world.store.search(("notes",), filter={"text": "tea"})
+    world.store.get(("notes", "ada"), "old")
+    world.store.history(("notes", "ada"), "old")
+
+
+async def _use_in_a_loop(world: World, turn: int) -> None:
+    """What an agent does in a superstep."""
+    last = f"c{len(world.truth) - 1:06}"
+    await asyncio.gather(
+        world.saver.aget_tuple(config_of("saved")),
+        world.saver.aput_writes(config_of("saved", "", last), [("messages", "a")], f"loop {turn}"),
+        world.store.aput(("notes", "ada"), f"k{turn}", {"text": "new"}),
+        world.store.aget(("notes", "ada"), "old"),
+    )
+    await world.store.asearch(("notes",))
+
+
+async def _follow_in_a_loop(world: World, turn: int) -> None:
+    async for _ in world.log.follow(timeout_seconds=0.002):
+        pass
+
+
 def _open_another(world: World, turn: int) -> None:
     with Log.open(world.path.with_suffix(".other")) as log:
         log.thread("t").append([step(f"s{turn}")])
@@ -200,6 +286,24 @@ CALLS: dict[str, Call] = {
     "stats": lambda world, turn: world.log.stats(),
     "measure": lambda world, turn: world.log.measure(),
     "writes": lambda world, turn: world.log.thread("t").writes("s0"),
+    "label": lambda world, turn: world.log.thread("t").label({"team": "blue", "turn": turn}),
+    "labelled threads": lambda world, turn: list(world.log.threads(labels={"team": "red"})),
+    "fork": _fork,
+    "fork into another": _fork_into_another,
+    "export": lambda world, turn: export_thread(world.log.thread("t"), world.beside(".exported")),
+    "import": lambda world, turn: import_thread(world.log, world.beside(".bundle"), as_=f"imported {turn}"),
+    "compact": lambda world, turn: world.log.compact(world.beside(".compacted")),
+    "repair": lambda world, turn: world.log.repair(world.beside(".repaired")),
+    "items": _read_items,
+    "put items": lambda world, turn: world.remember(turn),
+    "delete items": _delete_items,
+    "forget items": lambda world, turn: world.log.items.forget(("group",)),
+    "prune items": lambda world, turn: world.log.items.prune(world.log.storage.newest()),
+    "store put": lambda world, turn: world.store.put(("notes", "ada"), "old", {"text": "new"}),
+    "store search": _search,
+    "sweep": lambda world, turn: world.store.sweep_ttl(),
+    "superstep in a loop": lambda world, turn: asyncio.run(_use_in_a_loop(world, turn)),
+    "follow in a loop": lambda world, turn: asyncio.run(_follow_in_a_loop(world, turn)),
     "open another": _open_another,
     "open again": _open_again,
     "close": lambda world, turn: world.saver.close(),
@@ -256,7 +360,7 @@ def interrupt_at(name: str, at: int, folder: Path, how: str) -> None:
     world.saver.close()
     again = world.opened_again()
     again.check()
-    for thread in ("t", "new 1", "copy 1"):
+    for thread in ("t", "new 1", "copy 1", "imported 1", "forked 1"):
         _check_whole(again.log, thread)
     again.saver.close()
     del kept
@@ -270,8 +374,11 @@ def _append_if_open(log: Log) -> None:
 
 
 def _check_whole(log: Log, thread_id: str) -> None:
-    """Of a step and the writes that were appended with it, both are there or neither."""
+    """Of a step and the writes that were appended with it, both are there or neither; what was copied is whole."""
     steps = {found.step_id for found in log.thread(thread_id).steps()}
+    copied = {"copy 1": {"s0"}, "imported 1": {"s0"}, "forked 1": {"s0", "s1"}}.get(thread_id, set())
+    if steps and not copied <= steps:
+        raise Failure(f"{thread_id!r} holds only {steps}")
     for step_id in steps & {"a", "a1"}:
         if not log.thread(thread_id).writes(step_id):
             raise Failure(f"of an append to {thread_id!r} only the step is there")

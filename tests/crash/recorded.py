@@ -241,9 +241,9 @@ class Shown(NamedTuple):
         items: All that are there, or were.
     """
 
-    threads: dict[str, list[Step]] = {}
-    labels: dict[str, dict[str, str | int]] = {}
-    items: dict[ItemName, Held] = {}
+    threads: dict[str, list[Step]]
+    labels: dict[str, dict[str, str | int]]
+    items: dict[ItemName, Held]
 
 
 def carried_out(shown: Shown, operation: Operation) -> Shown:
@@ -477,7 +477,7 @@ class Owner:
         self._made = 0
         self._messages: list[str] = []
         self.operations: list[Operation] = []
-        self.shown: list[Shown] = [Shown()]
+        self.shown: list[Shown] = [Shown({}, {}, {})]
         for _ in range(workload.operations):
             operation = self._operation(self.shown[-1])
             self.operations.append(operation)

@@ -6,16 +6,23 @@ What could hang or end the process runs in one of its own, which Python tells to
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
+from typing import Any, cast
 
 import pytest
 
-from stepwell import Log
+from building import noise, step
+from stepwell import ClosedError, Log, repairing
+from stepwell.storage.lmdb import freepages
+from stepwell.storage.lmdb.freepages import PageFile
 
 PRELUDE = """
 import asyncio, atexit, gc, os, random, signal, sys, threading, time
@@ -460,6 +467,65 @@ def test_signals_without_a_handler(name: str, code: int, path: Path) -> None:
     else:
         assert ended.stderr == ""
     assert check(path) > 0
+
+
+def _append(log: Log, path: Path) -> None:
+    log.thread("handler").append([step("s0")])
+
+
+def _close(log: Log, path: Path) -> None:
+    log.thread("waiting").begin_append([step("s0")])
+    log.close()
+
+
+def _close_and_go_on(log: Log, path: Path) -> None:
+    log.close()
+    with Log.open(path) as again:
+        again.thread("again").append([step("s0", {f"x{number}": noise(60_000) for number in range(8)})])
+
+
+@pytest.mark.skipif(not freepages.can_punch(), reason="no holes are made in files here")
+@pytest.mark.parametrize("act", [_append, _close, _close_and_go_on])
+@pytest.mark.parametrize("call", ["seal", "close", "repair"])
+def test_a_handler_while_nobody_may_commit(
+    call: str, act: Callable[[Log, Path], None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler may append, or close the log and use the file, while a call makes holes or repairs: it does not wait
+    for itself, and no holes are made afterwards in what came to stand there."""
+    log = Log.open(path)
+    log.thread("kept").append([step("s0", {"x": noise()})])
+    log.thread("gone").append([step("s0", {f"x{number}": noise(60_000) for number in range(8)})])
+    log.thread("gone").delete()
+    interrupted: list[bool] = []
+
+    def handle(number: int, frame: object) -> None:
+        with suppress(ClosedError):
+            act(log, path)
+
+    def interrupting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def interrupt_and_call(*arguments: Any) -> Any:
+            if not interrupted:
+                interrupted.append(True)
+                signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGUSR1)
+            return function(*arguments)
+
+        return interrupt_and_call
+
+    monkeypatch.setattr(PageFile, "punch", interrupting(PageFile.punch))
+    monkeypatch.setattr(repairing, "fill", interrupting(repairing.fill))
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with suppress(ClosedError):
+            log.repair(path.with_suffix(".repaired")) if call == "repair" else getattr(log, call)()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    log.close()
+    assert interrupted
+    with Log.open(path) as log:
+        assert log.audit().breaches == []
+        threads = {each.thread_id for each in log.threads()}
+        assert threads >= {"kept"} | ({"again"} if act is _close_and_go_on else set())
+        assert all(log.thread(name).state() for name in threads)
 
 
 def test_a_handler_that_closes_and_exits(path: Path) -> None:

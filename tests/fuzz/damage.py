@@ -44,6 +44,7 @@ from stepwell_langgraph import StepwellSaver
 PAGE: Final = 4096
 UNITS: Final = (1, 512, PAGE)
 LONGEST_SECONDS: Final = 60.0  # for one case; what takes longer hangs
+LONGEST_LOOK_SECONDS: Final = 5.0  # from one look at them to the next; in what goes beyond, the machine stood still
 CASES_BETWEEN_REPORTS: Final = 2000
 THREADS: Final = ("sealed", "loose", "copied", "pruned", "agent", "deleted", "nobody")
 LANES: Final = ("", "sub")
@@ -511,7 +512,8 @@ def run(seed: int, cases: range, workers: int, told: Callable[[str], None] = pri
     sound = intact()
     context = get_context("fork")
     tally = Tally(collections.Counter(), [])
-    running: dict[Connection, tuple[Any, range, int, str, float]] = {}
+    running: dict[Connection, tuple[Any, range, int, float]] = {}
+    looked, watched = time.monotonic(), 0.0  # time as this process has lived it
 
     def start(part: range) -> None:
         if part:
@@ -519,7 +521,7 @@ def run(seed: int, cases: range, workers: int, told: Callable[[str], None] = pri
             process = context.Process(target=_work, args=(sound, seed, part, theirs))
             process.start()
             theirs.close()
-            running[mine] = process, part, part[0], "", time.monotonic()
+            running[mine] = process, part, part[0], watched
 
     def note(case: int, kinds: str, fault: str) -> None:
         tally.faults.append((case, kinds, fault))
@@ -529,28 +531,31 @@ def run(seed: int, cases: range, workers: int, told: Callable[[str], None] = pri
     for worker in range(workers):
         start(cases[worker * size : (worker + 1) * size])
     while running:
-        for pipe in wait(list(running), timeout=1.0):
+        ready = wait(list(running), timeout=1.0)
+        before, looked = looked, time.monotonic()
+        watched += min(looked - before, LONGEST_LOOK_SECONDS)
+        for pipe in ready:
             assert isinstance(pipe, Connection)
             process, part, *_ = running[pipe]
             try:
                 case, kinds, verdict = pipe.recv()
             except EOFError:
-                _, _, case, _, _ = running.pop(pipe)
+                _, _, case, _ = running.pop(pipe)
                 process.join()
                 if process.exitcode:
                     note(case, "?", f"the interpreter died: exit code {process.exitcode}")
                     tally.outcomes["interpreter crash"] += 1
                     start(range(case + 1, part.stop))
                 continue
-            running[pipe] = process, part, case, "", time.monotonic()
+            running[pipe] = process, part, case, watched
             if verdict is not None:
                 tally.outcomes[verdict.outcome] += 1
                 if (done := sum(tally.outcomes.values())) % CASES_BETWEEN_REPORTS == 0:
                     told(f"{done:,} cases: {dict(tally.outcomes)}, {len(tally.faults)} faults so far")
                 if verdict.fault:
                     note(case, kinds, verdict.fault)
-        for process, _, _, _, since in running.values():
-            if time.monotonic() - since > LONGEST_SECONDS:
+        for process, _, _, since in running.values():
+            if watched - since > LONGEST_SECONDS:
                 process.kill()
     return tally
 

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
 from contextlib import contextmanager
+from functools import partial
 
 from stepwell import format as fmt
+from stepwell.apart import apart
 from stepwell.cache import Cache
 from stepwell.errors import ClosedError, ForkedError, ReadOnlyError
 from stepwell.storage import Append, Compaction, Copy, Operation, Outcome
@@ -120,7 +122,10 @@ class LmdbStorage(TableStorage):
 
     def give_back(self, least_bytes: int = 0, *, in_background: bool = False) -> int:
         environment = self._open_environment()
-        return 0 if self.read_only else environment.give_back(least_bytes, in_background)
+        if self.read_only or environment.is_closing:  # this may have interrupted its closing
+            return 0
+        call = partial(environment.give_back, least_bytes, in_background)
+        return call() if in_background else apart(call)
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:

@@ -145,6 +145,11 @@ class Environment:
                 raise
         return env, tables, log_id
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether its closing has begun."""
+        return self._closed
+
     def check(self) -> None:
         """Raise unless the engine can follow every page, as somebody asks for certainty who has it open already."""
         with translated(self.path, self.real_path, self._read_only):
