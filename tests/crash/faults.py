@@ -33,12 +33,15 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest.mock import patch
 
 from lmdb import verify as offline
 
 from building import noise, step, wrote
 from conformance.calls import checkpoint_of, config_of, new_version
-from stepwell import CapacityError, Log
+from stepwell import CapacityError, Deletion, ItemDeleted, ItemPut, ItemTouched, Log, UsageError, forking, parse
+from stepwell.bundle import export_thread, import_thread
+from stepwell.events import ItemEvent
 from stepwell_langgraph import StepwellSaver
 
 SOURCE: Final = Path(__file__).with_suffix(".c")
@@ -51,7 +54,10 @@ FEWEST_CALLS: Final = 3  # in nearly every operation: two writes and a sync
 MEMORY: Final = Path("/dev/shm")  # where syncs cost nothing: that they fail is made up anyway
 
 Content = dict[str, Any]
-"""By thread: what it shows."""
+"""By thread: what it shows; and what the items are and were."""
+ITEMS: Final = "all items"
+BUNDLE: Final = "bundle"
+COMPACTED: Final = "compacted"
 
 
 class Fault(NamedTuple):
@@ -155,6 +161,61 @@ def _seal_in_background(saver: StepwellSaver) -> set[str]:
         return done
 
 
+def _label(saver: StepwellSaver) -> set[str]:
+    return _tried({"tail"}, lambda: saver.log.thread("tail").label({"team": "red", "turn": 1}))
+
+
+def _fork(saver: StepwellSaver) -> set[str]:
+    with patch.object(forking, "new_id", lambda number, now: "forked"):
+        return _tried({"sealed"}, lambda: saver.log.thread("sealed").fork("s3"))
+
+
+def _fork_into_another(saver: StepwellSaver) -> set[str]:
+    with patch.object(forking, "new_id", lambda number, now: "forked"):
+        return _tried({"branch"}, lambda: saver.log.thread("sealed").fork("s3", as_="branch"))
+
+
+def _import(saver: StepwellSaver) -> set[str]:
+    bundle = Path(saver.log.path).parents[1] / BUNDLE
+    return _tried({"imported"}, lambda: import_thread(saver.log, bundle, as_="imported"))
+
+
+def _compact(saver: StepwellSaver) -> set[str]:
+    try:
+        saver.log.compact(Path(saver.log.path).with_name(COMPACTED))
+    except (CapacityError, UsageError):  # the one where there is no room, the other where no file can be put
+        return set()
+    return {COMPACTED}
+
+
+def _change_items(saver: StepwellSaver) -> set[str]:
+    items = saver.log.items
+    there = items.get(*_NAMES[0])
+    assert there is not None
+    changes: list[ItemEvent] = [_item(name, b"new" * 500) for name in _NAMES[1:5]]
+    changes += [ItemTouched(*_NAMES[0], there.sequence, 1 << 61), ItemDeleted(*_NAMES[5])]
+    return _tried({ITEMS}, lambda: items.submit(changes).result())
+
+
+def _sweep(saver: StepwellSaver) -> set[str]:
+    names = saver.log.items.expired(1000)
+    return _tried(
+        {ITEMS}, lambda: saver.log.items.submit([ItemDeleted(*each, expired_by=1000) for each in names]).result()
+    )
+
+
+def _forget(saver: StepwellSaver) -> set[str]:
+    return _tried({ITEMS}, lambda: saver.log.items.forget(("a",)))
+
+
+def _prune_items(saver: StepwellSaver) -> set[str]:
+    return _tried({ITEMS}, lambda: saver.log.items.prune(saver.log.storage.newest()))
+
+
+def _seal_items(saver: StepwellSaver) -> set[str]:
+    return _tried(set(), saver.log.seal)
+
+
 def _give_back(saver: StepwellSaver) -> set[str]:
     saver.log.storage.give_back()
     return set()
@@ -211,6 +272,16 @@ OPERATIONS: Final[dict[str, Callable[[StepwellSaver], set[str]]]] = {
     "prune": _prune,
     "seal": _seal,
     "seal in background": _seal_in_background,
+    "label": _label,
+    "fork": _fork,
+    "fork into another": _fork_into_another,
+    "import": _import,
+    "compact": _compact,
+    "change items": _change_items,
+    "sweep items": _sweep,
+    "forget items": _forget,
+    "prune items": _prune_items,
+    "seal all": _seal_items,
     "give back": _give_back,
     "close": _close,
     "put": _put,
@@ -222,9 +293,17 @@ OPERATIONS: Final[dict[str, Callable[[StepwellSaver], set[str]]]] = {
 }
 OPEN: Final = "open"
 CREATION: Final = "create"
+USE: Final = "use"
 
 
 # --- the prepared log ---
+
+
+_NAMES: Final = [((part,), f"k{number}") for part in "ab" for number in range(4)]
+
+
+def _item(name: tuple[tuple[str, ...], str], value: bytes, expires_at: int | None = None) -> ItemPut:
+    return ItemPut(*name, parse("text", value), expires_at, {"beside": parse("text", value[:4])})
 
 
 def _id(number: int) -> str:
@@ -258,19 +337,43 @@ def prepare(path: Path) -> None:
             version = {"messages": new_version()}
             config = config_of("agent", "", _id(number - 1) if number else None)
             saver.put(config, checkpoint_of(_id(number), values, version), {"source": "loop", "step": number}, version)
+        log.thread("sealed").label({"team": "blue"})
+        export_thread(log.thread("sealed"), path.with_name(BUNDLE))
+        for number in range(12):
+            changes = [_item(name, noise(150), 900 if number % 5 == 4 else None) for name in _NAMES[number % 3 :: 3]]
+            log.items.submit([*changes, ItemDeleted(*_NAMES[number % 8])]).result()
+        log.items.submit([_item(_NAMES[0], noise(3000), 1 << 60)]).result()
         log.storage.give_back()
+
+
+def used(path: Path) -> Log:
+    """The log after a little use, so that it remembers what it will change."""
+    log = Log.open(path, seal_after_events=SEAL_AFTER_EVENTS)
+    log.thread("tail").append([step("warm", {"x": b"warm"})])
+    log.items.submit([_item(_NAMES[1], b"warm")]).result()
+    return log
 
 
 def content(log: Log) -> Content:
     """What the log shows: all steps of each thread, and the newest and oldest with what they hold; no times."""
-    found: Content = {}
+    versions = {name: list(log.items.history(*name, attachments=True)) for name in _NAMES}
+    now = {(item.namespace, item.key): (item.value, item.expires_at) for item in log.items.scan()}
+    found: Content = {
+        ITEMS: (
+            now,
+            {
+                name: [None if isinstance(each, Deletion) else (each.value, each.attachments) for each in several]
+                for name, several in versions.items()
+            },
+        )
+    }
     for summary in log.threads():
         thread = log.thread(summary.thread_id)
         steps = [(each.step_id, each.parent_id, each.lane) for each in thread.steps()]
         states = [thread.state(each[0], lane=each[2]) for each in {*steps[:1], *steps[-1:]}]
         channels = {state.step_id: state.channels for state in states if state is not None}
         waiting = [thread.writes(each[0]) for each in steps[-1:]] + [thread.writes(_id(0)), thread.writes(_id(5))]
-        found[summary.thread_id] = (steps, channels, waiting)
+        found[summary.thread_id] = (steps, channels, waiting, summary.labels)
     return found
 
 
@@ -303,7 +406,7 @@ def play(case: Case, prepared: Path, folder: Path, before: Content, after: Conte
         struck = faults.fault_disarm()
         log = opened or Log.open(path)
     else:
-        log = Log.open(path, seal_after_events=SEAL_AFTER_EVENTS)
+        log = used(path)
         saver = StepwellSaver(log)
         faults.fault_arm(*arm)
         done = OPERATIONS[case.operation](saver)
@@ -313,9 +416,17 @@ def play(case: Case, prepared: Path, folder: Path, before: Content, after: Conte
             log = Log.open(path)
         elif meanwhile is not None:
             _compare(meanwhile, before, after, done, may_be_more=struck & META)
+    compacted = folder / COMPACTED
+    assert compacted.exists() or COMPACTED not in done
+    if compacted.exists():
+        with Log.open(compacted) as copied:
+            assert content(copied) == before, "the compacted log shows something else"
     may_be_more = bool(struck & META) and case.fault.lasting
     _compare(content(log), before, after, done, may_be_more=may_be_more)
     log.thread("later").append([step("s0", {"x": noise(5000)})])
+    for name in sorted(before.keys() & {"tail", "sealed"}):
+        log.thread(name).append([step("later", {"x": noise(50)}), wrote("later")])
+    log.items.submit([_item(_NAMES[2], noise(50))]).result()
     assert log.audit().breaches == []
     seen = content(log)
     log.close()
@@ -341,11 +452,11 @@ def _compare(found: Content, before: Content, after: Content, done: set[str], *,
 def _outcome(operation: str, prepared: Path, folder: Path) -> Content:
     """What the log shows after an operation that nothing disturbs."""
     path = folder / "agents.stepwell"
-    if operation == CREATION:
-        return {}
-    shutil.copy(prepared, path)
-    log = Log.open(path, seal_after_events=SEAL_AFTER_EVENTS)
-    if operation != OPEN:
+    path.unlink(missing_ok=True)
+    if operation != CREATION:
+        shutil.copy(prepared, path)
+    log = Log.open(path) if operation in (OPEN, CREATION) else used(path)
+    if operation in OPERATIONS:
         OPERATIONS[operation](StepwellSaver(log))
     if operation == "close":
         log = Log.open(path)
@@ -359,11 +470,11 @@ def work(folder: Path, share: float, seed: int, only: str | None) -> None:
     prepared, place = folder / "prepared", folder / "work"
     place.mkdir()
     prepare(prepared)
-    before = _outcome(OPEN, prepared, place)
     tally: dict[str, int] = {}
     for operation in (OPEN, CREATION, *OPERATIONS):
         if only is not None and operation != only:
             continue
+        before = _outcome(operation if operation in (OPEN, CREATION) else USE, prepared, place)
         after = _outcome(operation, prepared, place)
         for fault in FAULTS:
             numbers: Iterable[int] = itertools.count()
@@ -372,7 +483,7 @@ def work(folder: Path, share: float, seed: int, only: str | None) -> None:
             for number in numbers:
                 case = Case(operation, fault, number)
                 try:
-                    if not play(case, prepared, place, {} if operation == CREATION else before, after):
+                    if not play(case, prepared, place, before, after):
                         break  # the operation makes fewer calls than that
                 except BaseException:
                     print(f"{case}", file=sys.stderr)

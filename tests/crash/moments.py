@@ -413,6 +413,7 @@ def main() -> None:
     """Read the command line, and play."""
     parser = argparse.ArgumentParser(description="Interrupt calls at each moment at which Python handles signals.")
     parser.add_argument("--call", choices=CALLS, help="one call instead of all")
+    parser.add_argument("--calls", type=int, default=len(CALLS), help="so many calls, at random")
     parser.add_argument("--how", choices=HOWS, help="one way instead of all")
     parser.add_argument("--each", type=int, default=1, help="pass over moments: 1 plays all, 10 every tenth")
     parser.add_argument("--sample", type=int, default=0, help="so many moments of each call, at random")
@@ -420,7 +421,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"seed {options.seed}")
     total = 0
-    for name in [options.call] if options.call else CALLS:
+    chosen = random.Random(options.seed).sample(list(CALLS), options.calls)
+    for name in [options.call] if options.call else sorted(chosen, key=list(CALLS).index):
         for how in [options.how] if options.how else HOWS:
             played = play(name, how, options.each, options.sample, options.seed)
             print(f"{name}, {how}: {played} moments", flush=True)

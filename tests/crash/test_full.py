@@ -12,7 +12,7 @@ import pytest
 from crash import faults, full
 from crash.recorder import NoCompilerError, build
 
-SHARE = 0.12
+SHARE = 0.08
 
 
 @pytest.fixture

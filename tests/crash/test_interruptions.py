@@ -25,7 +25,7 @@ def test_a_call_that_is_interrupted_leaves_nothing_half_done(how: str) -> None:
     in the way afterwards, the log goes on (or was closed), and closes."""
     seed = random.randrange(10**9)
     played = subprocess.run(
-        [sys.executable, moments.__file__, "--how", how, "--sample", "2", "--seed", str(seed)],
+        [sys.executable, moments.__file__, "--how", how, "--calls", "24", "--sample", "2", "--seed", str(seed)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from building import noise, step, wrote
+from building import FailingStorage, noise, step, wrote
 from stepwell import (
     BundleError,
     ConflictError,
+    DiskFullError,
     FormatError,
     Log,
     NewerFormatError,
@@ -25,6 +26,7 @@ from stepwell import (
 from stepwell import format as fmt
 from stepwell.bundle import Description, describe, export_thread, import_thread
 from stepwell.events import Sequence, Status, StepCommitted, ThreadDeleted, ThreadOpened, ThreadPruned
+from stepwell.storage import Seal
 
 SHARED = b"told twice, so that the second time is a reference to the first" * 4
 
@@ -161,6 +163,18 @@ def test_an_import_that_is_interrupted_leaves_nothing(moment: str, memory_log: L
     with pytest.raises(KeyboardInterrupt):
         import_thread(memory_log, tmp_path / "trip.bundle", as_="again", progress=interrupt)
     assert [each.thread_id for each in memory_log.threads()] == ["trip"]
+
+
+def test_an_import_that_leaves_no_room_for_sealing(memory_log: Log, tmp_path: Path) -> None:
+    """The thread is there when its append was durable: that there is no room to seal it is no failure of the import."""
+    exported = grown(memory_log, steps=30)
+    export_thread(exported, tmp_path / "trip.bundle")
+    storage = FailingStorage()
+    storage.failure = lambda group: DiskFullError("full") if isinstance(group[0], Seal) else None
+    with Log(storage) as log:
+        import_thread(log, tmp_path / "trip.bundle")
+        assert list(log.thread("trip").steps()) == list(exported.steps())
+        assert log.audit().breaches == []
 
 
 def test_a_thread_that_is_pruned_meanwhile(memory_log: Log, tmp_path: Path) -> None:
