@@ -47,6 +47,7 @@ kill: $(DEV_READY) ## kill a writer 200 times, and at every named point, and loo
 	$(PY) tests/crash/kill_writer.py --rounds 200 $(ARGS)
 	$(PY) tests/crash/kill_writer.py --rounds 40 --writers 3
 	$(PY) tests/crash/kill_points.py
+	STEPWELL_KILLS=50 $(PY) -m pytest tests/crash/test_kill_items.py
 
 crash: $(DEV_READY) ## cut the power in thousands of ways and look for what was promised
 	$(PY) tests/crash/power_loss.py --images 4000 $(ARGS)

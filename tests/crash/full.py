@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from building import noise, step, wrote
 from conformance.calls import checkpoint_of, config_of, new_id, new_version
-from stepwell import CapacityError, DiskFullError, Log, MapFullError, Thread
+from stepwell import CapacityError, DiskFullError, ItemPut, Log, MapFullError, Thread, parse
 from stepwell.storage.lmdb import room
 from stepwell_langgraph import StepwellSaver
 
@@ -47,10 +47,16 @@ class UnavailableError(Exception):
 
 
 class Book:
-    """What was acknowledged: by thread, the ids of its steps in order."""
+    """What was acknowledged.
+
+    Attributes:
+        steps: By thread, the ids of its steps in order.
+        items: By key, the value.
+    """
 
     def __init__(self) -> None:
         self.steps: dict[str, list[str]] = {}
+        self.items: dict[str, bytes] = {}
 
     def check(self, log: Log) -> None:
         found = {
@@ -61,6 +67,7 @@ class Book:
             assert found[name] == ids, f"{name}: {found[name][-5:]} instead of {ids[-5:]}"
             state = log.thread(name).state(ids[-1])
             assert state is not None
+        assert {item.key: item.value[1] for item in log.items.scan()} == self.items
 
 
 class Filler:
@@ -80,7 +87,14 @@ class Filler:
             CapacityError: Nothing was.
         """
         size = self._choice.randrange(largest // 4, largest)
-        ways: list[Callable[[int], int]] = [self._append, self._group, self._put, self._put_writes, self._puts]
+        ways: list[Callable[[int], int]] = [
+            self._append,
+            self._group,
+            self._put,
+            self._put_writes,
+            self._puts,
+            self._remember,
+        ]
         return self._choice.choice(ways)(size)
 
     def fill(self, largest: int = 40_000) -> int:
@@ -127,6 +141,13 @@ class Filler:
         if not added and refused is not None:
             raise refused
         return added
+
+    def _remember(self, size: int) -> int:
+        """Two items together, under keys that may be there already."""
+        new = {f"k{number}": noise(size // 2) for number in self._choice.sample(range(8), 2)}
+        self.log.items.submit([ItemPut(("all",), key, parse("n", value)) for key, value in new.items()]).result()
+        self._book.items.update(new)
+        return size
 
     def _checkpoint(self, size: int) -> tuple[str, str, tuple[Any, ...]]:
         thread, step_id = self._name("saver")
@@ -231,14 +252,24 @@ def rounds(path: Path, count: int, seed: int, neighbour: Path | None) -> dict[st
         book.check(log)
         for name in [*book.steps]:
             log.thread(name).delete()
+        log.items.forget(("all",))
         log.thread("last").append([step("s0"), wrote("s0")])
         assert log.audit().breaches == []
     return tally
 
 
 def make_room(log: Log, book: Book, number: int, tally: dict[str, int]) -> None:
-    """Delete half of the threads, or prune all of them to their newest step: by the engine, or by the saver."""
+    """Delete half of the threads, or prune all of them to their newest step, by the engine or by the saver; and forget
+    the items, or what they were."""
     names = sorted(book.steps)
+    if number % 2 == 0:
+        log.items.forget(("all",))
+        book.items.clear()
+    else:
+        try:
+            log.items.prune(log.storage.newest())
+        except CapacityError as error:  # what is kept is written anew first
+            check_message(error)
     if number % 3 == 0:
         for name in names[: len(names) // 2 + 1]:
             log.thread(name).delete()

@@ -35,7 +35,15 @@ from crash.trace import Event, Met, SyncBegan, SyncEnded, Written
 OLD_KERNEL: Final = "3.5.0"
 WITHOUT_LENGTH: Final = Rules(length_by_fdatasync=False)
 TORN_META: Final = Rules(sector_bytes=8)
-EVERYTHING: Final = (*WORKLOADS, "append+pair", "compaction+pair", "everything+twice", "reuse+twice", "in-place+twice")
+EVERYTHING: Final = (
+    *WORKLOADS,
+    "append+pair",
+    "compaction+pair",
+    "items+pair",
+    "everything+twice",
+    "reuse+twice",
+    "in-place+twice",
+)
 RECOVERY: Final = WORKLOADS["recovery"]
 IMAGES_OF_A_RECOVERY: Final = 20
 FILES: Final = "files"

@@ -1,7 +1,8 @@
-"""A process that is killed while it changes items, a few times; `make kill` kills those that write threads."""
+"""A process that is killed while it changes items, a few times; `make kill` kills it more often."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from stepwell import Item, ItemDeleted, ItemPut, Log, parse
 from stepwell.events import ItemEvent
 
-ROUNDS = 4
+ROUNDS = int(os.environ.get("STEPWELL_KILLS", "4"))
 KEYS = 5
 GROUP = 3
 

@@ -136,6 +136,10 @@ def test_forks_at_any_moment(end: str, path: Path) -> None:
                 lambda: saver.put(config_of("t0"), checkpoint_of("no"), {{}}, {{}}),
                 lambda: saver.get_tuple(config_of("t0")), lambda: list(saver.list(None)),
                 lambda: asyncio.run(saver.aput(config_of("t0"), checkpoint_of("no"), {{}}, {{}})),
+                lambda: log.items.submit([ItemPut(("a",), "k", parse("text", b"no"))]),
+                lambda: log.items.get(("a",), "k"), lambda: list(log.items.scan()), lambda: log.items.forget(()),
+                lambda: log.thread("t0").label({{"no": 1}}), lambda: log.thread("t0").fork(),
+                lambda: next(log.follow()), lambda: log.compact(path + ".no"), lambda: log.repair(path + ".no"),
             ]
             failed = [number for number, use in enumerate(uses) if not refused(use)]
             if failed:
@@ -266,10 +270,10 @@ def test_closing_while_threads_are_in_calls(path: Path) -> None:
                 saver.put(config_of("saved"), checkpoint_of(id_, {"x": [1]}, {"x": id_}), {}, {"x": id_})
             uses = [
                 lambda: append(log, f"a{round}", next(count)),
-                lambda: append(log, f"b{round}", next(count)),
                 put,
                 lambda: saver.get_tuple(config_of("saved")),
                 lambda: list(log.thread("a0").steps()),
+                lambda: log.items.submit([ItemPut(("a",), "k", parse("text", b"v"))]).result(),
                 lambda: list(log.feed()),
                 log.seal,
                 log.audit,
@@ -287,7 +291,7 @@ def test_closing_while_threads_are_in_calls(path: Path) -> None:
             assert threading.active_count() == 1, threading.enumerate()
         print("done")
         """
-    assert output_of(script.replace('config_of("saved")', 'config_of("saved")'), path) == "done"
+    assert output_of(script, path) == "done"
     with Log.open(path) as log:
         assert log.audit().breaches == []
 

@@ -19,6 +19,8 @@ from building import append, noise, step, wrote
 from stepwell import (
     ClosedError,
     ConflictError,
+    ItemPut,
+    Items,
     Log,
     Sequence,
     Snapshot,
@@ -560,7 +562,7 @@ def test_iterating_while_the_thread_goes(log: Log, kind: str, change: str) -> No
 def test_use_after_close(tmp_path: Path) -> None:
     """A closed log refuses everything, through handles that were made before, too."""
     with Log.open(tmp_path / "log") as other:
-        thread = other.thread("t")
+        thread, items = other.thread("t"), other.items
         thread.append([step("s0")])
     uses: dict[str, Callable[[], object]] = {
         "state": thread.state,
@@ -604,11 +606,26 @@ def test_use_after_close(tmp_path: Path) -> None:
         "grep": lambda: list(thread.grep("x")),
         "tree": thread.tree,
         "fork": thread.fork,
+        "submit of items": lambda: items.submit([ItemPut(("a",), "k", parse("text", b"v"))]),
+        "forget": lambda: items.forget(("a",)),
+        "prune of items": lambda: items.prune(1),
+        "get": lambda: items.get(("a",), "k"),
+        "get_many": lambda: items.get_many([(("a",), "k")]),
+        "attached": lambda: items.attached([1], "v"),
+        "scan": lambda: list(items.scan()),
+        "namespaces": lambda: list(items.namespaces()),
+        "history": lambda: list(items.history(("a",), "k")),
+        "expired": lambda: items.expired(1),
+        "version": items.version,
+        "changes": lambda: list(items.changes(0) or ()),
+        "commit_at": lambda: items.commit_at(1),
     }
     for use in uses.values():
         with pytest.raises(ClosedError, match="closed"):
             use()
-    public = {name for kind in (Log, Thread) for name, member in vars(kind).items() if inspect.isfunction(member)}
+    public = {
+        name for kind in (Log, Thread, Items) for name, member in vars(kind).items() if inspect.isfunction(member)
+    }
     tried = {name.split()[0] for name in uses}
     assert {name for name in public if not name.startswith("_")} - tried == {"thread", "close", "observe"}
     other.close()
