@@ -684,9 +684,9 @@ class _Program:
             case Remember(changed):
                 return [log.items.submit(changed)]
             case Touch(name, expires_at):
-                item = log.items.get(*name)
-                if item is not None:
-                    return [log.items.submit([ItemTouched(*name, item.sequence, expires_at)])]
+                # Others may forget items meanwhile, and values get other sequences by that.
+                while (item := log.items.get(*name)) is not None and item.expires_at != expires_at:
+                    log.items.submit([ItemTouched(*name, item.sequence, expires_at)]).result()
             case Sweep(by):
                 names = [name for name in log.items.expired(by) if name[0][0] == f"owner{number}"]
                 return [log.items.submit([ItemDeleted(*name, expired_by=by) for name in names])]
