@@ -150,6 +150,22 @@ def test_pages_beyond_the_end(tmp_path: Path) -> None:
         assert rows.items() <= content[name].items()
 
 
+@pytest.mark.parametrize("lost", [1, PAGE_BYTES - 100])
+def test_a_file_that_ends_within_a_page(tmp_path: Path, lost: int) -> None:
+    """Without a meta page to say otherwise, what is left of the page counts, with zeros for the rest."""
+    path = tmp_path / "file"
+    fill(path, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-lost])
+    with open(path, "rb") as file:
+        pages = Pages(file.fileno(), PAGE_BYTES)
+        last = len(whole) // PAGE_BYTES - 1
+        assert pages.count == last + 1
+        assert pages._read(last, last * PAGE_BYTES, PAGE_BYTES) == whole[-PAGE_BYTES:-lost] + bytes(lost)
+        with pytest.raises(PageError, match="missing"):
+            pages._read(last + 1, len(whole), 16)
+
+
 def test_trees_that_share_a_page(tmp_path: Path) -> None:
     """A page that two trees hold is given once, and told the second time: no walk goes in circles."""
     path = tmp_path / "file"

@@ -175,15 +175,18 @@ class Pages:
     Args:
         descriptor: The file.
         page_bytes: Size of a page.
-        last_page: The last page in use; None for all that the file holds.
+        last_page: The last page in use; None for all that the file holds, with zeros for what is cut off the last one.
     """
 
     def __init__(self, descriptor: int, page_bytes: int, last_page: int | None = None) -> None:
         self._descriptor = descriptor
         self.page_bytes = page_bytes
-        self.count = os.fstat(descriptor).st_size // page_bytes
-        if last_page is not None:
-            self.count = min(self.count, last_page + 1)
+        size = os.fstat(descriptor).st_size
+        self._is_cut = last_page is None and size % page_bytes != 0
+        if last_page is None:
+            self.count = -(-size // page_bytes)
+        else:
+            self.count = min(size // page_bytes, last_page + 1)
         self.met = bytearray(self.count)
         self._places: dict[int, int] = {}
 
@@ -392,6 +395,8 @@ class Pages:
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
         data = os.pread(self._descriptor, length, offset)
+        if self._is_cut and offset + length <= self.count * self.page_bytes:
+            data = data.ljust(length, b"\0")
         if len(data) != length:
             raise PageError(number, f"is missing: the file ends at {offset + len(data)}")
         return data
