@@ -86,6 +86,13 @@ class Child:
         """Ask it to end."""
         self._control.send("stop")
 
+    def show(self) -> None:
+        """Let it print where its threads stand."""
+        pid = self._process.pid
+        if pid is not None and self._process.exitcode is None:
+            os.kill(pid, signal.SIGUSR1)
+            self._process.join(1.0)
+
     def end(self) -> int | None:
         """Wait for its end; the exit code, None if it did not come to an end."""
         self._process.join(_DEADLINE_SECONDS)
@@ -135,6 +142,9 @@ class Round:
 
     def kill(self, name: str) -> None:
         self._children[name].kill()
+
+    def show(self, name: str) -> None:
+        self._children[name].show()
 
     def stop(self, name: str) -> None:
         self._children[name].stop()
@@ -197,6 +207,8 @@ def _see_them_go_on(round_: Round, others: list[str]) -> None:
     round_.follow(enough, _DEADLINE_SECONDS)
     stuck = [name for name, number in left.items() if number > 0]
     if stuck:
+        for name in stuck:
+            round_.show(name)
         raise Failure(f"after another writer was killed these did not go on: {stuck}")
 
 

@@ -7,10 +7,12 @@ call has returned.  A line is one write to a pipe, so a killed child leaves no h
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import json
 import os
 import random
+import signal
 import threading
 import traceback
 from collections.abc import Coroutine, Sequence
@@ -298,6 +300,7 @@ def drive(call: Coroutine[Any, Any, None]) -> None:
 
 def write(path: str, name: str, life: int, seed: int, mode: str, pipe: Connection, control: Connection) -> None:
     """Write until the control pipe says stop, or until this process is killed."""
+    faulthandler.register(signal.SIGUSR1)  # who waits for it too long asks where it stands
     reports = Reports(pipe)
     reports.tell(started=True)
     with StepwellSaver.from_conn_string(path) as saver:
