@@ -131,7 +131,9 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         try:
             for lane, step_id, memory in self._memories.take_puts():
                 with _forgotten_if_not_stored(lane):
-                    self._store_late_changes(lane, step_id, memory)
+                    ticket = self._begin_late_step(lane, step_id, memory)
+                    if ticket is not None:
+                        ticket.result()
         finally:
             self.log.close()
 
@@ -245,29 +247,25 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         if taken is not None:
             step_id, memory = taken
             with _forgotten_if_not_stored(lane):
-                self._store_late_changes(lane, step_id, memory)
+                ticket = self._begin_late_step(lane, step_id, memory)
+                if ticket is not None:
+                    memory.sequence = Sequence_(ticket.result().sequences[-1])
                 self._memories.put(lane, step_id, memory)
 
     async def _acatch_up(self, address: Address) -> None:
-        """`_catch_up` for coroutines: what little there is to be looked at is looked at in the loop."""
+        """`_catch_up` for coroutines.  If it is cancelled, or the log is closed meanwhile, the changes are stored."""
         lane = (address.thread_id, address.lane)
         taken = self._memories.take_last_put(lane, address.checkpoint_id)
         if taken is not None:
             step_id, memory = taken
             with _forgotten_if_not_stored(lane):
-                step = self._late_step(lane, step_id, memory)
-                if step is not None:
-                    await offload(self._store_late_step, lane, memory, step)
+                ticket = self._begin_late_step(lane, step_id, memory)
+                if ticket is not None:
+                    memory.sequence = Sequence_((await ticket).sequences[-1])
                 self._memories.put(lane, step_id, memory)
 
-    def _store_late_changes(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> None:
-        """Commit the head of a lane once more if objects of it were changed in place since they were checked."""
-        step = self._late_step(lane, step_id, memory)
-        if step is not None:
-            self._store_late_step(lane, memory, step)
-
-    def _late_step(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> StepCommitted | None:
-        """What stores the late changes of a head; None if there are none, or it is the head no more."""
+    def _begin_late_step(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> Ticket | None:
+        """Submit a head once more, if objects of it were changed in place since they were checked."""
         place = locate(self.log.storage, Address(*lane, step_id))
         if place is None or place.head != memory.sequence or place.number != memory.incarnation:
             return None
@@ -275,11 +273,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         if not changes:
             return None
         merge = Merge((), changes)
-        return StepCommitted(step_id, memory.parent_id, merge, Merge(), lane[1], memory.sequence, status=memory.status)
-
-    def _store_late_step(self, lane: LaneKey, memory: LaneMemory, step: StepCommitted) -> None:
-        ticket = self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
-        memory.sequence = Sequence_(ticket.result().sequences[-1])
+        step = StepCommitted(step_id, memory.parent_id, merge, Merge(), lane[1], memory.sequence, status=memory.status)
+        return self.log.thread(lane[0]).begin_append([step], incarnation=memory.incarnation)
 
     def _late_changes(self, memory: LaneMemory) -> dict[str, Patch]:
         changes: dict[str, Patch] = {}

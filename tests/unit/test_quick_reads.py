@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from building import noise
 from conformance.calls import checkpoint_of, config_of, new_id, new_version
+from stepwell import ClosedError
 from stepwell_langgraph import StepwellSaver
 from stepwell_langgraph import saver as module
 
@@ -119,6 +123,30 @@ async def test_late_changes_are_stored_first(size: int, tmp_path: Path) -> None:
         assert found.checkpoint["channel_values"]["message"].content == message.content
     with StepwellSaver.from_conn_string(tmp_path / "log.stepwell") as saver:
         assert saver.get_tuple(config_of()) == found
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "closed"])
+async def test_late_changes_are_stored_however_the_reading_ends(ending: str, tmp_path: Path) -> None:
+    """Also where no thread is free: nobody else looks at the objects any more."""
+    saver, _ = saver_at(tmp_path / "log.stepwell")
+    message = HumanMessage("a" * 5_000, id="1")
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as threads, saver:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(busy.wait)
+        put_twice(saver, message, lambda: setattr(message, "content", "b" * 5_000))
+        reading = asyncio.ensure_future(saver.aget_tuple(config_of()))
+        await asyncio.sleep(0)
+        if ending == "cancelled":
+            reading.cancel()
+        saver.close()
+        busy.set()
+        with pytest.raises(asyncio.CancelledError if ending == "cancelled" else ClosedError):
+            await reading
+    with StepwellSaver.from_conn_string(tmp_path / "log.stepwell") as saver:
+        found = saver.get_tuple(config_of())
+    assert found is not None
+    assert found.checkpoint["channel_values"]["message"].content == message.content
 
 
 async def test_what_can_be_encoded_no_more_keeps_nobody_from_reading(
