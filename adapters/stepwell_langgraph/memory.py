@@ -112,11 +112,11 @@ class Memories:
             memories = self._lanes.get(lane) or {}
             return memories.get((step_id, True)) or memories.get((step_id, False))
 
-    def latest(self, lane: LaneKey, step_id: str | None) -> LaneMemory | None:
-        """The memory of a step of a lane (None: of any) that was put or read last, to be looked at only."""
+    def size(self, lane: LaneKey, step_id: str | None) -> int | None:
+        """The size of the largest memory of a step of a lane (None: of any, as each may be the head)."""
         with self._lock:
             memories = self._lanes.get(lane) or {}
-            return next((memories[key] for key in reversed(memories) if step_id in (None, key[0])), None)
+            return max((memories[key].size for key in memories if step_id in (None, key[0])), default=None)
 
     def take(self, lane: LaneKey, step_id: str, values: Mapping[str, Any]) -> LaneMemory | None:
         """The memory of a step, which then belongs to the caller alone.

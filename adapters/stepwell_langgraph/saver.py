@@ -7,6 +7,7 @@ called, joins the group that is committed next, and is waited for in a thread or
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -37,6 +38,7 @@ from stepwell.fold import PendingWrite as StoredWrite
 from stepwell.fold import State
 from stepwell.format import id_key
 from stepwell.log import Log
+from stepwell.loops import turn
 from stepwell.patch import Blob, Merge, Patch, Value, parse
 from stepwell.pruning import Kept
 from stepwell.storage import Found, ThreadRow
@@ -60,6 +62,7 @@ _ATTEMPTS: Final = 5
 _FIRST_PAGE: Final = 16
 _LARGEST_PAGE: Final = 256
 _QUICK_BYTES: Final = 1 << 14  # of a state, and of what is noted of its elements
+_QUICK_RECORDS_BYTES: Final = 1 << 17  # of a whole thread, compressed
 _QUICK_EVENTS: Final = 12
 
 _T = TypeVar("_T")
@@ -300,6 +303,7 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
         address = read_address(config)
+        await turn(asyncio.get_running_loop())  # between those who read in the loop, it does what else is due
         row = self.log.storage.thread(address.thread_id)
         if row is None:
             return None
@@ -311,10 +315,11 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
     def _is_quickly_read(self, address: Address, row: ThreadRow) -> bool:
         """Whether reading a checkpoint takes about a millisecond, which a thread would take longer to be asked for.
 
-        Its state is small, as a put or a read has found lately, and little was committed since a state was last read.
+        Its state is small, as a put or a read has found lately; so is all that it may refer to, and what was written
+        for it; and little was committed since a state was last read.
         """
-        memory = self._memories.latest((address.thread_id, address.lane), address.checkpoint_id)
-        if memory is None or memory.size > _QUICK_BYTES or row.sealed:
+        size = self._memories.size((address.thread_id, address.lane), address.checkpoint_id)
+        if size is None or size > _QUICK_BYTES or row.sealed or row.loose_bytes > _QUICK_RECORDS_BYTES:
             return False
         return row.last - max(self.log.reader.latest(row.number), row.first) < _QUICK_EVENTS
 

@@ -71,6 +71,51 @@ async def test_what_is_large(tmp_path: Path) -> None:
         assert not await is_read_in_loop(saver, serde)
 
 
+async def test_what_is_large_beside_what_was_read_last(tmp_path: Path) -> None:
+    """Reading an earlier checkpoint says nothing of the head."""
+    saver, serde = saver_at(tmp_path / "log.stepwell")
+    with saver:
+        small = put(saver, {"x": 1})
+        put(saver, {"x": "x" * module._QUICK_BYTES}, small)
+        assert not await is_read_in_loop(saver, serde, small)
+        assert await is_read_in_loop(saver, serde, small)
+        assert not await is_read_in_loop(saver, serde)
+
+
+async def test_what_refers_to_something_large_or_has_large_writes(tmp_path: Path) -> None:
+    """A small state may be read from large records."""
+    saver, serde = saver_at(tmp_path / "log.stepwell")
+    with saver:
+        stored = put(saver, {"x": 1})
+        saver.put_writes(stored, [("x", noise(module._QUICK_RECORDS_BYTES))], "task")
+        assert not await is_read_in_loop(saver, serde)
+
+
+async def test_others_go_on_meanwhile(tmp_path: Path) -> None:
+    """Coroutines that do nothing but read leave the loop to what else is due, one after the other or all at once."""
+    saver, serde = saver_at(tmp_path / "log.stepwell")
+    turns = [0]
+
+    async def other() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def read(times: int) -> None:
+        for _ in range(times):
+            assert await saver.aget_tuple(config_of())
+
+    with saver:
+        put(saver, {"x": 1})
+        assert await is_read_in_loop(saver, serde)
+        going_on = asyncio.ensure_future(other())
+        for readers in ([read(20)], [read(1) for _ in range(20)]):
+            turns[0] = 0
+            await asyncio.gather(*readers)
+            assert turns[0] >= 10
+        going_on.cancel()
+
+
 async def test_what_was_not_used_by_this_saver(tmp_path: Path) -> None:
     """Nobody knows how large it is."""
     saver, serde = saver_at(tmp_path / "log.stepwell")
