@@ -26,8 +26,7 @@ _Spot: TypeAlias = tuple[int, Hashable]
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
-
-_numbers: Final = count()
+_numbers: Final = count()  # of all shelves of the process
 
 
 class Cache:
@@ -72,7 +71,7 @@ class Cache:
         return found[0]
 
     def keys(self, shelf: int) -> list[Any]:
-        return [key for owner, key in list(self._things) if owner == shelf]
+        return [key for number, key in list(self._things) if number == shelf]
 
 
 class Shelf(Generic[_K, _V]):

@@ -261,7 +261,7 @@ class Commit:
             # Those who ran on this step may be heard before the step is.
             row.status = _status(entry.status, before.status) or row.status
         found = index.with_step(before, IndexRow(sequence, sequence, entry.hidden))
-        if found is not before:
+        if found != before:
             self._put_index_row(row.number, lane, entry.step_key, found)
         return sequence
 
@@ -514,6 +514,7 @@ class Commit:
         return IndexRow() if step_key > last[0] else index.find_row(self._tables, thread, lane, step_key)
 
     def _put_index_row(self, thread: int, lane: int, step_key: bytes, row: IndexRow) -> None:
+        """Give a step id, of which the row was asked for, another one; that of the greatest id is written later."""
         last_key, last_row = self._rows.last_ids[thread, lane]
         if step_key < last_key:
             index.put_row(self._tables, thread, lane, step_key, row)
@@ -524,6 +525,7 @@ class Commit:
         self._changed_ids.add((thread, lane))
 
     def _flush_lanes(self) -> None:
+        """Write what was changed of lanes, and the rows of their greatest ids."""
         for thread, lane in self._changed_lanes:
             self._tables.put(LANES, fmt.lane_key(thread, lane), pack_row(self._rows.lanes[thread, lane]))
         self._changed_lanes.clear()

@@ -19,7 +19,7 @@ WRITES_IN_ROW: Final = 16
 WRITES_IN_FURTHER_ROW: Final = 64
 
 
-class IndexRow(msgspec.Struct, array_like=True):
+class IndexRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What the index says of a step id.
 
     Attributes:
