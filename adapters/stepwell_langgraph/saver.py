@@ -303,7 +303,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """`get_tuple` for coroutines."""
         address = read_address(config)
-        await turn(asyncio.get_running_loop())  # between those who read in the loop, it does what else is due
+        # Between those who read in the loop, it does what else is due.
+        await turn(asyncio.get_running_loop(), in_turn=True)
         row = self.log.storage.thread(address.thread_id)
         if row is None:
             return None

@@ -59,13 +59,14 @@ class Loops:
                 loop.call_soon_threadsafe(_wake, loop, futures)
 
 
-async def turn(loop: asyncio.AbstractEventLoop) -> None:
+async def turn(loop: asyncio.AbstractEventLoop, *, in_turn: bool = False) -> None:
     """Return when it is this coroutine's turn, which was woken by itself: at once if nobody else was.
 
     Args:
         loop: The one that it runs on.
+        in_turn: It may be its turn already: then the first who asks so does not wait.
     """
-    future = _line_of(loop).join(loop)
+    future = _line_of(loop).join(loop, in_turn)
     if future is not None:
         await future
 
@@ -82,6 +83,7 @@ class _Line:
         self._rings: set[Callable[[], None]] = set()  # of writers that are to be told
         self._woken = 0  # since the first of these was to be told
         self._goes_on = False
+        self._in_turn = False  # whether somebody was told that it is his turn already
 
     def ring_later(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
         if not self._rings:
@@ -94,10 +96,13 @@ class _Line:
         if not self._goes_on:
             self._go_on(loop)
 
-    def join(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+    def join(self, loop: asyncio.AbstractEventLoop, in_turn: bool) -> asyncio.Future[None] | None:
         """What a coroutine that runs must wait for; None if it is the only one so far."""
         if not self._goes_on:
             self._go_on_later(loop)
+            return None
+        if in_turn and not self._in_turn:
+            self._in_turn = True
             return None
         future = loop.create_future()
         self._futures.append(future)
@@ -109,7 +114,7 @@ class _Line:
             self._goes_on = True
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._goes_on = False
+        self._goes_on = self._in_turn = False
         while self._futures:
             future = self._futures.popleft()
             if not future.done():

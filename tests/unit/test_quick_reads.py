@@ -112,7 +112,7 @@ async def test_others_go_on_meanwhile(tmp_path: Path) -> None:
         for readers in ([read(20)], [read(1) for _ in range(20)]):
             turns[0] = 0
             await asyncio.gather(*readers)
-            assert turns[0] >= 10
+            assert turns[0] >= 8
         going_on.cancel()
 
 

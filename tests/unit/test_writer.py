@@ -476,6 +476,21 @@ async def test_those_whom_threads_have_answered_take_turns(storage: FailingStora
     assert max(after - before for before, after in pairwise([*seen, 40])) == 1
 
 
+async def test_whose_turn_it_may_be_already(pool: Writer) -> None:
+    """Of those who ask so, one goes on with the one that was alone so far; the others wait."""
+    gone_on = []
+
+    async def ask(number: int) -> None:
+        await turn(asyncio.get_running_loop(), in_turn=True)
+        gone_on.append(number)
+
+    tasks = [asyncio.ensure_future(ask(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert gone_on == [0, 1]
+    await asyncio.wait(tasks, timeout=10)
+    assert gone_on == [0, 1, 2, 3, 4]
+
+
 async def test_a_coroutine_that_is_given_up_in_the_line(pool: Writer) -> None:
     """Those behind it have their turn."""
     tasks = [asyncio.ensure_future(turn(asyncio.get_running_loop())) for _ in range(5)]
