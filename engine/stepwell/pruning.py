@@ -106,7 +106,11 @@ class _Rewriting:
         """The kept steps and all that they are based on; and the kept ones in the order of lists."""
         sequences = sorted(kept)
         found = self._storage.branches(self._row.number, sequences, frozenset()).records
-        records = [*(found | self._storage.read(self._row.number, sequences)).values()]
+        found |= self._storage.read(self._row.number, sequences)
+        for sequence in sequences:
+            if sequence not in found:
+                raise reader.missing(self._storage, self._row.number, sequence)
+        records = [*found.values()]
         first_committed: dict[int, int] = {}
         for record in records:
             replaces = record.header.flags & fmt.FLAG_REPLACES

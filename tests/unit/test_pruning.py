@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -431,4 +432,19 @@ def test_a_pruning_between_two_questions_of_a_read(memory_log: Log, read: str) -
             assert all(each in before or each in after for each in found)
         else:
             assert found in (None, before, after)
+    pytest.fail("there is no end of questions")
+
+
+def test_a_pruning_while_another_one_is_planned(memory_log: Log) -> None:
+    """What it is planned of is not there any more: a ConflictError, after which it is planned anew."""
+    for question in range(1, 50):
+        thread = memory_log.thread(f"{question}")
+        thread.append([step("s", lane="gone"), step("s", lane="kept")])
+        row = thread.row()
+        assert row is not None
+        plan = partial(pruning.plan, memory_log.storage, thread.id, row, Kept(frozenset([5])))
+        _, asked = pruned_before(question, thread, lambda thread: plan())  # noqa: B023
+        if asked < question:
+            assert question > 2
+            return
     pytest.fail("there is no end of questions")
