@@ -494,8 +494,16 @@ def open_record(thread: int, sequence: int, stored: bytes) -> Record:
         raise CorruptionError(str(error), thread=thread, sequence=sequence) from error
 
 
+def proven_bytes(stored: bytes, record: Record) -> bytes:
+    """Header and plain body of a record that was proven, out of what is stored."""
+    if record.header.form == fmt.FORM_PLAIN:
+        return stored
+    length = len(record.skeleton).to_bytes(_LENGTH_BYTES)
+    return b"".join((stored[: fmt.HEADER_BYTES], length, record.skeleton, record.payload))
+
+
 def proven_record(sequence: int, proven: bytes) -> Record:
-    """A record of which header and plain body have been proven before, taken apart."""
+    """A record taken apart, out of its `proven_bytes`."""
     return Record(sequence, fmt.read_header(proven), *split(memoryview(proven)[fmt.HEADER_BYTES :]))
 
 

@@ -180,7 +180,7 @@ class Records:
             return codec.proven_record(sequence, proven)
         record = codec.open_record(thread, sequence, stored)
         if self._holds_loose:
-            proven = stored[: fmt.HEADER_BYTES] + record.body
+            proven = codec.proven_bytes(stored, record)
             self._held.records.put((thread, sequence), proven, len(proven))
         return record
 
