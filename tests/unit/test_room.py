@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from building import step
 from stepwell import DiskFullError, Log
-from stepwell.storage.lmdb import elastic, freepages, room
+from stepwell.storage.lmdb import elastic, filesystem, freepages, room
 from stepwell.storage.lmdb.room import LockFile, Reserve
 
 needs_fallocate = pytest.mark.skipif(not freepages.can_allocate(), reason="the system gives no blocks beforehand")
@@ -139,6 +142,38 @@ def test_readers_beyond_what_the_lock_file_has_room_for(path: Path, monkeypatch:
         for transaction, mark in zip(begun, marks, strict=True):
             transaction.abort()
             del environment._inside[mark]
+
+
+_HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "rb") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@needs_fallocate
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_who_commits_stands_in_line(path: Path, monkeypatch: pytest.MonkeyPatch, is_remote: bool) -> None:
+    """A process waits for the one that is at it, and goes on when that one is killed; reading waits for nobody."""
+    monkeypatch.setattr(filesystem, "remote_kind", lambda real_path: "nfs" if is_remote else None)
+    with Log.open(path, network_file_system=True) as log:
+        log.thread("t").append([step("s0")])
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLDER, f"{path}-lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            appending = threading.Thread(target=log.thread("t").append, args=([step("s1")],))
+            appending.start()
+            appending.join(2.0 if is_remote else 0.1)
+            assert appending.is_alive() != is_remote
+            assert log.thread("t").state() is not None
+            holder.kill()
+            appending.join(10.0)
+        assert [each.step_id for each in log.thread("t").steps()] == ["s1", "s0"]
 
 
 def test_errors_say_the_room_and_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,8 @@ class LmdbStorage(TableStorage):
             self._left = left
             return outcomes
 
-        return environment.retrying(attempt, makes_room)
+        with environment.in_line():
+            return environment.retrying(attempt, makes_room)
 
     def restore(self, rows: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         rows = list(rows)

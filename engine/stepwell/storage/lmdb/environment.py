@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import lmdb
@@ -192,6 +192,10 @@ class Environment:
                 # not failed if this does: another thread may have closed the environment by now.
                 with suppress(lmdb.Error):
                     self.env.reader_check()
+
+    def in_line(self) -> AbstractContextManager[None]:
+        """A block in which one process commits at a time; for the thread that writes."""
+        return self._lock_file.line()
 
     @contextmanager
     def standing_still(self) -> Iterator[int]:

@@ -38,7 +38,7 @@ from stepwell.storage.lmdb.pages import (
     read_meta,
     read_tree,
 )
-from stepwell.storage.tables import ALL, FEED
+from stepwell.storage.tables import ALL, EVENTS, FEED
 
 _FEWEST_TABLES: Final = 2  # that a page must name to be taken for the one that names them all
 _MOST_TRIED: Final = 64  # pages that may name the tables, the latest in the file first
@@ -231,10 +231,10 @@ class Remains:
         return self._best(self._naming_pages())
 
     def _best(self, roots: list[_Root]) -> _Root:
-        """The one that leads to the newest commit; of several, the one with the fewest pages missing."""
+        """The one that leads to the newest commit; of several, that with the fewest pages missing, then the latest."""
         newest = [(self._newest_commit(root), root.meta.transaction if root.meta else 0) for root in roots]
         best = [root for root, commit in zip(roots, newest, strict=True) if commit == max(newest)]
-        return min(best, key=self._missing) if len(best) > 1 else best[0] if best else _NOWHERE
+        return min(best, key=self._shortcomings) if len(best) > 1 else best[0] if best else _NOWHERE
 
     def _newest_commit(self, root: _Root) -> int:
         pages = self._pages.again()
@@ -242,14 +242,15 @@ class Remains:
         rows = () if feed is None else self._walk(pages, feed, _ignore)
         return max((_newest(key, value) for key, value in rows), default=0)
 
-    def _missing(self, root: _Root) -> int:
-        """How many pages and rows are wrong."""
+    def _shortcomings(self, root: _Root) -> tuple[int, int]:
+        """How many pages are wrong, and how many events are loose: sealing leaves fewer, and has no commit number."""
         wrong: list[PageError] = []
         pages = self._pages.again()
-        for tree in self._named(pages, root.tables, wrong.append).values():
+        trees = self._named(pages, root.tables, wrong.append)
+        for tree in trees.values():
             for _ in pages.walk(tree, wrong.append):
                 pass
-        return len(wrong)
+        return len(wrong), trees[EVENTS].rows if EVENTS in trees else 0
 
     def _naming_pages(self) -> list[_Root]:
         """Leaves that name tables of a log, as the tree above all tables has one."""

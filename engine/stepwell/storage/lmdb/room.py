@@ -17,16 +17,17 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from stepwell.errors import DiskFullError
-from stepwell.storage.lmdb import freepages, lockfile
+from stepwell.storage.lmdb import filesystem, freepages, lockfile
 from stepwell.storage.lmdb.freepages import UnableError
 from stepwell.storage.newfile import occupied_bytes
 
 if sys.platform != "win32":
+    import fcntl
     import resource
 
 # The map is address space, not memory or disk: on 64 bits it is so large that nobody meets its end.
@@ -191,10 +192,14 @@ class LockFile:
 
     So its first page, with room for the readers that there usually are, gets its block before LMDB opens it, and the
     others get theirs when the disk runs low, or when many read at once.
+
+    Processes that commit stand in line for it, too (`line`).
     """
 
     def __init__(self, real_path: str) -> None:
         self.path = real_path + lockfile.SUFFIX
+        # Elsewhere `flock` may be the lock of `fcntl`, which the engine keeps on this file.
+        self._has_line = filesystem.remote_kind(real_path) is None
         self._descriptor: int | None = None
         self._whole = False
 
@@ -228,6 +233,26 @@ class LockFile:
         if self._descriptor is None and freepages.can_allocate():
             with suppress(OSError):
                 self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+
+    @contextmanager
+    def line(self) -> Iterator[None]:
+        """Wait for other processes to end their commits; they wait for the block to end.
+
+        LMDB's mutex would do, but for a process that is killed at the moment when it is woken to take it: nobody wakes
+        those who wait behind it, unless somebody else has to wait after them.  Whatever waits for a lock of the file
+        system is woken.  In the main thread an interruption could leave it locked.
+        """
+        descriptor = self._descriptor if self._has_line else None
+        if sys.platform == "win32" or descriptor is None:
+            yield
+            return
+        try:
+            with suppress(OSError):  # without it the mutex alone is waited for
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def fill(self) -> bool:
         """Give every page its block; whether all have one, as far as that can be told."""
