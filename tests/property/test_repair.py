@@ -21,3 +21,9 @@ def test_damage_anywhere(kind: str) -> None:
             repairs.try_case(kind, seed)
         except repairs.Verdict as verdict:
             pytest.fail(f"STEPWELL_REPAIR_SEED={seed}: {verdict}")
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("cut", 4), ("no_metas_and_more", 17)])
+def test_damage_that_was_repaired_wrongly_once(kind: str, seed: int) -> None:
+    """A file that ends within a page, and one without meta pages in which the state before a sealing stands, too."""
+    repairs.try_case(kind, seed)
