@@ -243,20 +243,12 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
         type_, payload = self.serde.dumps_typed(value)
         return parse(type_, bytes(payload))
 
-    def _catch_up(self, address: Address) -> None:
-        """Store the late changes of a head before it is read, for what is handed out replaces its objects."""
-        lane = (address.thread_id, address.lane)
-        taken = self._memories.take_last_put(lane, address.checkpoint_id)
-        if taken is not None:
-            step_id, memory = taken
-            with _forgotten_if_not_stored(lane):
-                ticket = self._begin_late_step(lane, step_id, memory)
-                if ticket is not None:
-                    memory.sequence = Sequence_(ticket.result().sequences[-1])
-                self._memories.put(lane, step_id, memory)
+    def _catching_up(self, address: Address) -> Iterator[Ticket]:
+        """Store the late changes of a head before it is read, for what is handed out replaces its objects.
 
-    async def _acatch_up(self, address: Address) -> None:
-        """`_catch_up` for coroutines.  If it is cancelled, or the log is closed meanwhile, the changes are stored."""
+        Gives the ticket of what is stored, if there is anything, to who would rather await it than wait here; left
+        there, it is stored all the same.
+        """
         lane = (address.thread_id, address.lane)
         taken = self._memories.take_last_put(lane, address.checkpoint_id)
         if taken is not None:
@@ -264,7 +256,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
             with _forgotten_if_not_stored(lane):
                 ticket = self._begin_late_step(lane, step_id, memory)
                 if ticket is not None:
-                    memory.sequence = Sequence_((await ticket).sequences[-1])
+                    yield ticket
+                    memory.sequence = Sequence_(ticket.result().sequences[-1])
                 self._memories.put(lane, step_id, memory)
 
     def _begin_late_step(self, lane: LaneKey, step_id: str, memory: LaneMemory) -> Ticket | None:
@@ -297,7 +290,8 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
             CorruptionError: Something that the checkpoint depends on is damaged.
         """
         address = read_address(config)
-        self._catch_up(address)
+        for _ in self._catching_up(address):
+            pass
         return self._read(address)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -310,7 +304,9 @@ class StepwellSaver(Closing, BaseCheckpointSaver[str]):
             return None
         if not self._is_quickly_read(address, row):
             return await offload(self.get_tuple, config)
-        await self._acatch_up(address)
+        for ticket in self._catching_up(address):
+            with suppress(Exception):  # who waits for it next meets what it raises
+                await ticket
         return self._read(address)
 
     def _is_quickly_read(self, address: Address, row: ThreadRow) -> bool:

@@ -314,7 +314,11 @@ class Record(NamedTuple):
     @property
     def body(self) -> bytes:
         """Its body in plain form."""
-        return b"".join((len(self.skeleton).to_bytes(_LENGTH_BYTES), self.skeleton, self.payload))
+        return self.body_after(b"")
+
+    def body_after(self, header: bytes) -> bytes:
+        """Its body in plain form, behind a header: one copy, however large it is."""
+        return b"".join((header, len(self.skeleton).to_bytes(_LENGTH_BYTES), self.skeleton, self.payload))
 
 
 def decode(thread: int, record: Record, lane: str = "") -> Event:
@@ -498,8 +502,7 @@ def proven_bytes(stored: bytes, record: Record) -> bytes:
     """Header and plain body of a record that was proven, out of what is stored."""
     if record.header.form == fmt.FORM_PLAIN:
         return stored
-    length = len(record.skeleton).to_bytes(_LENGTH_BYTES)
-    return b"".join((stored[: fmt.HEADER_BYTES], length, record.skeleton, record.payload))
+    return record.body_after(stored[: fmt.HEADER_BYTES])
 
 
 def proven_record(sequence: int, proven: bytes) -> Record:

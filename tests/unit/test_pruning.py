@@ -443,7 +443,7 @@ def test_a_pruning_while_another_one_is_planned(memory_log: Log) -> None:
         row = thread.row()
         assert row is not None
         plan = partial(pruning.plan, memory_log.storage, thread.id, row, Kept(frozenset([5])))
-        _, asked = pruned_before(question, thread, lambda thread: plan())  # noqa: B023
+        _, asked = pruned_before(question, thread, lambda thread: plan())  # noqa: B023 - called in this turn
         if asked < question:
             assert question > 2
             return
